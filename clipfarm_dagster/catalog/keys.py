@@ -1,0 +1,71 @@
+"""Where everything lies in the store: the keys that other programs rely on, and what a `video_id` may be."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from clipfarm_dagster.errors import InvalidVideoIdError
+from clipfarm_dagster.stages import Stage
+
+VIDEO_ID_PATTERN = r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,127}"
+"""Regular expression that a whole `video_id` must match; RE2 and Python read it alike."""
+
+_VIDEO_ID = re.compile(VIDEO_ID_PATTERN)
+
+
+def is_valid_video_id(video_id: str) -> bool:
+    """Whether `video_id` may become a key, a path or a partition."""
+    return _VIDEO_ID.fullmatch(video_id) is not None
+
+
+def check_video_id(video_id: str) -> str:
+    """Return `video_id` unchanged.
+
+    Raises:
+        InvalidVideoIdError: it may not become a key, a path or a partition.
+    """
+    if not is_valid_video_id(video_id):
+        raise InvalidVideoIdError(
+            f"video_id {video_id!r} is refused: use 1 to 128 of A-Z a-z 0-9 _ - . and no dot in front"
+        )
+    return video_id
+
+
+@dataclass(frozen=True)
+class Keys:
+    """The keys under one prefix of the store. Every method that takes a `video_id` checks it first."""
+
+    prefix: str = "clipfarm"
+
+    def metadata(self) -> str:
+        """Default place of the metadata CSV."""
+        return f"{self.prefix}/metadata/shorts_metadata_horizon.csv"
+
+    def raw_folder(self, stage: Stage) -> str:
+        """Folder of a stage's raw artifacts, with a slash at the end."""
+        return f"{self.prefix}/raw/{stage}/"
+
+    def raw(self, stage: Stage, video_id: str) -> str:
+        """The raw artifact that `stage` reads for a video."""
+        return f"{self.raw_folder(stage)}{check_video_id(video_id)}{stage.raw_suffix}"
+
+    def embedding_folder(self, stage: Stage) -> str:
+        """Folder of a stage's embeddings, with a slash at the end."""
+        return f"{self.prefix}/embeddings/{stage}/"
+
+    def embedding(self, stage: Stage, video_id: str) -> str:
+        """The `.npy` of a video's embedding."""
+        return f"{self.embedding_folder(stage)}{check_video_id(video_id)}.npy"
+
+    def ledger_snapshot(self, stage: Stage) -> str:
+        """Snapshot of a stage's SQLite ledger."""
+        return f"{self.prefix}/state/{stage}_embedding.sqlite"
+
+    def manifest(self, stage: Stage) -> str:
+        """A modality's manifest."""
+        return f"{self.prefix}/manifests/{stage}.parquet"
+
+    def fused_manifest(self, strategy: str) -> str:
+        """The fused manifest of one strategy."""
+        return f"{self.prefix}/fused/{strategy}/fused_manifest.parquet"

@@ -1,0 +1,56 @@
+"""Every error that ClipFarm raises on purpose; each says what happened, to what, and what to do."""
+
+from __future__ import annotations
+
+
+class ClipFarmError(Exception):
+    """Base of all errors below; its text is one clear sentence or two, fit to show a person as it is."""
+
+
+class SettingsError(ClipFarmError):
+    """A setting is missing or unusable."""
+
+
+class MetadataError(ClipFarmError):
+    """The metadata CSV cannot be read; nothing was changed and the last good plan stays in force."""
+
+    def __init__(self, url: str, problem: str, *, line: int | None = None, column: str | None = None) -> None:
+        self.url, self.problem, self.line, self.column = url, problem, line, column
+        place = url
+        if line is not None:
+            place += f", line {line}"
+        if column is not None:
+            place += f", column {column!r}"
+        super().__init__(f"{place}: {problem}")
+
+
+class InvalidVideoIdError(ClipFarmError):
+    """A `video_id` is not 1–128 of `A-Z a-z 0-9 _ - .`, or begins with a dot."""
+
+
+class StoreError(ClipFarmError):
+    """The object store could not be read or written; names the store's URL and the key."""
+
+
+class ObjectMissingError(StoreError):
+    """There is no object under a key."""
+
+    def __init__(self, url: str, key: str) -> None:
+        self.url, self.key = url, key
+        super().__init__(f"{url}: there is no object {key!r}")
+
+
+class PreconditionFailedError(StoreError):
+    """A conditional write lost: the object is no longer the one that the writer started from."""
+
+
+class LedgerError(ClipFarmError):
+    """The ledger database cannot be opened, read or written."""
+
+
+class ModelUnavailableError(ClipFarmError):
+    """A model is neither a local folder, nor cached, nor reachable, or its weights do not fit."""
+
+
+class InvalidRawObjectError(ClipFarmError):
+    """A raw object exists but cannot be decoded, or lacks the needed field or stream."""
