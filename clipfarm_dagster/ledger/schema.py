@@ -1,0 +1,95 @@
+"""What a ledger holds: the columns of `processed_items`, the statuses, and one row as a value.
+
+Timestamps are text, ISO 8601 in UTC with microseconds and `Z` (`2026-01-31T08:00:00.000000Z`), so that
+text order is time order in SQLite, PostgreSQL and Arrow alike.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from datetime import UTC, datetime
+from enum import StrEnum
+
+from sqlalchemy import Column, Float, Index, Integer, MetaData, Table, Text
+
+
+class Status(StrEnum):
+    """Outcome of the latest attempt at one video in one stage."""
+
+    SUCCESS = "success"
+    FAIL = "fail"
+    MISSING_RAW_OBJECT = "missing_raw_object"
+    INVALID_RAW_OBJECT = "invalid_raw_object"
+    QUARANTINED = "quarantined"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LedgerRow:
+    """One row of `processed_items`.
+
+    `source_hash`, `contract_id` and `status` tell of the latest attempt. `vector_source_hash` and
+    `vector_contract_id` tell what the vector now in the store was made from; both are null where there is
+    none, or where a crash may have left it unknown. They survive later failures, so that an input that
+    changes back finds its vector again.
+    """
+
+    video_id: str
+    source_hash: str | None = None
+    processed_at: str | None = None
+    status: str | None = None
+    error: str | None = None
+    artifact_key: str | None = None
+    vector_id: str | None = None
+    """Reserved by the original schema; always null."""
+    retry_count: int = 0
+    contract_id: str | None = None
+    model_name: str | None = None
+    model_revision: str | None = None
+    preprocess_version: str | None = None
+    embedding_dim: int | None = None
+    captured_at: str | None = None
+    raw_etag: str | None = None
+    next_attempt_at: str | None = None
+    metadata_hash: str | None = None
+    """SHA-256 of the stage's source columns; with `raw_etag` it makes `source_hash`."""
+    raw_sha256: str | None = None
+    """SHA-256 of the raw object's bytes: tells a new upload of the same bytes from new content."""
+    vector_source_hash: str | None = None
+    vector_contract_id: str | None = None
+    artifact_sha256: str | None = None
+    """SHA-256 of the vector's float32 bytes: finds identical vectors, and damage, without a download."""
+    vector_norm: float | None = None
+    """L2 norm of the vector as stored; 1 within float32."""
+    seconds: float | None = None
+    """Seconds of preparation and inference that the item took."""
+    note: str | None = None
+    """What a person should know of a success, such as that a video ended early."""
+
+
+LEDGER_COLUMNS: tuple[str, ...] = tuple(f.name for f in fields(LedgerRow))
+"""Names of all columns of `processed_items`, in order."""
+
+_INTEGER = {"retry_count", "embedding_dim"}
+_FLOAT = {"vector_norm", "seconds"}
+
+
+def processed_items_table(schema: str | None = None) -> Table:
+    """The table `processed_items`; PostgreSQL keeps one per stage, each in a schema of its own."""
+    columns = []
+    for name in LEDGER_COLUMNS:
+        kind = Integer() if name in _INTEGER else Float() if name in _FLOAT else Text()
+        columns.append(Column(name, kind, primary_key=name == "video_id", nullable=name != "video_id"))
+    table = Table("processed_items", MetaData(schema=schema), *columns)
+    Index("processed_items_status", table.c.status)
+    return table
+
+
+def timestamp(moment: datetime) -> str:
+    """An aware `datetime` as the ledger writes it.
+
+    Raises:
+        ValueError: the datetime is naive.
+    """
+    if moment.tzinfo is None:
+        raise ValueError(f"{moment!r} has no time zone")
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
