@@ -27,10 +27,10 @@ class Status(StrEnum):
 class LedgerRow:
     """One row of `processed_items`.
 
-    `source_hash`, `contract_id` and `status` tell of the latest attempt. `vector_source_hash` and
-    `vector_contract_id` tell what the vector now in the store was made from; both are null where there is
-    none, or where a crash may have left it unknown. They survive later failures, so that an input that
-    changes back finds its vector again.
+    `source_hash`, `contract_id`, `metadata_hash`, `raw_etag` and `status` tell of the latest attempt. The
+    columns that begin with `vector_` or `artifact_` tell of the vector now in the store and what it was made
+    from. `vector_source_hash` and `vector_contract_id` are null where there is no vector, or where a crash may
+    have left it unknown. They survive later failures, so that an input that changes back finds its vector.
     """
 
     video_id: str
@@ -52,10 +52,12 @@ class LedgerRow:
     next_attempt_at: str | None = None
     metadata_hash: str | None = None
     """SHA-256 of the stage's source columns; with `raw_etag` it makes `source_hash`."""
-    raw_sha256: str | None = None
-    """SHA-256 of the raw object's bytes: tells a new upload of the same bytes from new content."""
     vector_source_hash: str | None = None
     vector_contract_id: str | None = None
+    vector_metadata_hash: str | None = None
+    vector_raw_sha256: str | None = None
+    """SHA-256 of the raw bytes that the vector was made from: tells the same bytes uploaded again, with
+    another ETag, from new content."""
     artifact_sha256: str | None = None
     """SHA-256 of the vector's float32 bytes: finds identical vectors, and damage, without a download."""
     vector_norm: float | None = None

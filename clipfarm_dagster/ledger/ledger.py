@@ -1,0 +1,306 @@
+"""The ledger of one stage: rows in, rows out, in SQLite or PostgreSQL.
+
+Writes go through SQLAlchemy in one transaction a batch; bulk reads go through ADBC straight into Arrow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import (
+    Column,
+    Connection,
+    Engine,
+    MetaData,
+    Table,
+    Text,
+    URL,
+    bindparam,
+    create_engine,
+    event,
+    func,
+    inspect,
+    make_url,
+    select,
+    text,
+    update,
+)
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.schema import CreateColumn, CreateSchema
+
+from clipfarm_dagster.embedding.contract import Contract
+from clipfarm_dagster.errors import LedgerError
+from clipfarm_dagster.ledger.schema import LEDGER_COLUMNS, LedgerRow, Status, processed_items_table
+from clipfarm_dagster.stages import Stage
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_IDS_PER_QUERY = 500
+"""SQLite as Debian ships it allows 32,766 bound values a statement, older ones 999."""
+
+
+class Ledger:
+    """One stage's `processed_items`. Threads may share it; processes open their own.
+
+    Raises:
+        LedgerError: from every method, when the database cannot be read or written.
+    """
+
+    def __init__(self, stage: Stage, url: URL) -> None:
+        self.stage = stage
+        self._url = url
+        self._schema = f"clipfarm_{stage}" if url.get_backend_name() == "postgresql" else None
+        self._items = processed_items_table(self._schema)
+        self._contracts = Table(
+            "contracts",
+            MetaData(schema=self._schema),
+            Column("contract_id", Text, primary_key=True),
+            Column("contract", Text, nullable=False),
+        )
+        self._engine = _create_engine(url)
+        self._writing_engine = self._engine.execution_options(clipfarm_writes=True)
+        try:
+            with self._writing_engine.begin() as connection:
+                self._migrate(connection)
+        except SQLAlchemyError as error:
+            self._engine.dispose()
+            raise self._error("open", error) from None
+
+    @classmethod
+    def open(cls, stage: Stage, *, state_url: str, sqlite_path: Path) -> Ledger:
+        """Open the ledger at `state_url`, or the SQLite file where that is empty; created when new.
+
+        Raises:
+            LedgerError: the URL is unusable, or the database cannot be opened.
+        """
+        if not state_url:
+            sqlite_path.parent.mkdir(parents=True, exist_ok=True)
+            return cls(stage, URL.create("sqlite", database=str(sqlite_path)))
+        try:
+            url = make_url(state_url)
+        except ArgumentError:
+            raise LedgerError(
+                "CLIPFARM_STATE_URL is no database URL; it should read postgresql://user@host/database"
+            ) from None
+        if url.get_backend_name() != "postgresql":
+            raise LedgerError(
+                f"CLIPFARM_STATE_URL names {url.get_backend_name()!r}; use postgresql://…, or leave it empty"
+                " for SQLite files in the home folder"
+            )
+        return cls(stage, url.set(drivername="postgresql+psycopg2"))
+
+    @property
+    def name(self) -> str:
+        """Where the ledger lies, without a password: fit for messages."""
+        return self._url.render_as_string(hide_password=True)
+
+    @property
+    def sqlite_path(self) -> Path | None:
+        """The SQLite file, or `None` on PostgreSQL."""
+        return Path(self._url.database or "") if self._schema is None else None
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._engine.dispose()
+
+    # reading
+
+    def columns(self, names: Sequence[str] = LEDGER_COLUMNS) -> pa.Table:
+        """All rows as an Arrow table with the columns `names`, in no particular order."""
+        if unknown := set(names) - set(LEDGER_COLUMNS):
+            raise ValueError(f"no ledger columns: {sorted(unknown)}")
+        table = self._items.name if self._schema is None else f"{self._schema}.{self._items.name}"
+        casts = ", ".join(_arrow_expression(self._items.c[name]) for name in names)
+        query = f"SELECT {casts} FROM {table}"  # noqa: S608 - names are checked above
+        with _adbc_connect(self._url) as connection, connection.cursor() as cursor:
+            cursor.execute(query)
+            return cursor.fetch_arrow_table().cast(_arrow_schema(self._items, names))
+
+    def rows(self, video_ids: Iterable[str]) -> dict[str, LedgerRow]:
+        """The rows of some ids; ids without a row are absent from the answer."""
+        ids = list(video_ids)
+        found: dict[str, LedgerRow] = {}
+        with self._connection() as connection:
+            for start in range(0, len(ids), _IDS_PER_QUERY):
+                chunk = ids[start : start + _IDS_PER_QUERY]
+                query = select(self._items).where(self._items.c.video_id.in_(chunk))
+                for row in connection.execute(query):
+                    found[row.video_id] = _ledger_row(row._mapping)
+        return found
+
+    def counts(self) -> dict[str, int]:
+        """Number of rows by status."""
+        query = select(self._items.c.status, func.count()).group_by(self._items.c.status)
+        with self._connection() as connection:
+            return {status: count for status, count in connection.execute(query) if status is not None}
+
+    def with_status(self, statuses: Sequence[Status], *, limit: int | None = None) -> list[LedgerRow]:
+        """Rows with one of `statuses`, the latest processed first."""
+        query = (
+            select(self._items)
+            .where(self._items.c.status.in_([str(status) for status in statuses]))
+            .order_by(self._items.c.processed_at.desc(), self._items.c.video_id)
+            .limit(limit)
+        )
+        with self._connection() as connection:
+            return [_ledger_row(row._mapping) for row in connection.execute(query)]
+
+    def version(self) -> str:
+        """A short text that changes when rows were recorded; equal texts mean nothing was."""
+        query = select(func.count(), func.max(self._items.c.processed_at))
+        with self._connection() as connection:
+            count, latest = connection.execute(query).one()
+            return f"{count}@{latest or ''}"
+
+    def contract(self, contract_id: str) -> Contract | None:
+        """The contract of an id that was recorded here, or `None`."""
+        query = select(self._contracts.c.contract).where(self._contracts.c.contract_id == contract_id)
+        with self._connection() as connection:
+            found = connection.execute(query).scalar_one_or_none()
+        return None if found is None else Contract.from_json(found)
+
+    # writing
+
+    def record(self, rows: Sequence[LedgerRow]) -> None:
+        """Insert or replace whole rows, all of them or none."""
+        if not rows:
+            return
+        insert = self._insert(self._items)
+        changes = {name: insert.excluded[name] for name in LEDGER_COLUMNS if name != "video_id"}
+        statement = insert.on_conflict_do_update(index_elements=["video_id"], set_=changes)
+        with self._transaction() as connection:
+            connection.execute(statement, [asdict(row) for row in rows])
+
+    def record_contract(self, contract: Contract) -> None:
+        """Remember what a contract id stands for."""
+        statement = self._insert(self._contracts).on_conflict_do_nothing()
+        with self._transaction() as connection:
+            connection.execute(statement, [{"contract_id": contract.id, "contract": contract.to_json()}])
+
+    def mark_overwriting(self, video_ids: Sequence[str]) -> None:
+        """Say, before vectors are uploaded, that what the store holds for these ids is unknown.
+
+        A crash between the upload and `record` then leaves rows that claim no vector, so the items are
+        work again, whatever their input turns into meanwhile.
+        """
+        statement = (
+            update(self._items)
+            .where(self._items.c.video_id == bindparam("id"))
+            .values(vector_source_hash=None, vector_contract_id=None)
+        )
+        if video_ids:
+            with self._transaction() as connection:
+                connection.execute(statement, [{"id": video_id} for video_id in video_ids])
+
+    # inside
+
+    def _connection(self) -> _Guarded:
+        return _Guarded(self, self._engine.connect, "read")
+
+    def _transaction(self) -> _Guarded:
+        return _Guarded(self, self._writing_engine.begin, "write")
+
+    def _insert(self, table: Table) -> Any:
+        return (sqlite if self._schema is None else postgresql).insert(table)
+
+    def _error(self, action: str, error: Exception) -> LedgerError:
+        cause = str(getattr(error, "orig", None) or error).strip()
+        if self._url.password:
+            cause = cause.replace(str(self._url.password), "***")
+        return LedgerError(f"cannot {action} the {self.stage} ledger at {self.name}: {cause}")
+
+    def _migrate(self, connection: Connection) -> None:
+        """Create what is missing; add the columns that a database of an older schema lacks."""
+        if self._schema is not None:
+            connection.execute(text("SELECT pg_advisory_xact_lock(hashtext(:name))"), {"name": self._schema})
+            connection.execute(CreateSchema(self._schema, if_not_exists=True))
+        self._contracts.create(connection, checkfirst=True)
+        inspector = inspect(connection)
+        if not inspector.has_table(self._items.name, schema=self._schema):
+            self._items.create(connection)
+            return
+        existing = {column["name"] for column in inspector.get_columns(self._items.name, self._schema)}
+        for column in self._items.columns:
+            if column.name not in existing:
+                definition = CreateColumn(column).compile(dialect=connection.dialect)
+                table = self._items.fullname
+                connection.execute(text(f"ALTER TABLE {table} ADD COLUMN {definition}"))
+        for index in self._items.indexes:
+            index.create(connection, checkfirst=True)
+
+
+class _Guarded:
+    """A SQLAlchemy connection whose errors are `LedgerError`s."""
+
+    def __init__(self, ledger: Ledger, connect: Any, action: str) -> None:
+        self._ledger, self._connect, self._action = ledger, connect, action
+
+    def __enter__(self) -> Connection:
+        try:
+            self._context = self._connect()
+            connection: Connection = self._context.__enter__()
+            return connection
+        except SQLAlchemyError as error:
+            raise self._ledger._error(self._action, error) from None
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        try:
+            self._context.__exit__(kind, error, trace)
+        except SQLAlchemyError as failure:
+            raise self._ledger._error(self._action, failure) from None
+        if isinstance(error, SQLAlchemyError):
+            raise self._ledger._error(self._action, error) from None
+
+
+def _create_engine(url: URL) -> Engine:
+    if url.get_backend_name() == "postgresql":
+        return create_engine(url, pool_pre_ping=True)
+    engine = create_engine(url, connect_args={"timeout": 60, "isolation_level": None})
+
+    @event.listens_for(engine, "connect")
+    def _set_pragmas(connection: Any, _record: Any) -> None:
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=NORMAL")
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        # a deferred transaction that reads before it writes fails when another process writes between
+        writes = connection.get_execution_options().get("clipfarm_writes", False)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+    return engine
+
+
+def _adbc_connect(url: URL) -> Any:
+    if url.get_backend_name() == "postgresql":
+        import adbc_driver_postgresql.dbapi
+
+        plain = url.set(drivername="postgresql").render_as_string(hide_password=False)
+        return adbc_driver_postgresql.dbapi.connect(plain)
+    import adbc_driver_sqlite.dbapi
+
+    return adbc_driver_sqlite.dbapi.connect(url.database)
+
+
+def _arrow_expression(column: Column[Any]) -> str:
+    # ADBC guesses an SQLite column's type from its first rows; a cast makes every row of that type
+    return f"CAST({column.name} AS {_SQL_TYPE[column.type.__visit_name__]}) AS {column.name}"
+
+
+_SQL_TYPE = {"text": "TEXT", "integer": "BIGINT", "float": "DOUBLE PRECISION"}
+
+
+def _arrow_schema(table: Table, names: Sequence[str]) -> pa.Schema:
+    import pyarrow as pa
+
+    kinds = {"text": pa.string(), "integer": pa.int64(), "float": pa.float64()}
+    return pa.schema([(name, kinds[table.c[name].type.__visit_name__]) for name in names])
+
+
+def _ledger_row(mapping: Any) -> LedgerRow:
+    return LedgerRow(**{name: mapping[name] for name in LEDGER_COLUMNS})

@@ -1,0 +1,167 @@
+"""Every setting, in one place. Read when work starts, never while definitions are imported.
+
+A setting comes from the environment (`CLIPFARM_STORE_URL`, `CLIPFARM_VIDEO_MODEL`, …), else from the file
+`clipfarm.env` in the folder `CLIPFARM_HOME`, else it has the default given here. S3 endpoint, region and
+credentials are not here: they come the AWS way.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from clipfarm_dagster.catalog.keys import Keys
+from clipfarm_dagster.errors import SettingsError
+from clipfarm_dagster.stages import Stage
+
+SETTINGS_FILE = "clipfarm.env"
+"""Name of the file in `CLIPFARM_HOME` that holds settings as `NAME=value` lines."""
+
+_PREFIX = "CLIPFARM_"
+
+
+class _StageSettings(BaseModel, extra="forbid"):
+    """What every stage has."""
+
+    model: str
+    revision: str
+    batch_size: int | None = Field(None, ge=1, description="Items a forward pass; by default by device.")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32", description="Precision of the model. Another precision is another contract."
+    )
+    source_columns: str = Field("", description="Metadata columns that the source hash covers, by comma.")
+
+    def columns(self) -> tuple[str, ...]:
+        """`source_columns` as a tuple, in the order given."""
+        return tuple(name.strip() for name in self.source_columns.split(",") if name.strip())
+
+
+class VideoSettings(_StageSettings):
+    """Settings of the video stage."""
+
+    model: str = Field("MCG-NJU/videomae-base", description="VideoMAE checkpoint: hub id or folder.")
+    revision: str = Field(
+        "dc740ceda42fce44faed2ea03c6d447db72f6af9",
+        description="Commit SHA on the hub; without meaning for a folder.",
+    )
+    pooling: Literal["first_token", "mean"] = Field(
+        "first_token", description="`last_hidden_state[:, 0]`, or the mean over all tokens."
+    )
+    frames: int = Field(16, ge=1, description="Frames sampled from a clip; the model's own number.")
+    unknown_count: Literal["first", "count"] = Field(
+        "first",
+        description="Where the container tells no frame count: take the first frames, or count by demuxing.",
+    )
+
+
+class AudioSettings(_StageSettings):
+    """Settings of the audio stage."""
+
+    model: str = Field("facebook/wav2vec2-base-960h", description="wav2vec2 checkpoint: hub id or folder.")
+    revision: str = Field(
+        "22aad52d435eb6dbaf354bdad9b0da84ce7d6156",
+        description="Commit SHA on the hub; without meaning for a folder.",
+    )
+    sample_rate: int = Field(16_000, ge=1, description="Samples a second that the model hears.")
+    max_seconds: float = Field(90.0, gt=0, description="Only the first seconds of a sound are heard.")
+
+
+class TextSettings(_StageSettings):
+    """Settings of the text stage."""
+
+    model: str = Field(
+        "sentence-transformers/all-MiniLM-L6-v2",
+        description="SentenceTransformer checkpoint: hub id or folder.",
+    )
+    revision: str = Field(
+        "1110a243fdf4706b3f48f1d95db1a4f5529b4d41",
+        description="Commit SHA on the hub; without meaning for a folder.",
+    )
+    source_columns: str = Field(
+        "title,description,query", description="Metadata columns that the source hash covers, by comma."
+    )
+
+
+class Settings(BaseSettings):
+    """All settings of one installation. `load_settings` reads them."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=_PREFIX, env_nested_delimiter="_", env_nested_max_split=1, extra="forbid", frozen=True
+    )
+
+    home: Path = Field(
+        Path(".clipfarm"), description="Folder of local state: ledgers, caches, Dagster's own data."
+    )
+    store_url: str = Field("", description="`s3://bucket` or a folder; by default `store` in the home folder.")
+    prefix: str = Field("clipfarm", description="First part of every key in the store.")
+    metadata_url: str = Field(
+        "", description="The metadata CSV: `s3://bucket/key` or a path; by default its key in the store."
+    )
+    state_url: str = Field(
+        "", description="`postgresql://…` for a shared ledger; by default SQLite files in the home folder."
+    )
+    device: str = Field("auto", description="`cpu`, `cuda`, `cuda:1`, …; `auto` takes a GPU where there is one.")
+    workers: int = Field(0, ge=0, description="Processes that decode; 0 takes one per processor core.")
+    run_size: int = Field(500, ge=1, description="Ids that the sensor or `sync` puts into one run.")
+    max_runs_per_tick: int = Field(6, ge=1, description="Runs that the sensor launches in one tick.")
+    max_attempts: int = Field(5, ge=1, description="Failed attempts after which an item is quarantined.")
+    retry_seconds: float = Field(60.0, gt=0, description="Wait after a first failure; doubles with each.")
+    item_timeout_seconds: float = Field(
+        300.0, gt=0, description="Preparation of one item that takes longer is ended and fails."
+    )
+    max_object_bytes: int = Field(2**31, ge=1, description="Raw objects that are larger are refused.")
+    max_pixels: int = Field(2**26, ge=1, description="Video frames of more pixels than this are refused.")
+    video: VideoSettings = Field(default_factory=VideoSettings)
+    audio: AudioSettings = Field(default_factory=AudioSettings)
+    text: TextSettings = Field(default_factory=TextSettings)
+
+    @field_validator("prefix")
+    @classmethod
+    def _check_prefix(cls, prefix: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*(/[A-Za-z0-9_-][A-Za-z0-9_.-]*)*", prefix):
+            raise ValueError("must be one or more names of A-Z a-z 0-9 _ - . with a slash between")
+        return prefix
+
+    @property
+    def keys(self) -> Keys:
+        """The keys of the store under `prefix`."""
+        return Keys(self.prefix)
+
+    def stage(self, stage: Stage) -> VideoSettings | AudioSettings | TextSettings:
+        """The settings of one stage."""
+        return {Stage.VIDEO: self.video, Stage.AUDIO: self.audio, Stage.TEXT: self.text}[stage]
+
+    def source_columns(self) -> dict[Stage, tuple[str, ...]]:
+        """Metadata columns that each stage's source hash covers."""
+        return {stage: self.stage(stage).columns() for stage in Stage}
+
+
+def load_settings(**overrides: object) -> Settings:
+    """Read the settings; `overrides` win over the environment.
+
+    Paths that are relative are made absolute against the working directory, and `store_url` gets its
+    default, so that the answer means the same wherever it is used.
+
+    Raises:
+        SettingsError: a value is unusable, or a `CLIPFARM_` variable is no setting.
+    """
+    home = Path(str(overrides.get("home") or os.environ.get(f"{_PREFIX}HOME") or ".clipfarm")).expanduser()
+    home = home.absolute()
+    given = {name: value for name, value in overrides.items() if value is not None}
+    try:
+        settings = Settings(**{**given, "home": home}, _env_file=home / SETTINGS_FILE)  # type: ignore[arg-type]
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{_PREFIX}{'_'.join(str(part) for part in detail['loc']).upper()}: {detail['msg']}"
+            for detail in error.errors(include_input=False, include_url=False)
+        )
+        raise SettingsError(f"unusable settings: {problems}") from None
+    store_url = settings.store_url or str(home / "store")
+    if "://" not in store_url:
+        store_url = str(Path(store_url).expanduser().absolute())
+    return settings.model_copy(update={"store_url": store_url})
