@@ -1,0 +1,262 @@
+"""The metadata CSV: the latest row of each `video_id`, as a Parquet file that planning reads by columns."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from clipfarm_dagster.catalog import csv_file, duck
+from clipfarm_dagster.catalog.hashing import metadata_hash, metadata_hash_sql, source_hash
+from clipfarm_dagster.catalog.keys import VIDEO_ID_PATTERN
+from clipfarm_dagster.errors import MetadataError
+from clipfarm_dagster.stages import Stage
+
+if TYPE_CHECKING:
+    import duckdb
+    import pyarrow as pa
+
+__all__ = ["REQUIRED_COLUMNS", "LatestRows", "metadata_hash", "read_latest_rows", "rows_for", "source_hash"]
+
+REQUIRED_COLUMNS = ("video_id", "captured_at", "title", "description", "query")
+
+REFUSED_SAMPLE = 100
+"""How many refused ids are kept by name."""
+
+_FORMAT = 1
+"""Raise it when the Parquet file or the reading of the CSV changes, so that older files are not read."""
+_FILES_KEPT = 3
+_ROW_GROUP = 65_536
+_INFO = b"clipfarm"
+
+_ISO_8601 = r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d([.]\d{1,9})?)?( ?(Z|[+-]\d\d(:?\d\d)?))?)?"
+
+
+@dataclass(frozen=True)
+class LatestRows:
+    """The latest row of each accepted `video_id`."""
+
+    path: Path
+    """Parquet, one row per `video_id`, in the order of the CSV: `video_id`, `captured_at` (timestamp, UTC),
+    `<stage>_metadata_hash` for each stage, then all other CSV columns as text."""
+    videos: int
+    refused: Mapping[str, int]
+    """Ids that are refused, with their numbers of rows; at most `REFUSED_SAMPLE`, cut at 200 characters."""
+    refused_ids: int
+    """How many ids are refused, whether named in `refused` or not."""
+
+
+def read_latest_rows(
+    csv: bytes | Path,
+    *,
+    url: str,
+    source_columns: Mapping[Stage, Sequence[str]],
+    cache_dir: Path,
+    etag: str | None,
+) -> LatestRows:
+    """The latest row by `captured_at` of each `video_id`; of rows of one instant the later line counts.
+
+    A `captured_at` is an ISO 8601 date or timestamp; without a zone it is taken as UTC. Rows whose
+    `video_id` is refused are left out and counted.
+
+    Args:
+        csv: the file, or its content.
+        url: where it came from, for errors.
+        source_columns: the columns that each stage hashes; none for a stage that is left out.
+        cache_dir: folder of the Parquet files. What was read under the same `etag`, `url` and
+            `source_columns` is taken from there; the least recently used files are removed.
+        etag: identifies the content; None if unknown, which reads the CSV in any case.
+
+    Raises:
+        MetadataError: the file cannot be read as a whole, with line and column; nothing has changed.
+    """
+    hashed = {stage: list(source_columns.get(stage, ())) for stage in Stage}
+    identity = json.dumps([_FORMAT, url, etag or os.urandom(16).hex(), hashed], sort_keys=True)
+    path = cache_dir / f"latest-{hashlib.sha256(identity.encode()).hexdigest()[:32]}.parquet"
+    if cached := _open_cached(path):
+        return cached
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{os.urandom(8).hex()}.part")
+    try:
+        with io.BytesIO(csv) if isinstance(csv, bytes) else csv.open("rb") as file, _unchanged(file, url):
+            latest = _write_latest(file, url, hashed, part)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+    _prune(cache_dir)
+    return replace(latest, path=path)
+
+
+def rows_for(latest: LatestRows, video_ids: Sequence[str]) -> dict[str, dict[str, str]]:
+    """All CSV columns but `video_id` and `captured_at` of some videos, by `video_id`; ids that the
+    metadata does not have are left out."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    wanted = pa.array(video_ids, pa.string())
+    rows: dict[str, dict[str, str]] = {}
+    with pq.ParquetFile(latest.path) as parquet:
+        texts = ["video_id", *parquet.schema_arrow.names[2 + len(Stage) :]]
+        for group in range(parquet.num_row_groups):
+            hit = pc.is_in(parquet.read_row_group(group, columns=["video_id"]).column(0), value_set=wanted)
+            if pc.any(hit).as_py():
+                table = parquet.read_row_group(group, columns=texts).filter(hit)
+                rows.update((row.pop("video_id"), row) for row in table.to_pylist())
+    return rows
+
+
+def _write_latest(file: BinaryIO, url: str, hashed: Mapping[Stage, Sequence[str]], path: Path) -> LatestRows:
+    """Write the latest rows to `path`. Reads the file twice: for the row numbers that win, with a narrow
+    table, and then for these rows' texts, which are hashed and written as they stream by."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    header = csv_file.read_header(file, url)
+    columns = {name: f"c{i}" for i, name in enumerate(header)}
+    for name in (*REQUIRED_COLUMNS, *(name for names in hashed.values() for name in names)):
+        if name not in columns:
+            raise MetadataError(url, "this column is missing", line=1, column=name)
+    rides_along = [name for name in header if name not in ("video_id", "captured_at")]
+    hashes = {
+        f"{stage}_metadata_hash": metadata_hash_sql([columns[n] for n in hashed[stage]]) for stage in Stage
+    }
+    for name in hashes:
+        if name in columns:
+            raise MetadataError(url, "this column's name is reserved; rename it", line=1, column=name)
+
+    block_size, narrow = _read_narrow(file, url, header)
+    with duck.connect() as connection:
+        connection.register("narrow", narrow)
+        connection.execute(
+            """CREATE TEMP TABLE dated AS SELECT n, video_id,
+                regexp_full_match(video_id, ?) AS accepted,
+                CASE WHEN regexp_full_match(captured_at, ?)
+                    THEN try_cast(captured_at AS TIMESTAMPTZ) END AS captured_at
+            FROM narrow""",
+            [VIDEO_ID_PATTERN, _ISO_8601],
+        )
+        connection.unregister("narrow")
+        del narrow
+        (undated,) = _row(
+            connection.execute(
+                """SELECT min(n) FROM dated WHERE accepted AND (captured_at IS NULL
+                OR NOT captured_at BETWEEN '0001-01-02 00:00Z' AND '9999-12-30 00:00Z')"""
+            )
+        )
+        if undated is not None:
+            line = csv_file.line_of_row(file, undated)
+            raise MetadataError(
+                url, "this is not an ISO 8601 date or timestamp", line=line, column="captured_at"
+            )
+        refused = dict(
+            connection.execute(
+                """SELECT left(video_id, 200) AS id, count(*) FROM dated WHERE NOT accepted
+                GROUP BY video_id ORDER BY min(n) LIMIT ?""",
+                [REFUSED_SAMPLE],
+            ).fetchall()
+        )
+        (refused_ids,) = _row(
+            connection.execute("SELECT count(DISTINCT video_id) FROM dated WHERE NOT accepted")
+        )
+        connection.execute(
+            """CREATE TEMP TABLE latest AS SELECT n, captured_at FROM dated WHERE accepted
+            QUALIFY row_number() OVER (PARTITION BY video_id ORDER BY captured_at DESC, n DESC) = 1;
+            DROP TABLE dated"""
+        )
+        (videos,) = _row(connection.execute("SELECT count(*) FROM latest"))
+
+        texts = ", ".join(f"t.{columns[name]}" for name in rides_along)
+        connection.register(
+            "texts",
+            pa.RecordBatchReader.from_batches(
+                csv_file.batch_schema(header), csv_file.read_batches(file, header, block_size)
+            ),
+        )
+        selected = connection.sql(
+            f"""SELECT t.{columns["video_id"]}, latest.captured_at, {", ".join(hashes.values())}, {texts}
+            FROM texts t JOIN latest USING (n)"""  # noqa: S608 (names made here)
+        ).to_arrow_reader(_ROW_GROUP)
+        schema = pa.schema(
+            [
+                ("video_id", pa.string()),
+                ("captured_at", pa.timestamp("us", "UTC")),
+                *((name, pa.string()) for name in (*hashes, *rides_along)),
+            ],
+            metadata={_INFO: json.dumps({"videos": videos, "refused": refused, "refused_ids": refused_ids})},
+        )
+        with pq.ParquetWriter(
+            path, schema, compression="zstd", use_dictionary=list(hashes), write_statistics=False
+        ) as writer:
+            for batch in selected:
+                writer.write_batch(pa.RecordBatch.from_arrays(batch.columns, schema=schema), _ROW_GROUP)
+    return LatestRows(path, videos, refused, refused_ids)
+
+
+def _read_narrow(file: BinaryIO, url: str, header: Sequence[str]) -> tuple[int, pa.Table]:
+    """`n`, `video_id` and `captured_at` of every row, all columns of which are checked; and the block size
+    that the file's longest row fits into."""
+    import pyarrow as pa
+
+    wanted = [f"c{header.index('video_id')}", f"c{header.index('captured_at')}", "n"]
+    for block_size in csv_file.BLOCK_SIZES:
+        try:
+            batches = [b.select(wanted) for b in csv_file.read_batches(file, header, block_size)]
+        except pa.ArrowInvalid as error:
+            unreadable = error
+        else:
+            table = pa.Table.from_batches(batches, batches[0].schema)
+            return block_size, table.rename_columns(["video_id", "captured_at", "n"])
+    if found := csv_file.locate(file, url, header):
+        raise found from unreadable
+    raise MetadataError(url, f"it cannot be read as CSV: {unreadable}") from unreadable
+
+
+def _open_cached(path: Path) -> LatestRows | None:
+    import pyarrow.parquet as pq
+
+    try:
+        info = json.loads(pq.read_schema(path).metadata[_INFO])
+    except FileNotFoundError:
+        return None
+    os.utime(path)
+    return LatestRows(path, **info)
+
+
+def _prune(cache_dir: Path) -> None:
+    """Remove all but the files used last, and what a killed process left half-written."""
+    files = sorted(cache_dir.glob("latest-*.parquet"), key=lambda f: f.stat().st_mtime, reverse=True)
+    yesterday = time.time() - 86_400
+    parts = (f for f in cache_dir.glob("latest-*.part") if f.stat().st_mtime < yesterday)
+    for file in (*files[_FILES_KEPT:], *parts):
+        file.unlink(missing_ok=True)
+
+
+@contextmanager
+def _unchanged(file: BinaryIO, url: str) -> Iterator[None]:
+    """Refuse a file that another program writes to meanwhile, also where that makes the reading fail."""
+
+    def state() -> tuple[int, int]:
+        if isinstance(file, io.BytesIO):
+            return 0, 0
+        stat = os.fstat(file.fileno())
+        return stat.st_size, stat.st_mtime_ns
+
+    before = state()
+    try:
+        yield
+    finally:
+        if state() != before:
+            raise MetadataError(url, "it changed while it was being read; the next try reads it anew")
+
+
+def _row(result: duckdb.DuckDBPyConnection) -> tuple[Any, ...]:
+    [row] = result.fetchall()
+    return tuple(row)
