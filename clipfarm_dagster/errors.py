@@ -32,6 +32,10 @@ class StoreError(ClipFarmError):
     """The object store could not be read or written; names the store's URL and the key."""
 
 
+class StoreUnavailableError(StoreError):
+    """The store as a whole cannot be used now: unreachable, no such bucket, or credentials refused."""
+
+
 class ObjectMissingError(StoreError):
     """There is no object under a key."""
 
