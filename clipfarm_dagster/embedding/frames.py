@@ -52,7 +52,23 @@ def sample_frames(
     max_pixels: int | None = None,
     max_frames: int | None = None,
 ) -> SampledFrames:
-    """The frames of `sample_frames_sequential`, bit for bit."""
+    """The frames of `sample_frames_sequential`, bit for bit, by decoding as few as possible.
+
+    The demuxed packets tell from which restarts to decode, and which packets nobody depends on (see
+    `plan_decode`); where they leave a doubt, or the decoder finds any fault, all are decoded in order.
+    Damage within packets that are skipped is not seen: the frames are then what they would be without it.
+
+    Arguments and errors are those of `sample_frames_sequential`; `decoded` may be smaller.
+    """
+    with _open_video(data, max_pixels) as video:
+        packets, total = _packets_and_total(video, unknown_count, max_frames)
+        if not isinstance(packets, _Packets) or packets.error is not None:
+            return _decode_in_order(video, packets, total, count, max_pixels)
+        plan = _plan(video, packets, total, count)
+        if plan is None:
+            return _decode_in_order(video, packets, total, count, max_pixels)
+        sampled = _decode_planned(video, packets, plan, ...)
+    if sampled is not None: return sampled
     return sample_frames_sequential(
         data, count=count, unknown_count=unknown_count, max_pixels=max_pixels, max_frames=max_frames
     )

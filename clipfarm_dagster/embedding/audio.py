@@ -1,0 +1,163 @@
+"""The audio stage: a waveform through wav2vec2."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from clipfarm_dagster.embedding.checkpoints import Checkpoint, check_weights, resolve_checkpoint
+from clipfarm_dagster.embedding.contract import Contract
+from clipfarm_dagster.embedding.encoder import Prepared
+from clipfarm_dagster.embedding.vectors import l2_normalise
+from clipfarm_dagster.errors import InvalidRawObjectError, SettingsError
+from clipfarm_dagster.settings import AudioSettings
+from clipfarm_dagster.stages import Stage
+
+if TYPE_CHECKING:
+    import numpy as np
+
+PREPROCESS_VERSION = "1"
+"""Raised by hand whenever the code below would give another tensor for the same bytes and settings."""
+
+_RESAMPLER = "soxr_hq"
+
+# The published checkpoint is a Wav2Vec2ForCTC; its head is not used, and masking happens in training alone.
+_UNUSED_WEIGHTS = ("lm_head.", "masked_spec_embed")
+
+
+def audio_contract(settings: AudioSettings) -> Contract:
+    """The contract of the audio stage under `settings`."""
+    return _contract(settings, resolve_checkpoint(Stage.AUDIO, settings.model, settings.revision))
+
+
+def _contract(settings: AudioSettings, checkpoint: Checkpoint) -> Contract:
+    return Contract(
+        stage=Stage.AUDIO,
+        model_name=checkpoint.model_name,
+        model_revision=checkpoint.revision,
+        preprocess_name="librosa",
+        preprocess_version=PREPROCESS_VERSION,
+        preprocess_params={
+            "sample_rate": settings.sample_rate,
+            "max_seconds": settings.max_seconds,
+            "resampler": _RESAMPLER,
+        },
+        pooling="mean",
+        dtype=settings.dtype,
+    )
+
+
+@dataclass(frozen=True)
+class AudioPreparer:
+    """Decodes, mixes to mono and resamples with librosa, then runs the checkpoint's own feature extractor."""
+
+    extractor_config: Mapping[str, Any]
+    sample_rate: int
+    max_seconds: float
+    min_samples: int
+    """The shortest sound of which the model makes one frame, in samples."""
+    isolated: bool = True
+
+    def __call__(self, raw: bytes, metadata: Mapping[str, str], *, preview: bool = False) -> Prepared:
+        """Prepare one sound: float32 (samples,)."""
+        import librosa
+        import soundfile
+
+        try:
+            samples, _ = librosa.load(
+                io.BytesIO(raw), sr=self.sample_rate, mono=True, duration=self.max_seconds, res_type=_RESAMPLER
+            )
+        except soundfile.LibsndfileError as error:
+            raise InvalidRawObjectError(f"the sound cannot be decoded: {error.error_string}") from None
+        if len(samples) < self.min_samples:
+            raise InvalidRawObjectError(
+                f"the sound has {len(samples)} samples at {self.sample_rate} Hz; the model needs at least"
+                f" {self.min_samples}"
+            )
+        import numpy as np
+
+        if not np.isfinite(samples).all():
+            raise InvalidRawObjectError("the sound holds samples that are not finite")
+        features = _feature_extractor(self.extractor_config)(
+            samples, sampling_rate=self.sample_rate, return_tensors="np"
+        )
+        values = features["input_values"][0].astype(np.float32)
+        picture = None
+        if preview:
+            from clipfarm_dagster.embedding.previews import data_uri_markdown, waveform_picture
+
+            picture = data_uri_markdown(waveform_picture(samples, self.sample_rate), "waveform")
+        return Prepared(values, values.shape, None, picture)
+
+
+def _feature_extractor(config: Mapping[str, Any]) -> Any:
+    from transformers import Wav2Vec2FeatureExtractor
+
+    return Wav2Vec2FeatureExtractor.from_dict(dict(config))
+
+
+def minimum_samples(kernels: Sequence[int], strides: Sequence[int]) -> int:
+    """Length of the shortest input of which stacked unpadded convolutions make one output.
+
+    The inverse of `(length - kernel) // stride + 1`, applied from the last layer to the first.
+    """
+    length = 1
+    for kernel, stride in reversed(list(zip(kernels, strides, strict=True))):
+        length = (length - 1) * stride + kernel
+    return length
+
+
+class AudioEncoder:
+    """`Wav2Vec2Model`, the mean of its states over time.
+
+    The feature extractor is the part of `Wav2Vec2Processor` that hears; its tokenizer is for transcripts and
+    is not loaded. The base model norms each channel over time without a mask, so a batch holds equal lengths
+    only: padding would change every shorter sound's vector.
+    """
+
+    def __init__(self, settings: AudioSettings, device: str) -> None:
+        import torch
+        from transformers import Wav2Vec2FeatureExtractor, Wav2Vec2Model
+
+        checkpoint = resolve_checkpoint(Stage.AUDIO, settings.model, settings.revision)
+        folder = checkpoint.download()
+        self.contract = _contract(settings, checkpoint)
+        self._model, loading = Wav2Vec2Model.from_pretrained(
+            folder,
+            use_safetensors=True,
+            local_files_only=True,
+            dtype=getattr(torch, settings.dtype),
+            output_loading_info=True,
+        )
+        check_weights(
+            checkpoint, loading["missing_keys"], loading["unexpected_keys"], allowed=_UNUSED_WEIGHTS
+        )
+        self._model.eval().to(device)
+        config = self._model.config
+        self.dimension = int(config.hidden_size)
+        self.batch_size = settings.batch_size or (1 if device == "cpu" else 8)
+        extractor = Wav2Vec2FeatureExtractor.from_pretrained(folder, local_files_only=True)
+        if extractor.sampling_rate != settings.sample_rate:
+            raise SettingsError(
+                f"CLIPFARM_AUDIO_SAMPLE_RATE is {settings.sample_rate}, but {checkpoint.model_name} hears"
+                f" {extractor.sampling_rate} samples a second"
+            )
+        self.preparer = AudioPreparer(
+            extractor_config=extractor.to_dict(),
+            sample_rate=settings.sample_rate,
+            max_seconds=settings.max_seconds,
+            min_samples=minimum_samples(config.conv_kernel, config.conv_stride),
+        )
+
+    def encode(self, batch: Sequence[Prepared]) -> np.ndarray[Any, Any]:
+        """Vectors of sounds of equal length: float32 (sounds, hidden size), of unit L2 norm."""
+        import numpy as np
+        import torch
+
+        values = torch.from_numpy(np.stack([item.inputs for item in batch]))
+        with torch.inference_mode():
+            states = self._model(values.to(self._model.device, self._model.dtype)).last_hidden_state.float()
+            pooled = states.mean(dim=1)
+        return l2_normalise(pooled.cpu().numpy())

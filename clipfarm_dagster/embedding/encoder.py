@@ -1,0 +1,122 @@
+"""What the three stages have in common: a preparer, that any process can run, and an encoder with a model."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from clipfarm_dagster.embedding.contract import Contract
+from clipfarm_dagster.settings import AudioSettings, Settings, TextSettings, VideoSettings
+from clipfarm_dagster.stages import Stage
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """One item, ready for the model."""
+
+    inputs: Any
+    """What the stage's encoder takes: an array, or strings."""
+    batch_key: Hashable
+    """Only items with equal keys may share a forward pass: nothing is ever padded to a neighbour."""
+    note: str | None = None
+    """What a person should know of the input, such as that a video ended early."""
+    preview: str | None = None
+    """Markdown that shows a person what the model is given, where asked for."""
+
+
+class Preparer(Protocol):
+    """Turns a raw object into model input. Picklable, without state: worker processes run it."""
+
+    isolated: bool
+    """Whether it decodes foreign bytes with native code, and so belongs in a process of its own."""
+
+    def __call__(self, raw: bytes, metadata: Mapping[str, str], *, preview: bool = False) -> Prepared:
+        """Prepare one item.
+
+        Raises:
+            InvalidRawObjectError: the bytes cannot be decoded, or lack what the stage needs.
+        """
+
+
+class Encoder(Protocol):
+    """A loaded model with its preparer and contract."""
+
+    contract: Contract
+    dimension: int
+    preparer: Preparer
+    batch_size: int
+
+    def encode(self, batch: Sequence[Prepared]) -> np.ndarray[Any, Any]:
+        """Vectors of a batch: float32 (items, dimension), of unit L2 norm."""
+
+
+def stage_contract(stage: Stage, settings: Settings) -> Contract:
+    """The contract that the settings ask for. Loads no model.
+
+    Raises:
+        ModelUnavailableError: the checkpoint cannot be found, or its branch not be looked up.
+    """
+    chosen = settings.stage(stage)
+    if isinstance(chosen, VideoSettings):
+        from clipfarm_dagster.embedding.video import video_contract
+
+        return video_contract(chosen)
+    if isinstance(chosen, AudioSettings):
+        from clipfarm_dagster.embedding.audio import audio_contract
+
+        return audio_contract(chosen)
+    from clipfarm_dagster.embedding.text import text_contract
+
+    return text_contract(chosen)
+
+
+def load_encoder(stage: Stage, settings: Settings) -> Encoder:
+    """Load a stage's model as the settings say, onto their device.
+
+    Raises:
+        ModelUnavailableError: it is neither cached nor reachable, or its weights do not fit.
+    """
+    chosen, device = settings.stage(stage), resolve_device(settings.device)
+    with _quiet_transformers():
+        if isinstance(chosen, VideoSettings):
+            from clipfarm_dagster.embedding.video import VideoEncoder
+
+            return VideoEncoder(chosen, device, max_pixels=settings.max_pixels)
+        if isinstance(chosen, AudioSettings):
+            from clipfarm_dagster.embedding.audio import AudioEncoder
+
+            return AudioEncoder(chosen, device)
+        assert isinstance(chosen, TextSettings)
+        from clipfarm_dagster.embedding.text import TextEncoder
+
+        return TextEncoder(chosen, device)
+
+
+@contextlib.contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Keep progress bars and load reports off the terminal; `check_weights` judges the weights itself."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def resolve_device(device: str) -> str:
+    """`device` as torch names it; `auto` is the GPU where there is one, else the CPU."""
+    if device != "auto":
+        return device
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,0 +1,140 @@
+"""The text stage: metadata and transcript through a SentenceTransformer."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from clipfarm_dagster.embedding.checkpoints import Checkpoint, check_weights, resolve_checkpoint
+from clipfarm_dagster.embedding.contract import Contract
+from clipfarm_dagster.embedding.encoder import Prepared
+from clipfarm_dagster.embedding.vectors import l2_normalise
+from clipfarm_dagster.errors import InvalidRawObjectError
+from clipfarm_dagster.settings import TextSettings
+from clipfarm_dagster.stages import Stage
+
+if TYPE_CHECKING:
+    import numpy as np
+
+PREPROCESS_VERSION = "1"
+"""Raised by hand whenever the code below would give another text for the same bytes and settings."""
+
+TRANSCRIPT_FIELD = "transcript"
+"""Field of the raw `.json` that holds what is said."""
+
+METADATA_TEXT_COLUMNS = ("title", "description", "query")
+"""Columns of the metadata text, in order, with ` [SEP] ` between."""
+
+# A buffer that older checkpoints carry; the model counts positions itself.
+_UNUSED_WEIGHTS = ("embeddings.position_ids",)
+
+
+def text_contract(settings: TextSettings) -> Contract:
+    """The contract of the text stage under `settings`."""
+    return _contract(settings, resolve_checkpoint(Stage.TEXT, settings.model, settings.revision))
+
+
+def _contract(settings: TextSettings, checkpoint: Checkpoint) -> Contract:
+    return Contract(
+        stage=Stage.TEXT,
+        model_name=checkpoint.model_name,
+        model_revision=checkpoint.revision,
+        preprocess_name="metadata-sep-transcript",
+        preprocess_version=PREPROCESS_VERSION,
+        preprocess_params={},
+        pooling="concat",
+        dtype=settings.dtype,
+    )
+
+
+@dataclass(frozen=True)
+class TextPreparer:
+    """Composes the two texts that are embedded."""
+
+    isolated: bool = False
+
+    def __call__(self, raw: bytes, metadata: Mapping[str, str], *, preview: bool = False) -> Prepared:
+        """Prepare one item: the metadata text and the transcript."""
+        try:
+            document = json.loads(raw)
+        except (ValueError, RecursionError) as error:
+            raise InvalidRawObjectError(f"the transcript is no JSON: {error}") from None
+        transcript = document.get(TRANSCRIPT_FIELD) if isinstance(document, dict) else None
+        if not isinstance(transcript, str):
+            raise InvalidRawObjectError(f"the JSON has no text in a field {TRANSCRIPT_FIELD!r}")
+        described = " [SEP] ".join(metadata.get(name) or "" for name in METADATA_TEXT_COLUMNS)
+        shown = None
+        if preview:
+            shown = f"**Metadata**\n\n{_quoted(described)}\n\n**Transcript**\n\n{_quoted(transcript)}"
+        return Prepared((described, transcript), None, None, shown)
+
+
+def _quoted(text: str) -> str:
+    longest_run = max(map(len, re.findall("~+", text)), default=0)
+    fence = "~" * max(3, longest_run + 1)
+    return f"{fence}\n{text}\n{fence}"
+
+
+class TextEncoder:
+    """A SentenceTransformer over metadata and transcript: two unit vectors, concatenated, L2-normalised."""
+
+    def __init__(self, settings: TextSettings, device: str) -> None:
+        import torch
+        from sentence_transformers import SentenceTransformer
+
+        checkpoint = resolve_checkpoint(Stage.TEXT, settings.model, settings.revision)
+        folder = checkpoint.download()
+        self.contract = _contract(settings, checkpoint)
+        self._model = SentenceTransformer(
+            str(folder),
+            device=device,
+            trust_remote_code=False,
+            local_files_only=True,
+            model_kwargs={"use_safetensors": True, "dtype": getattr(torch, settings.dtype)},
+        )
+        self._model.eval()
+        stored, loaded = _weight_names(folder), set(self._model[0].auto_model.state_dict())
+        check_weights(
+            checkpoint, sorted(loaded - stored), sorted(stored - loaded), allowed=_UNUSED_WEIGHTS
+        )
+        self.dimension = 2 * int(self._model.get_embedding_dimension() or 0)
+        self.batch_size = settings.batch_size or 32
+        self.preparer = TextPreparer()
+
+    def encode(self, batch: Sequence[Prepared]) -> np.ndarray[Any, Any]:
+        """Vectors of items: float32 (items, 2 * the model's dimension), of unit L2 norm."""
+        import numpy as np
+
+        texts = [text for item in batch for text in item.inputs]
+        halves = self._encode_texts(texts)
+        return l2_normalise(np.concatenate([halves[0::2], halves[1::2]], axis=1))
+
+    def _encode_texts(self, texts: Sequence[str]) -> np.ndarray[Any, Any]:
+        """Unit vectors of texts, float32 (texts, dimension); only texts of equal token count share a pass."""
+        import numpy as np
+
+        lengths = self._model.preprocess(list(texts))["attention_mask"].sum(dim=1).tolist()
+        vectors = np.empty((len(texts), self.dimension // 2), dtype=np.float32)
+        for length in set(lengths):
+            chosen = [i for i, other in enumerate(lengths) if other == length]
+            vectors[chosen] = self._model.encode(
+                [texts[i] for i in chosen],
+                batch_size=self.batch_size,
+                show_progress_bar=False,
+                convert_to_numpy=True,
+                normalize_embeddings=True,
+            )
+        return vectors
+
+
+def _weight_names(folder: Any) -> set[str]:
+    from safetensors import safe_open
+
+    names: set[str] = set()
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="numpy") as file:
+            names.update(file.keys())
+    return names
