@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -9,6 +10,8 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
+from clipfarm_dagster.embedding.bitstream import UnclearBitstreamError, packet_roles
+from clipfarm_dagster.embedding.decode_plan import DecodePlan, TimedPacket, plan_decode
 from clipfarm_dagster.errors import InvalidRawObjectError
 
 if TYPE_CHECKING:
@@ -38,12 +41,6 @@ class SampledFrames:
     """Set when the stream ended early: after how many frames, and why."""
 
 
-@dataclass(frozen=True)
-class _Video:
-    container: av.container.InputContainer
-    stream: av.VideoStream
-
-
 def sample_frames(
     data: bytes,
     *,
@@ -55,23 +52,12 @@ def sample_frames(
     """The frames of `sample_frames_sequential`, bit for bit, by decoding as few as possible.
 
     The demuxed packets tell from which restarts to decode, and which packets nobody depends on (see
-    `plan_decode`); where they leave a doubt, or the decoder finds any fault, all are decoded in order.
-    Damage within packets that are skipped is not seen: the frames are then what they would be without it.
+    `plan_decode`). Where they leave a doubt, or the decoder then finds any fault, all are decoded in
+    order. Damage inside packets that are skipped, with their headers intact, stays unseen.
 
-    Arguments and errors are those of `sample_frames_sequential`; `decoded` may be smaller.
+    Arguments and errors are those of `sample_frames_sequential`; only `decoded` is smaller.
     """
-    with _open_video(data, max_pixels) as video:
-        packets, total = _packets_and_total(video, unknown_count, max_frames)
-        if not isinstance(packets, _Packets) or packets.error is not None:
-            return _decode_in_order(video, packets, total, count, max_pixels)
-        plan = _plan(video, packets, total, count)
-        if plan is None:
-            return _decode_in_order(video, packets, total, count, max_pixels)
-        sampled = _decode_planned(video, packets, plan, ...)
-    if sampled is not None: return sampled
-    return sample_frames_sequential(
-        data, count=count, unknown_count=unknown_count, max_pixels=max_pixels, max_frames=max_frames
-    )
+    return _sample(data, count, unknown_count, max_pixels, max_frames, sparse=True)
 
 
 def sample_frames_sequential(
@@ -109,13 +95,91 @@ def sample_frames_sequential(
         InvalidRawObjectError: the bytes cannot be opened, hold no video stream, give no frame, or are
             over a limit.
     """
+    return _sample(data, count, unknown_count, max_pixels, max_frames, sparse=False)
+
+
+def _sample(
+    data: bytes,
+    count: int,
+    unknown_count: UnknownCount,
+    max_pixels: int | None,
+    max_frames: int | None,
+    *,
+    sparse: bool,
+) -> SampledFrames:
     with _open_video(data, max_pixels) as video:
-        packets: Iterable[av.Packet[av.VideoStream]] = video.container.demux(video.stream)
         total = _declared_frames(video)
-        if total is None and unknown_count == "count":
-            packets = list(packets)
-            total = sum(1 for packet in packets if packet.size and not packet.is_discard)
-        return _decode_in_order(video, packets, total, count, max_pixels, max_frames)
+        if total is None and unknown_count == "first":
+            first = video.container.demux(video.stream)
+            return _decode_in_order(video, first, None, count, max_pixels)
+        packets = _read_packets(video)
+        if total is None:
+            total = sum(1 for packet in packets.read if not packet.is_discard)
+        if total == 0:
+            raise InvalidRawObjectError("the video stream is empty")
+        if max_frames is not None and total > max_frames:
+            raise InvalidRawObjectError(f"{total} frames are over the limit of {max_frames}")
+        plan = _plan(video, packets, total, count) if sparse else None
+        if plan is None:
+            return _decode_in_order(video, packets, total, count, max_pixels)
+        taken = _decode_planned(video, packets, plan, max_pixels)
+    if taken is not None:
+        decoded = sum(map(len, plan.runs))
+        return _padded(taken, plan.wanted, count, decoded=decoded, total=total, note=None)
+    return _sample(data, count, unknown_count, max_pixels, max_frames, sparse=False)
+
+
+@dataclass(frozen=True)
+class _Video:
+    container: av.container.InputContainer
+    stream: av.VideoStream
+
+
+@dataclass(frozen=True)
+class _Packets:
+    """All packets of a stream; iteration ends as demuxing did."""
+
+    read: list[av.Packet[av.VideoStream]]
+    error: av.error.FFmpegError | None
+
+    def __iter__(self) -> Iterator[av.Packet[av.VideoStream] | None]:
+        yield from self.read
+        if self.error is not None:
+            raise self.error
+        yield None  # drains the decoder
+
+
+def _read_packets(video: _Video) -> _Packets:
+    import av
+
+    read: list[av.Packet[av.VideoStream]] = []
+    try:
+        for packet in video.container.demux(video.stream):
+            if packet.size:
+                read.append(packet)
+    except av.error.FFmpegError as error:
+        return _Packets(read, error)
+    return _Packets(read, None)
+
+
+def _plan(video: _Video, packets: _Packets, total: int, count: int) -> DecodePlan | None:
+    if packets.error is not None:
+        return None
+    decoder = video.stream.codec_context
+    if any(
+        p.is_corrupt or p.has_sidedata("new_extradata") or p.has_sidedata("param_change")
+        for p in packets.read
+    ):
+        return None
+    try:
+        roles = packet_roles(decoder.name, decoder.extradata or b"", [memoryview(p) for p in packets.read])
+    except UnclearBitstreamError:
+        return None
+    timed = [
+        TimedPacket(packet.pts, shown=not packet.is_discard, role=role)
+        for packet, role in zip(packets.read, roles, strict=True)
+    ]
+    return plan_decode(timed, total, wanted_indices(total, count), decoder.reorder_depth)
 
 
 def wanted_indices(total: int, count: int) -> tuple[int, ...]:
@@ -135,9 +199,8 @@ def _open_video(data: bytes, max_pixels: int | None) -> Iterator[_Video]:
     try:
         container = av.open(io.BytesIO(data), "r", options=options, io_open=_refuse)
     except av.error.FFmpegError as error:
-        raise InvalidRawObjectError(
-            f"cannot open the {len(data)} bytes as a video: {error.strerror}"
-        ) from error
+        cause = f"its format is not one of {CONTAINERS}" if error.errno == errno.EINVAL else error.strerror
+        raise InvalidRawObjectError(f"cannot open the file ({len(data)} bytes): {cause}") from error
     with container:
         streams = (
             s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic
@@ -173,16 +236,13 @@ def _check_pixels(width: int, height: int, max_pixels: int | None) -> None:
 
 def _decode_in_order(
     video: _Video,
-    packets: Iterable[av.Packet[av.VideoStream]],
+    packets: Iterable[av.Packet[av.VideoStream] | None],
     total: int | None,
     count: int,
     max_pixels: int | None,
-    max_frames: int | None,
 ) -> SampledFrames:
     import av
 
-    if total is not None and max_frames is not None and total > max_frames:
-        raise InvalidRawObjectError(f"{total} frames are over the limit of {max_frames}")
     wanted = tuple(range(count)) if total is None else wanted_indices(total, count)
     to_rgb = _rgb_converter(max_pixels)
     taken: list[np.ndarray] = []
@@ -206,9 +266,37 @@ def _decode_in_order(
     return _padded(taken, wanted[: len(taken)], count, decoded=decoded, total=total, note=note)
 
 
-def _frames(video: _Video, packets: Iterable[av.Packet[av.VideoStream]]) -> Iterator[av.VideoFrame]:
+def _frames(video: _Video, packets: Iterable[av.Packet[av.VideoStream] | None]) -> Iterator[av.VideoFrame]:
     for packet in packets:
         yield from video.stream.codec_context.decode(packet)
+
+
+def _decode_planned(
+    video: _Video, packets: _Packets, plan: DecodePlan, max_pixels: int | None
+) -> list[np.ndarray] | None:
+    """The wanted frames, or None if the decoder does not give exactly what the plan expects."""
+    import av
+
+    decoder = video.stream.codec_context
+    decoder.options = {"err_detect": "explode"}
+    to_rgb = _rgb_converter(max_pixels)
+    wanted, taken, latest = set(plan.wanted_pts), [], None
+    for run in plan.runs:
+        decoder.flush_buffers()
+        fed = [packets.read[i] for i in run]
+        given = 0
+        try:
+            for frame in _frames(video, [*fed, None]):
+                if frame.is_corrupt or frame.pts is None or (latest is not None and frame.pts <= latest):
+                    return None
+                given, latest = given + 1, frame.pts
+                if frame.pts in wanted:
+                    taken.append(to_rgb(frame))
+        except av.error.FFmpegError:
+            return None
+        if given != sum(1 for packet in fed if not packet.is_discard):
+            return None
+    return taken if len(taken) == len(wanted) else None
 
 
 def _padded(

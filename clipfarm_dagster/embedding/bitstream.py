@@ -1,0 +1,192 @@
+"""What a packet's first bytes tell about it, without decoding: can decoding start here, does anything
+depend on it. Pure functions over bytes, one per codec; a codec that has none is decoded in full."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+
+class UnclearBitstreamError(Exception):
+    """The packets hold something that leaves a doubt; decode them all, in order."""
+
+
+@dataclass(frozen=True, slots=True)
+class PacketRole:
+    """What the other packets need this one for."""
+
+    restart: bool
+    """Decoding can start here: nothing later, `leading` packets apart, depends on anything earlier."""
+    reference: bool
+    """Others may depend on it."""
+    leading: bool = False
+    """Shown before the restart that it follows, and perhaps dependent on what precedes that."""
+
+
+def packet_roles(codec: str, extradata: bytes, packets: Sequence[memoryview]) -> list[PacketRole]:
+    """The role of each packet, in file order.
+
+    Args:
+        codec: FFmpeg's name of the codec, such as `h264`.
+        extradata: the codec's configuration record from the container.
+        packets: content of each packet.
+
+    Raises:
+        UnclearBitstreamError: the codec is not known here, or the packets are damaged or of a kind that is
+            better decoded in full.
+    """
+    if codec not in _READERS:
+        raise UnclearBitstreamError(f"no reader for {codec}")
+    roles, parameters = [], set()
+    try:
+        for role, parameter_sets in _READERS[codec](extradata, packets):
+            if role.restart:
+                parameters.add(parameter_sets)
+            elif parameter_sets:
+                raise UnclearBitstreamError("parameter sets change between two restarts")
+            roles.append(role)
+    except IndexError as error:
+        raise UnclearBitstreamError("a packet ends early") from error
+    if len(parameters) > 1:
+        raise UnclearBitstreamError("restarts differ in their parameter sets")
+    return roles
+
+
+_Roles = Iterator[tuple[PacketRole, frozenset[bytes]]]
+"""Of each packet its role, and the parameter sets (H.264, HEVC) or sequence headers (AV1) within it."""
+
+
+def _nal_units(packet: memoryview, length_size: int) -> Iterator[memoryview]:
+    position = 0
+    while position < len(packet):
+        start = position + length_size
+        position = start + int.from_bytes(packet[position:start], "big")
+        if position == start or position > len(packet):
+            raise UnclearBitstreamError("a NAL unit's length is wrong")
+        yield packet[start:position]
+
+
+def _h264_roles(extradata: bytes, packets: Sequence[memoryview]) -> _Roles:
+    """NAL unit types and `nal_ref_idc`: ITU-T H.264, 7.3.1 and table 7-1."""
+    if not extradata or extradata[0] != 1:
+        raise UnclearBitstreamError("H.264 without an avcC record")
+    length_size = (extradata[4] & 3) + 1
+    for packet in packets:
+        kinds, needed, parameters = set(), False, []
+        for unit in _nal_units(packet, length_size):
+            kind = unit[0] & 0x9F  # with the bit that must be zero
+            if kind in (1, 5):  # slice of a non-IDR picture, of an IDR picture
+                kinds.add(kind)
+                needed = needed or unit[0] & 0x60 != 0
+            elif kind in (7, 8):  # SPS, PPS
+                parameters.append(bytes(unit))
+            elif kind not in (6, 9, 12):  # SEI, delimiter, filler
+                raise UnclearBitstreamError(f"H.264 NAL unit of type {kind}")
+        if len(kinds) != 1:
+            raise UnclearBitstreamError("an H.264 packet is not one picture of one kind")
+        yield PacketRole(restart=kinds == {5}, reference=needed), frozenset(parameters)
+
+
+def _hevc_roles(extradata: bytes, packets: Sequence[memoryview]) -> _Roles:
+    """NAL unit types: ITU-T H.265, 7.3.1.2 and table 7-1.
+
+    A sub-layer non-reference picture may still serve higher temporal layers, so only those of the
+    highest layer are free of dependents (7.4.2.2).
+    """
+    if not extradata or extradata[0] != 1:
+        raise UnclearBitstreamError("HEVC without an hvcC record")
+    length_size = (extradata[21] & 3) + 1
+    pictures = []
+    for packet in packets:
+        kinds, parameters = set(), []
+        for unit in _nal_units(packet, length_size):
+            kind, layer, temporal = unit[0] >> 1, (unit[0] & 1) << 5 | unit[1] >> 3, unit[1] & 7
+            if layer:
+                raise UnclearBitstreamError("HEVC with several layers")
+            if kind <= 9 or kind in (19, 20, 21):  # leading and trailing pictures, IDR, CRA
+                kinds.add((kind, temporal))
+            elif kind in (32, 33, 34):  # VPS, SPS, PPS
+                parameters.append(bytes(unit))
+            elif kind not in (35, 38, 39, 40, 62):  # delimiter, filler, SEI, Dolby Vision metadata
+                raise UnclearBitstreamError(f"HEVC NAL unit of type {kind}")
+        if len(kinds) != 1:
+            raise UnclearBitstreamError("an HEVC packet is not one picture of one kind")
+        pictures.append((*kinds.pop(), frozenset(parameters)))
+    highest = max((temporal for _, temporal, _ in pictures), default=0)
+    for kind, temporal, parameter_sets in pictures:
+        yield (
+            PacketRole(
+                restart=kind >= 19,
+                reference=kind >= 19 or kind % 2 == 1 or temporal < highest,
+                leading=6 <= kind <= 9,
+            ),
+            parameter_sets,
+        )
+
+
+def _vp9_roles(extradata: bytes, packets: Sequence[memoryview]) -> _Roles:
+    """Uncompressed header: VP9 Bitstream Specification, 6.2, and superframes: annex B.
+
+    Every frame may leave motion vectors and probabilities to the next, so all but restarts are kept.
+    """
+    for packet in packets:
+        superframe = packet[-1] & 0xE0 == 0xC0
+        bits = f"{packet[0]:08b}"
+        if bits[:2] != "10" or bits[2:4] == "11":
+            raise UnclearBitstreamError("VP9 packet without a frame of profile 0 to 2")
+        show_existing, inter, show = (bit == "1" for bit in bits[4:7])
+        if not (superframe or show_existing or show):
+            raise UnclearBitstreamError("a VP9 packet shows no frame")
+        yield PacketRole(restart=not (show_existing or inter) and show, reference=True), frozenset()
+
+
+def _av1_roles(extradata: bytes, packets: Sequence[memoryview]) -> _Roles:
+    """OBU and frame headers: AV1 Bitstream Specification, 5.3 and 5.9. All but restarts are kept."""
+    for packet in packets:
+        first_frame, sequence_headers = None, []
+        for kind, payload in _obus(packet):
+            if kind == 1:  # sequence header
+                if payload[0] & 0x08:
+                    raise UnclearBitstreamError("AV1 still picture")
+                sequence_headers.append(bytes(payload))
+            elif kind in (3, 6) and first_frame is None:  # frame header, frame
+                first_frame = payload[0]
+        if first_frame is None:
+            raise UnclearBitstreamError("an AV1 packet holds no frame")
+        shown_key = first_frame & 0xF0 == 0x10  # show_existing_frame 0, frame_type KEY_FRAME, show_frame 1
+        yield (
+            PacketRole(restart=shown_key and bool(sequence_headers), reference=True),
+            frozenset(sequence_headers),
+        )
+
+
+def _obus(packet: memoryview) -> Iterator[tuple[int, memoryview]]:
+    position = 0
+    while position < len(packet):
+        header = packet[position]
+        if header & 0x84:
+            raise UnclearBitstreamError("an AV1 packet is damaged, or has layers")
+        position += 1
+        size = len(packet) - position
+        if header & 0x02:
+            size, shift = 0, 0
+            while True:
+                byte = packet[position]
+                position += 1
+                size |= (byte & 0x7F) << shift
+                shift += 7
+                if not byte & 0x80:
+                    break
+        if position + size > len(packet):
+            raise UnclearBitstreamError("an OBU's size is wrong")
+        yield header >> 3 & 15, packet[position : position + size]
+        position += size
+
+
+_READERS: dict[str, Callable[[bytes, Sequence[memoryview]], _Roles]] = {
+    "h264": _h264_roles,
+    "hevc": _hevc_roles,
+    "vp9": _vp9_roles,
+    "av1": _av1_roles,
+    "libdav1d": _av1_roles,
+}
