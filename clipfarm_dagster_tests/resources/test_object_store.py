@@ -80,7 +80,7 @@ def test_s3_resource_of_a_profile_that_is_missing(s3_environment: S3Server) -> N
         resource.open().head("x")
 
 
-@pytest.mark.filterwarnings("ignore:InitResourceContext.dagster_run is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*dagster_run is deprecated:DeprecationWarning")
 def test_s3_configured_at_launch_is_refused_clearly(s3_environment: S3Server) -> None:
     s3 = S3Resource.configure_at_launch()
     resource = ObjectStoreResource(url=s3_environment.url, s3=s3)
