@@ -2,7 +2,9 @@
 
 Reads, writes and listings go through obstore. Every object has an ETag, a string that changes whenever its
 content is written anew; `list`, `head`, `get` and the writing calls all give the same ETag for the same
-version. In a folder it is made of inode, modification time and size, in S3 it is the server's.
+version. In S3 it is the server's. In a folder it is made of inode, modification time and size: a write always
+differs from the version that it replaces, and could only equal an older one of the same size that was itself
+written within the same tick (some milliseconds) of the file system's clock.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
+from threading import get_ident
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
@@ -173,7 +176,8 @@ class ObjectStore:
         Returns the new ETag. In a folder this holds among programs that write by this class.
 
         Raises:
-            PreconditionFailedError: somebody else has written, or removed, the object in between.
+            PreconditionFailedError: somebody else has written, or removed, the object in between; or, rarely,
+                S3's answer was lost and the repeated request met its own write.
         """
         return self._put_if_unchanged(key, data, len(data), etag)
 
@@ -194,7 +198,7 @@ class ObjectStore:
         """
         import obstore
 
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        partial = path.with_name(f".{path.name}.{os.getpid()}-{get_ident()}.partial")
         try:
             with self._errors_named(key):
                 result = obstore.get(self._backend, _checked(key))
@@ -278,6 +282,8 @@ class ObjectStore:
             raise StoreUnavailableError(
                 f"{self.url}: another program has held {lock.lock_file} for {self._s3.give_up_seconds:g} s"
             ) from None
+        except OSError as error:
+            raise StoreError(f"{self.url}: cannot lock the folder: {error}") from error
         try:
             yield
         finally:
