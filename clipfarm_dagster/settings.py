@@ -97,7 +97,9 @@ class Settings(BaseSettings):
     home: Path = Field(
         Path(".clipfarm"), description="Folder of local state: ledgers, caches, Dagster's own data."
     )
-    store_url: str = Field("", description="`s3://bucket` or a folder; by default `store` in the home folder.")
+    store_url: str = Field(
+        "", description="`s3://bucket` or a folder; by default `store` in the home folder."
+    )
     prefix: str = Field("clipfarm", description="First part of every key in the store.")
     metadata_url: str = Field(
         "", description="The metadata CSV: `s3://bucket/key` or a path; by default its key in the store."
@@ -105,7 +107,9 @@ class Settings(BaseSettings):
     state_url: str = Field(
         "", description="`postgresql://…` for a shared ledger; by default SQLite files in the home folder."
     )
-    device: str = Field("auto", description="`cpu`, `cuda`, `cuda:1`, …; `auto` takes a GPU where there is one.")
+    device: str = Field(
+        "auto", description="`cpu`, `cuda`, `cuda:1`, …; `auto` takes a GPU where there is one."
+    )
     workers: int = Field(0, ge=0, description="Processes that decode; 0 takes one per processor core.")
     run_size: int = Field(500, ge=1, description="Ids that the sensor or `sync` puts into one run.")
     max_runs_per_tick: int = Field(6, ge=1, description="Runs that the sensor launches in one tick.")

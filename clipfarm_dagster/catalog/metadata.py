@@ -17,6 +17,7 @@ from clipfarm_dagster.catalog import csv_file, duck
 from clipfarm_dagster.catalog.hashing import metadata_hash, metadata_hash_sql, source_hash
 from clipfarm_dagster.catalog.keys import VIDEO_ID_PATTERN
 from clipfarm_dagster.errors import MetadataError
+from clipfarm_dagster.ledger.schema import timestamp
 from clipfarm_dagster.stages import Stage
 
 if TYPE_CHECKING:
@@ -51,6 +52,14 @@ class LatestRows:
     """Ids that are refused, with their numbers of rows; at most `REFUSED_SAMPLE`, cut at 200 characters."""
     refused_ids: int
     """How many ids are refused, whether named in `refused` or not."""
+
+    def video_ids(self) -> list[str]:
+        """All accepted ids, the newest `captured_at` first, then by id."""
+        with duck.connect() as connection:
+            connection.read_parquet(str(self.path)).create_view("latest")
+            newest = connection.sql("SELECT video_id FROM latest ORDER BY captured_at DESC, video_id")
+            ids: list[str] = newest.to_arrow_table().column(0).to_pylist()
+            return ids
 
 
 def read_latest_rows(
@@ -95,8 +104,8 @@ def read_latest_rows(
 
 
 def rows_for(latest: LatestRows, video_ids: Sequence[str]) -> dict[str, dict[str, str]]:
-    """All CSV columns but `video_id` and `captured_at` of some videos, by `video_id`; ids that the
-    metadata does not have are left out."""
+    """All CSV columns but `video_id` of some videos, by `video_id`, `captured_at` as the ledger writes
+    timestamps; ids that the metadata does not have are left out."""
     import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
@@ -104,12 +113,14 @@ def rows_for(latest: LatestRows, video_ids: Sequence[str]) -> dict[str, dict[str
     wanted = pa.array(video_ids, pa.string())
     rows: dict[str, dict[str, str]] = {}
     with pq.ParquetFile(latest.path) as parquet:
-        texts = ["video_id", *parquet.schema_arrow.names[2 + len(Stage) :]]
+        texts = ["video_id", "captured_at", *parquet.schema_arrow.names[2 + len(Stage) :]]
         for group in range(parquet.num_row_groups):
             hit = pc.is_in(parquet.read_row_group(group, columns=["video_id"]).column(0), value_set=wanted)
             if pc.any(hit).as_py():
                 table = parquet.read_row_group(group, columns=texts).filter(hit)
-                rows.update((row.pop("video_id"), row) for row in table.to_pylist())
+                for row in table.to_pylist():
+                    row["captured_at"] = timestamp(row["captured_at"])
+                    rows[row.pop("video_id")] = row
     return rows
 
 

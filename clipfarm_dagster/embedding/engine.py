@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from clipfarm_dagster.catalog.hashing import source_hash
 from clipfarm_dagster.catalog.keys import Keys
+from clipfarm_dagster.embedding.contract import Contract
 from clipfarm_dagster.embedding.encoder import Encoder, Prepared, Preparer
 from clipfarm_dagster.embedding.outcomes import (
     Kind,
@@ -124,7 +125,8 @@ _FAILED = {Status.FAIL, Status.INVALID_RAW_OBJECT, Status.QUARANTINED}
 def embed_items(
     items: Sequence[WorkItem],
     *,
-    encoder: Encoder,
+    contract: Contract,
+    load_encoder: Callable[[], Encoder],
     store: ObjectStore,
     keys: Keys,
     ledger: Ledger,
@@ -135,17 +137,25 @@ def embed_items(
     """Bring the vectors of `items` up to date and record each item's outcome.
 
     `on_recorded` gets batches of outcomes that the ledger holds already. An interrupt, or a store that stays
-    away, ends the run after what was finished has been recorded.
+    away, ends the run after what was finished has been recorded. `load_encoder` is called only where there is
+    something to embed, and before anything is written.
 
     Raises:
+        ModelUnavailableError: from `load_encoder`; nothing was written.
         StoreError: the store stays away.
         LedgerError: the ledger cannot be written.
     """
-    run = _Run(encoder, store, keys, ledger, options, on_recorded, progress or Progress(len(items)))
-    ledger.record_contract(encoder.contract)
+    run = _Run(contract, store, keys, ledger, options, on_recorded, progress or Progress(len(items)))
+    standing = run.find_up_to_date(items)
+    settled = {outcome.row.video_id for outcome in standing}
+    remaining = [item for item in items if item.video_id not in settled]
+    encoder = load_encoder() if remaining else None
+    ledger.record_contract(contract)
     with run.recording():
-        to_fetch = run.settle_up_to_date(items)
-        run.embed(to_fetch)
+        for outcome in standing:
+            run.recorder.add(outcome)
+        if encoder is not None:
+            run.embed(remaining, encoder)
     return run.progress
 
 
@@ -167,7 +177,7 @@ class _Ready:
 class _Run:
     def __init__(
         self,
-        encoder: Encoder,
+        contract: Contract,
         store: ObjectStore,
         keys: Keys,
         ledger: Ledger,
@@ -175,9 +185,9 @@ class _Run:
         on_recorded: Callable[[Sequence[Outcome]], None],
         progress: Progress,
     ) -> None:
-        self.encoder, self.store, self.keys, self.ledger = encoder, store, keys, ledger
+        self.contract, self.store, self.keys, self.ledger = contract, store, keys, ledger
         self.options, self.on_recorded, self.progress = options, on_recorded, progress
-        self.stage = encoder.contract.stage
+        self.stage = contract.stage
         self.recorder = _Recorder(self)
 
     @contextmanager
@@ -190,35 +200,32 @@ class _Run:
 
     # what needs no work
 
-    def settle_up_to_date(self, items: Sequence[WorkItem]) -> list[WorkItem]:
-        """Settle the items whose stored vector may be right, by their raw object's ETag; returns the rest."""
-        contract_id = self.encoder.contract.id
+    def find_up_to_date(self, items: Sequence[WorkItem]) -> list[Outcome]:
+        """Outcomes of the items whose stored vector is right, by their raw object's ETag. Writes nothing."""
         candidates = [
-            item
+            (item, item.previous)
             for item in items
             if item.previous is not None
-            and item.previous.vector_contract_id == contract_id
+            and item.previous.vector_contract_id == self.contract.id
             and item.previous.vector_metadata_hash == item.metadata_hash
         ]
         if not candidates:
-            return list(items)
-        raw_keys = [self.keys.raw(self.stage, item.video_id) for item in candidates]
+            return []
+        raw_keys = [self.keys.raw(self.stage, item.video_id) for item, _ in candidates]
         with self.progress.timed("fetch"), ThreadPoolExecutor(16) as pool:
             infos = list(pool.map(self.store.head, raw_keys))
-        settled = set()
-        for item, info in zip(candidates, infos, strict=True):
-            assert item.previous is not None
-            etag = info.etag if info is not None else item.previous.raw_etag or ""
-            unchanged = source_hash(item.metadata_hash, etag) == item.previous.vector_source_hash
-            if unchanged and (info is not None or item.previous.status == Status.SUCCESS):
-                self.recorder.add(self._standing(item, etag, Kind.UP_TO_DATE))
-                settled.add(item.video_id)
-        return [item for item in items if item.video_id not in settled]
+        outcomes = []
+        for (item, previous), info in zip(candidates, infos, strict=True):
+            etag = info.etag if info is not None else previous.raw_etag or ""
+            unchanged = source_hash(item.metadata_hash, etag) == previous.vector_source_hash
+            if unchanged and (info is not None or previous.status == Status.SUCCESS):
+                outcomes.append(self._standing(item, etag, Kind.UP_TO_DATE))
+        return outcomes
 
     def _standing(self, item: WorkItem, etag: str, kind: Kind) -> Outcome:
         row = standing_row(
             item,
-            self.encoder.contract,
+            self.contract,
             datetime.now(UTC),
             source_hash=source_hash(item.metadata_hash, etag),
             raw_etag=etag,
@@ -227,15 +234,16 @@ class _Run:
 
     # what does
 
-    def embed(self, items: Sequence[WorkItem]) -> None:
+    def embed(self, items: Sequence[WorkItem], encoder: Encoder) -> None:
+        self.encoder = encoder
         by_key = {self.keys.raw(self.stage, item.video_id): item for item in items}
         groups: dict[Hashable, list[_Ready]] = {}
-        with _preparation(self.encoder.preparer, self.options) as prepare:
+        with _preparation(encoder.preparer, self.options) as prepare:
             waiting: dict[Future[tuple[Prepared, float]], _Fetched] = {}
             for key, answer in self._fetch(list(by_key)):
                 item = by_key[key]
                 if isinstance(answer, ObjectMissingError):
-                    row = missing_row(item, self.encoder.contract, datetime.now(UTC), raw_key=key)
+                    row = missing_row(item, self.contract, datetime.now(UTC), raw_key=key)
                     self.recorder.add(Outcome(Kind.MISSING, row))
                     continue
                 fetched = self._look_at(item, answer)
@@ -269,7 +277,7 @@ class _Run:
         previous = item.previous
         if (
             previous is not None
-            and previous.vector_contract_id == self.encoder.contract.id
+            and previous.vector_contract_id == self.contract.id
             and previous.vector_metadata_hash == item.metadata_hash
             and previous.vector_raw_sha256 == fetched.raw_sha256
         ):
@@ -351,7 +359,7 @@ class _Run:
         fetched = ready.fetched
         row = success_row(
             fetched.item,
-            self.encoder.contract,
+            self.contract,
             datetime.now(UTC),
             source_hash=fetched.source_hash,
             raw_etag=fetched.raw_etag,
@@ -368,7 +376,7 @@ class _Run:
     def _fail(self, fetched: _Fetched, error: str, *, invalid: bool = False) -> None:
         row = failure_row(
             fetched.item,
-            self.encoder.contract,
+            self.contract,
             datetime.now(UTC),
             source_hash=fetched.source_hash,
             raw_etag=fetched.raw_etag,

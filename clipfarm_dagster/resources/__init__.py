@@ -1,1 +1,1 @@
-"""Dagster resources: thin, config in and a plain object out. What they give knows nothing of Dagster."""
+"""Dagster resources: config in, plain object out. What they hand out never imports Dagster."""

@@ -1,0 +1,235 @@
+"""The embeddings, one asset a stage: whichever ids a run was given go through the engine."""
+
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import dagster as dg
+from pydantic import Field
+
+from clipfarm_dagster.assets.raw import raw_asset_key, raw_observation
+from clipfarm_dagster.catalog.keys import check_video_id
+from clipfarm_dagster.corpus import Corpus
+from clipfarm_dagster.embedding import audio, text, video
+from clipfarm_dagster.embedding.contract import Contract
+from clipfarm_dagster.embedding.engine import EngineOptions, Progress, embed_items
+from clipfarm_dagster.embedding.outcomes import Kind, Outcome
+from clipfarm_dagster.ledger.schema import LedgerRow
+from clipfarm_dagster.partitions import VIDEO_PARTITIONS
+from clipfarm_dagster.recording import data_version_tags, record_events, record_failed_partitions
+from clipfarm_dagster.resources.encoders import EncodersResource
+from clipfarm_dagster.resources.object_store import ObjectStoreResource
+from clipfarm_dagster.resources.stage_state import StageStateResource
+from clipfarm_dagster.stages import Stage
+
+PARTITIONS_PER_RUN = 500
+"""Most partitions of one run of a backfill: enough to pay for starting it and loading a model."""
+
+_LISTED_FAILURES = 100
+
+_DESCRIPTIONS = {
+    Stage.VIDEO: "VideoMAE over 16 frames of each clip: `embeddings/video/<video_id>.npy`.",
+    Stage.AUDIO: "wav2vec2 over the sound of each clip: `embeddings/audio/<video_id>.npy`.",
+    Stage.TEXT: "MiniLM over metadata and transcript of each clip: `embeddings/text/<video_id>.npy`.",
+}
+_CODE_VERSIONS = {
+    Stage.VIDEO: video.PREPROCESS_VERSION,
+    Stage.AUDIO: audio.PREPROCESS_VERSION,
+    Stage.TEXT: text.PREPROCESS_VERSION,
+}
+
+
+class EmbeddingConfig(dg.Config):
+    """Which videos a run without partitions embeds."""
+
+    video_ids: list[str] = Field(
+        default=[], description="The `video_id`s, where the run has no partition or partition range."
+    )
+
+
+def embedding_asset_key(stage: Stage) -> dg.AssetKey:
+    """Key of a stage's embedding asset."""
+    return dg.AssetKey(f"{stage}_embedding")
+
+
+def data_version(source_hash: str, contract_id: str) -> str:
+    """Dagster's data version of one embedding: its input and its contract."""
+    return f"{source_hash}.{contract_id}"
+
+
+def _embedding_asset(stage: Stage) -> dg.AssetsDefinition:
+    @dg.asset(
+        name=f"{stage}_embedding",
+        deps=[raw_asset_key(stage)],
+        partitions_def=VIDEO_PARTITIONS,
+        group_name="embeddings",
+        description=_DESCRIPTIONS[stage],
+        code_version=_CODE_VERSIONS[stage],
+        kinds={"python", "pytorch", "numpy"},
+        tags={"clipfarm/stage": str(stage)},
+        output_required=False,
+        backfill_policy=dg.BackfillPolicy.multi_run(max_partitions_per_run=PARTITIONS_PER_RUN),
+    )
+    def embedding(
+        context: dg.AssetExecutionContext,
+        config: EmbeddingConfig,
+        object_store: ObjectStoreResource,
+        stage_state: StageStateResource,
+        encoders: EncodersResource,
+    ) -> Iterator[dg.Output[None]]:
+        corpus = stage_state.corpus(object_store)
+        _embed(context, stage, _video_ids(context, config), corpus, encoders)
+        yield from ()  # each success has recorded itself; an output would speak for all partitions at once
+
+    return embedding
+
+
+EMBEDDING_ASSETS = [_embedding_asset(stage) for stage in Stage]
+
+
+def _video_ids(context: dg.AssetExecutionContext, config: EmbeddingConfig) -> list[str]:
+    """The ids of the run: its partition or partition range, else those of its config."""
+    if context.has_partition_key or context.has_partition_key_range:
+        if config.video_ids:
+            raise dg.Failure(
+                "the run has partitions and video_ids in its config; give it one of the two",
+                allow_retries=False,
+            )
+        return list(context.partition_keys)
+    if not config.video_ids:
+        raise dg.Failure(
+            "the run has no partition, and its config names no video_ids; select partitions to materialize,"
+            " or let the sensor or `clipfarm sync` launch it",
+            allow_retries=False,
+        )
+    return [check_video_id(video_id) for video_id in config.video_ids]
+
+
+def _embed(
+    context: dg.AssetExecutionContext,
+    stage: Stage,
+    video_ids: Sequence[str],
+    corpus: Corpus,
+    encoders: EncodersResource,
+) -> None:
+    contract = corpus.contract(stage)
+    single = len(video_ids) == 1
+    failures: list[LedgerRow] = []
+
+    with corpus.ledger(stage) as ledger:
+        items = corpus.work_items(stage, video_ids, ledger)
+        known = {item.video_id for item in items}
+        unknown = [video_id for video_id in video_ids if video_id not in known]
+        progress = Progress(len(items))
+        log = _ProgressLog(context, progress)
+
+        def on_recorded(outcomes: Sequence[Outcome]) -> None:
+            failures.extend(o.row for o in outcomes if o.kind == Kind.FAILED)
+            events = [event for o in outcomes for event in _events(stage, o, contract, corpus.store.url)]
+            record_events(context, events)
+            log.report()
+
+        try:
+            embed_items(
+                items,
+                contract=contract,
+                load_encoder=lambda: encoders.load(stage, corpus.settings),
+                store=corpus.store,
+                keys=corpus.keys,
+                ledger=ledger,
+                options=EngineOptions.from_settings(corpus.settings, previews=single),
+                on_recorded=on_recorded,
+                progress=progress,
+            )
+        finally:
+            corpus.push_snapshot(ledger)
+    context.log.info(f"{stage}: {progress.line()}")
+    context.log.info(f"{stage}: {_summary(progress)}")
+    if failures or unknown:
+        failed = [*(row.video_id for row in failures), *unknown]
+        record_failed_partitions(context, embedding_asset_key(stage), failed)
+        raise _failure(stage, failures, unknown, len(video_ids))
+
+
+def _events(
+    stage: Stage, outcome: Outcome, contract: Contract, store_url: str
+) -> list[dg.AssetMaterialization | dg.AssetObservation]:
+    """What Dagster is told of an outcome: successes are materialized, and so is what they were made of."""
+    row = outcome.row
+    if not outcome.succeeded:
+        return []
+    observation = raw_observation(stage, row.video_id, row.raw_etag or "")
+    return [observation, embedding_materialization(stage, row, contract, store_url, outcome)]
+
+
+def embedding_materialization(
+    stage: Stage, row: LedgerRow, contract: Contract, store_url: str, outcome: Outcome | None = None
+) -> dg.AssetMaterialization:
+    """The materialization that stands for one ledger row of success."""
+    metadata: dict[str, Any] = {
+        "source_hash": row.source_hash or "",
+        "contract": contract.id,
+        "model": f"{contract.model_name}@{contract.model_revision}",
+        "dimension": row.embedding_dim or 0,
+        "key": dg.MetadataValue.path(f"{store_url}/{row.artifact_key}"),
+        "seconds": row.seconds or 0.0,
+    }
+    if row.note:
+        metadata["note"] = row.note
+    if outcome is not None:
+        metadata["outcome"] = str(outcome.kind)
+        if outcome.preview:
+            metadata["preview"] = dg.MetadataValue.md(outcome.preview)
+    return dg.AssetMaterialization(
+        asset_key=embedding_asset_key(stage),
+        partition=row.video_id,
+        metadata=metadata,
+        tags=data_version_tags(
+            data_version(row.source_hash or "", contract.id),
+            _CODE_VERSIONS[stage],
+            {raw_asset_key(stage): row.raw_etag or ""},
+        ),
+    )
+
+
+def _failure(
+    stage: Stage, failures: Sequence[LedgerRow], unknown: Sequence[str], total: int
+) -> dg.Failure:
+    """The failure that ends a run with failed items, saying which and why."""
+    rows = [(row.video_id, str(row.status), row.error or "") for row in failures]
+    rows += [(video_id, "not in the metadata", "the metadata CSV has no row of it") for video_id in unknown]
+    listed = "\n".join(f"{video_id}: {status}: {error}" for video_id, status, error in rows[:_LISTED_FAILURES])
+    more = f"\n… and {len(rows) - _LISTED_FAILURES} more" if len(rows) > _LISTED_FAILURES else ""
+    records = [
+        dg.TableRecord({"video_id": video_id, "status": status, "error": error})
+        for video_id, status, error in rows[:_LISTED_FAILURES]
+    ]
+    return dg.Failure(
+        description=f"{len(rows)} of {total} {stage} items failed; the others are done.\n{listed}{more}",
+        metadata={"failed": len(rows), "failures": dg.MetadataValue.table(records)},
+        allow_retries=False,
+    )
+
+
+def _summary(progress: Progress) -> str:
+    statuses = ", ".join(f"{count} {status}" for status, count in sorted(progress.outcomes.items()))
+    steps = ", ".join(f"{step} {seconds:.1f} s" for step, seconds in progress.seconds.items())
+    return (
+        f"{statuses or 'nothing to do'}; {progress.model_calls} through the model; {progress.elapsed:.1f} s"
+        + (f" ({steps})" if steps else "")
+    )
+
+
+class _ProgressLog:
+    """A line in the run's log, at most one in ten seconds."""
+
+    def __init__(self, context: dg.AssetExecutionContext, progress: Progress) -> None:
+        self._context, self._progress = context, progress
+        self._last = datetime.now(UTC)
+
+    def report(self) -> None:
+        now = datetime.now(UTC)
+        if (now - self._last).total_seconds() >= 10:
+            self._last = now
+            self._context.log.info(self._progress.line())
+

@@ -1,0 +1,62 @@
+"""The raw artifacts, as assets that others make and ClipFarm observes; their data version is the ETag."""
+
+import dagster as dg
+
+from clipfarm_dagster.partitions import VIDEO_PARTITIONS
+from clipfarm_dagster.recording import DATA_VERSION_TAG
+from clipfarm_dagster.resources.object_store import ObjectStoreResource
+from clipfarm_dagster.resources.stage_state import StageStateResource
+from clipfarm_dagster.stages import Stage
+
+_DESCRIPTIONS = {
+    Stage.VIDEO: "Clips as they were delivered, `raw/video/<video_id>.mp4` in the store.",
+    Stage.AUDIO: "Sound of the clips, `raw/audio/<video_id>.wav` in the store.",
+    Stage.TEXT: "Transcripts, `raw/text/<video_id>.json` in the store, with the field `transcript`.",
+}
+
+
+def raw_asset_key(stage: Stage) -> dg.AssetKey:
+    """Key of the raw asset that a stage reads."""
+    return dg.AssetKey(f"raw_{stage}")
+
+
+def raw_observation(stage: Stage, video_id: str, etag: str) -> dg.AssetObservation:
+    """The observation of one raw object's version."""
+    return dg.AssetObservation(
+        asset_key=raw_asset_key(stage),
+        partition=video_id,
+        metadata={"etag": etag},
+        tags={DATA_VERSION_TAG: etag},
+    )
+
+
+def _raw_asset(stage: Stage) -> dg.SourceAsset:
+    @dg.observable_source_asset(
+        name=f"raw_{stage}",
+        partitions_def=VIDEO_PARTITIONS,
+        group_name="raw",
+        description=_DESCRIPTIONS[stage],
+        tags={"clipfarm/stage": str(stage)},
+    )
+    def raw(
+        context: dg.OpExecutionContext, object_store: ObjectStoreResource, stage_state: StageStateResource
+    ) -> dg.DataVersionsByPartition:
+        corpus = stage_state.corpus(object_store)
+        known = set(context.instance.get_dynamic_partitions(VIDEO_PARTITIONS.name or ""))
+        listing = corpus.raw_listing(stage)
+        folder, suffix = corpus.keys.raw_folder(stage), stage.raw_suffix
+        versions = {
+            key.removeprefix(folder).removesuffix(suffix): etag
+            for key, etag in zip(
+                listing["key"].to_pylist(), listing["etag"].to_pylist(), strict=True
+            )
+            if key.endswith(suffix)
+        }
+        return dg.DataVersionsByPartition(
+            {video_id: etag for video_id, etag in versions.items() if video_id in known}
+        )
+
+    return raw
+
+
+RAW_ASSETS = [_raw_asset(stage) for stage in Stage]

@@ -1,0 +1,35 @@
+"""Assembles the definitions, and does nothing else."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import dagster as dg
+
+from clipfarm_dagster.assets.embeddings import EMBEDDING_ASSETS
+from clipfarm_dagster.assets.raw import RAW_ASSETS
+from clipfarm_dagster.jobs import EMBEDDING_JOBS
+from clipfarm_dagster.resources.encoders import EncodersResource
+from clipfarm_dagster.resources.object_store import ObjectStoreResource
+from clipfarm_dagster.resources.stage_state import StageStateResource
+from clipfarm_dagster.sensors import embedding_sensor
+
+
+def build_definitions(resource_overrides: Mapping[str, Any] | None = None) -> dg.Definitions:
+    """All definitions; `resource_overrides` replace resources by name (`object_store`, `stage_state`,
+    `encoders`). Nothing is read, connected to or loaded."""
+    return dg.Definitions(
+        assets=[*RAW_ASSETS, *EMBEDDING_ASSETS],
+        jobs=EMBEDDING_JOBS,
+        sensors=[embedding_sensor],
+        resources={
+            "object_store": ObjectStoreResource(),
+            "stage_state": StageStateResource(),
+            "encoders": EncodersResource(),
+            **(resource_overrides or {}),
+        },
+        # a run is one step with worker processes of its own; a second process for the step only costs time
+        executor=dg.in_process_executor,
+    )
+
+
+defs = build_definitions()

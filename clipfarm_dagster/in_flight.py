@@ -1,0 +1,47 @@
+"""Which videos runs have in hand now, as Dagster's run storage tells it: one query, whatever their number."""
+
+from collections.abc import Sequence
+
+import dagster as dg
+from dagster._core.storage.dagster_run import IN_PROGRESS_RUN_STATUSES
+from dagster._core.storage.tags import (
+    ASSET_PARTITION_RANGE_END_TAG,
+    ASSET_PARTITION_RANGE_START_TAG,
+    PARTITION_NAME_TAG,
+)
+
+from clipfarm_dagster.assets.embeddings import embedding_asset_key
+from clipfarm_dagster.jobs import id_list
+from clipfarm_dagster.partitions import VIDEO_PARTITIONS
+from clipfarm_dagster.stages import Stage
+
+
+def videos_in_flight(instance: dg.DagsterInstance) -> dict[Stage, set[str]]:
+    """Ids by stage that queued, starting or running runs have: by id list, partition or partition range."""
+    runs = instance.get_runs(dg.RunsFilter(statuses=IN_PROGRESS_RUN_STATUSES))
+    found: dict[Stage, set[str]] = {stage: set() for stage in Stage}
+    partitions: Sequence[str] | None = None
+    for run in runs:
+        for stage in Stage:
+            found[stage].update(id_list(stage, run.run_config))
+            if run.asset_selection is None or embedding_asset_key(stage) not in run.asset_selection:
+                continue
+            if partition := run.tags.get(PARTITION_NAME_TAG):
+                found[stage].add(partition)
+            start, end = (
+                run.tags.get(ASSET_PARTITION_RANGE_START_TAG),
+                run.tags.get(ASSET_PARTITION_RANGE_END_TAG),
+            )
+            if start and end:
+                if partitions is None:
+                    partitions = instance.get_dynamic_partitions(VIDEO_PARTITIONS.name or "")
+                found[stage].update(_range(partitions, start, end))
+    return found
+
+
+def _range(partitions: Sequence[str], start: str, end: str) -> Sequence[str]:
+    """The partitions from `start` to `end`; the whole, to be safe, where one of them has been deleted."""
+    try:
+        return partitions[partitions.index(start) : partitions.index(end) + 1]
+    except ValueError:
+        return partitions
