@@ -67,6 +67,8 @@ class StoredObject:
 class ObjectStore:
     """A bucket or a folder. Threads may share one; pickling takes the address along and connects anew.
 
+    A child process must be spawned, not forked: in a fork of a process that has used a store, calls hang.
+
     Every method that takes a key raises StoreError for one that is empty, absolute or over 1024 bytes,
     or has an empty, `.` or `..` segment or a control character. All raise StoreUnavailableError when the
     store as a whole cannot be used, and StoreError for other trouble with one key.

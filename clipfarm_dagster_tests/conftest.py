@@ -134,6 +134,10 @@ def seaweedfs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+        for port in (master, volume, filer, s3, admin):
+            for left in (f"*-{port}.sock", f"*-{port + 10_000}.sock"):
+                for path in Path("/tmp").glob(f"seaweedfs-{left}"):
+                    path.unlink(missing_ok=True)
 
 
 @pytest.fixture

@@ -379,7 +379,7 @@ class TestS3:
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a-wrong-secret")
         store = ObjectStore.open(s3_environment.url)
         for call in (store.head, store.get, store.list):
-            with pytest.raises(StoreUnavailableError, match="403 Forbidden.*credentials") as caught:
+            with pytest.raises(StoreUnavailableError, match=r"403 Forbidden.*credentials") as caught:
                 call("x")
             assert "a-wrong-secret" not in str(caught.value)
             assert "\n" not in str(caught.value)

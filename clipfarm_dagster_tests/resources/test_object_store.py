@@ -13,6 +13,9 @@ from clipfarm_dagster.resources.object_store import ObjectStoreResource
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster_tests.conftest import S3Server
 
+# Dagster itself calls what it deprecates when it initialises a nested resource.
+pytestmark = pytest.mark.filterwarnings("ignore:.*dagster_run is deprecated:DeprecationWarning")
+
 
 @dg.asset
 def marker(object_store: ObjectStoreResource) -> None:
@@ -80,7 +83,6 @@ def test_s3_resource_of_a_profile_that_is_missing(s3_environment: S3Server) -> N
         resource.open().head("x")
 
 
-@pytest.mark.filterwarnings("ignore:.*dagster_run is deprecated:DeprecationWarning")
 def test_s3_configured_at_launch_is_refused_clearly(s3_environment: S3Server) -> None:
     s3 = S3Resource.configure_at_launch()
     resource = ObjectStoreResource(url=s3_environment.url, s3=s3)
