@@ -22,7 +22,7 @@ from clipfarm_dagster.errors import MetadataError
 if TYPE_CHECKING:
     import pyarrow as pa
 
-BLOCK_SIZES = (4 << 20, 96 << 20)
+BLOCK_SIZES = (1 << 20, 96 << 20)
 """Bytes that are read at a time. A row must fit into one block, so the larger is tried after the smaller."""
 
 _SENTINEL = "clipfarm-end-of-file"
@@ -47,8 +47,7 @@ def read_header(file: BinaryIO, url: str) -> list[str]:
 
 
 def read_batches(file: BinaryIO, header: Sequence[str], block_size: int) -> Iterator[pa.RecordBatch]:
-    """All rows below the header, in order. Columns are named `c0`, `c1`, … and hold text without nulls;
-    `n` numbers the rows from 0.
+    """All rows below the header, in order. Columns are named `c0`, `c1`, … and hold text without nulls.
 
     Raises:
         pyarrow.ArrowInvalid: the file is not well-formed, or a row is longer than `block_size`; `locate`
@@ -67,11 +66,11 @@ def read_batches(file: BinaryIO, header: Sequence[str], block_size: int) -> Iter
             strings_can_be_null=False, column_types=dict.fromkeys(header, pa.string())
         ),
     )
-    n, held = 0, None
+    names = [f"c{i}" for i in range(len(header))]
+    held = None
     for batch in reader:
         if held is not None:
-            yield _numbered(held, n)
-            n += held.num_rows
+            yield held.rename_columns(names)
             held = None
         if batch.num_rows:
             held = batch
@@ -79,14 +78,7 @@ def read_batches(file: BinaryIO, header: Sequence[str], block_size: int) -> Iter
         raise pa.ArrowInvalid("there are NUL bytes")
     if held is None or held.column(0)[-1].as_py() != _SENTINEL:
         raise pa.ArrowInvalid("a quote is never closed")
-    yield _numbered(held.slice(0, held.num_rows - 1), n)
-
-
-def batch_schema(header: Sequence[str]) -> pa.Schema:
-    """Schema of what `read_batches` yields."""
-    import pyarrow as pa
-
-    return pa.schema([*((f"c{i}", pa.string()) for i in range(len(header))), ("n", pa.int64())])
+    yield held.slice(0, held.num_rows - 1).rename_columns(names)
 
 
 def locate(file: BinaryIO, url: str, header: Sequence[str]) -> MetadataError | None:
@@ -101,7 +93,7 @@ def locate(file: BinaryIO, url: str, header: Sequence[str]) -> MetadataError | N
 
 
 def line_of_row(file: BinaryIO, n: int) -> int:
-    """Line, from 1, on which row `n` begins, numbered as `read_batches` does."""
+    """Line, from 1, on which the `n`-th row below the header begins, from 0."""
     with _rows(file) as rows:
         for i, (line, _) in enumerate(rows, start=-1):
             if i == n:
@@ -129,16 +121,6 @@ def _check_cells(url: str, line: int, cells: Sequence[str], header: Sequence[str
             line=line,
             column=header[len(cells)] if short else header[-1],
         )
-
-
-def _numbered(batch: pa.RecordBatch, first: int) -> pa.RecordBatch:
-    import numpy as np
-    import pyarrow as pa
-
-    names = [*(f"c{i}" for i in range(batch.num_columns)), "n"]
-    return pa.RecordBatch.from_arrays(
-        [*batch.columns, pa.array(np.arange(first, first + batch.num_rows, dtype=np.int64))], names
-    )
 
 
 class _Source(io.RawIOBase):

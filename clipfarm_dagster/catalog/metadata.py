@@ -21,7 +21,7 @@ from clipfarm_dagster.ledger.schema import timestamp
 from clipfarm_dagster.stages import Stage
 
 if TYPE_CHECKING:
-    import duckdb
+    import numpy as np
     import pyarrow as pa
 
 __all__ = ["REQUIRED_COLUMNS", "LatestRows", "metadata_hash", "read_latest_rows", "rows_for", "source_hash"]
@@ -125,8 +125,8 @@ def rows_for(latest: LatestRows, video_ids: Sequence[str]) -> dict[str, dict[str
 
 
 def _write_latest(file: BinaryIO, url: str, hashed: Mapping[Stage, Sequence[str]], path: Path) -> LatestRows:
-    """Write the latest rows to `path`. Reads the file twice: for the row numbers that win, with a narrow
-    table, and then for these rows' texts, which are hashed and written as they stream by."""
+    """Write the latest rows to `path`. Reads the file twice: for the rows that win, with two narrow columns
+    in memory, and then for these rows' texts, which are hashed and written as they stream by."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -144,8 +144,81 @@ def _write_latest(file: BinaryIO, url: str, hashed: Mapping[Stage, Sequence[str]
             raise MetadataError(url, "this column's name is reserved; rename it", line=1, column=name)
 
     block_size, narrow = _read_narrow(file, url, header)
+    winners = _choose(narrow, file, url)
+    del narrow
+    latest = LatestRows(path, int(winners.rows.sum()), winners.refused, winners.refused_ids)
+    info = {"videos": latest.videos, "refused": latest.refused, "refused_ids": latest.refused_ids}
+    schema = pa.schema(
+        [
+            ("video_id", pa.string()),
+            ("captured_at", pa.timestamp("us", "UTC")),
+            *((name, pa.string()) for name in (*hashes, *rides_along)),
+        ],
+        metadata={_INFO: json.dumps(info)},
+    )
+    with (
+        duck.connect() as connection,
+        pq.ParquetWriter(
+            path, schema, compression="zstd", use_dictionary=list(hashes), write_statistics=False
+        ) as writer,
+    ):
+        texts = pa.schema(
+            [*((name, pa.string()) for name in columns.values()), ("captured_at", pa.timestamp("us", "UTC"))]
+        )
+        connection.register(
+            "texts",
+            pa.RecordBatchReader.from_batches(texts, _latest_batches(file, header, block_size, winners)),
+        )
+        selected = ", ".join(
+            [columns["video_id"], "captured_at", *hashes.values(), *(columns[name] for name in rides_along)]
+        )
+        for batch in connection.sql(f"SELECT {selected} FROM texts").to_arrow_reader(_ROW_GROUP):  # noqa: S608
+            writer.write_batch(pa.RecordBatch.from_arrays(batch.columns, schema=schema), _ROW_GROUP)
+    return latest
+
+
+def _read_narrow(file: BinaryIO, url: str, header: Sequence[str]) -> tuple[int, pa.Table]:
+    """`video_id` and `captured_at` of every row, in order, all columns of which are checked; and the block
+    size that the file's longest row fits into."""
+    import pyarrow as pa
+
+    wanted = [f"c{header.index('video_id')}", f"c{header.index('captured_at')}"]
+    for block_size in csv_file.BLOCK_SIZES:
+        try:
+            batches = [b.select(wanted) for b in csv_file.read_batches(file, header, block_size)]
+        except pa.ArrowInvalid as error:
+            unreadable = error
+        else:
+            table = pa.Table.from_batches(batches, batches[0].schema)
+            return block_size, table.rename_columns(["video_id", "captured_at"])
+    if found := csv_file.locate(file, url, header):
+        raise found from unreadable
+    raise MetadataError(url, f"it cannot be read as CSV: {unreadable}") from unreadable
+
+
+@dataclass(frozen=True)
+class _Winners:
+    rows: np.ndarray[Any, np.dtype[np.bool_]]
+    """For each row of the CSV, whether it is the latest of its video."""
+    captured_at: pa.ChunkedArray
+    """Of these rows, in their order."""
+    refused: dict[str, int]
+    refused_ids: int
+
+
+def _choose(narrow: pa.Table, file: BinaryIO, url: str) -> _Winners:
+    """The latest row of each video.
+
+    Raises:
+        MetadataError: an accepted row has no readable `captured_at`.
+    """
+    import numpy as np
+    import pyarrow as pa
+
     with duck.connect() as connection:
-        connection.register("narrow", narrow)
+        connection.register(
+            "narrow", narrow.append_column("n", pa.array(np.arange(narrow.num_rows, dtype=np.int64)))
+        )
         connection.execute(
             """CREATE TEMP TABLE dated AS SELECT n, video_id,
                 regexp_full_match(video_id, ?) AS accepted,
@@ -154,80 +227,44 @@ def _write_latest(file: BinaryIO, url: str, hashed: Mapping[Stage, Sequence[str]
             FROM narrow""",
             [VIDEO_ID_PATTERN, _ISO_8601],
         )
-        connection.unregister("narrow")
-        del narrow
-        (undated,) = _row(
-            connection.execute(
-                """SELECT min(n) FROM dated WHERE accepted AND (captured_at IS NULL
-                OR NOT captured_at BETWEEN '0001-01-02 00:00Z' AND '9999-12-30 00:00Z')"""
-            )
-        )
+        [(undated,)] = connection.execute(
+            """SELECT min(n) FROM dated WHERE accepted AND (captured_at IS NULL
+            OR NOT captured_at BETWEEN '0001-01-02 00:00Z' AND '9999-12-30 00:00Z')"""
+        ).fetchall()
         if undated is not None:
-            line = csv_file.line_of_row(file, undated)
             raise MetadataError(
-                url, "this is not an ISO 8601 date or timestamp", line=line, column="captured_at"
+                url,
+                f"{narrow['captured_at'][undated].as_py()[:100]!r} is not an ISO 8601 date or timestamp",
+                line=csv_file.line_of_row(file, undated),
+                column="captured_at",
             )
-        refused = dict(
-            connection.execute(
-                """SELECT left(video_id, 200) AS id, count(*) FROM dated WHERE NOT accepted
-                GROUP BY video_id ORDER BY min(n) LIMIT ?""",
-                [REFUSED_SAMPLE],
-            ).fetchall()
-        )
-        (refused_ids,) = _row(
-            connection.execute("SELECT count(DISTINCT video_id) FROM dated WHERE NOT accepted")
-        )
-        connection.execute(
-            """CREATE TEMP TABLE latest AS SELECT n, captured_at FROM dated WHERE accepted
-            QUALIFY row_number() OVER (PARTITION BY video_id ORDER BY captured_at DESC, n DESC) = 1;
-            DROP TABLE dated"""
-        )
-        (videos,) = _row(connection.execute("SELECT count(*) FROM latest"))
-
-        texts = ", ".join(f"t.{columns[name]}" for name in rides_along)
-        connection.register(
-            "texts",
-            pa.RecordBatchReader.from_batches(
-                csv_file.batch_schema(header), csv_file.read_batches(file, header, block_size)
-            ),
-        )
-        selected = connection.sql(
-            f"""SELECT t.{columns["video_id"]}, latest.captured_at, {", ".join(hashes.values())}, {texts}
-            FROM texts t JOIN latest USING (n)"""  # noqa: S608 (names made here)
-        ).to_arrow_reader(_ROW_GROUP)
-        schema = pa.schema(
-            [
-                ("video_id", pa.string()),
-                ("captured_at", pa.timestamp("us", "UTC")),
-                *((name, pa.string()) for name in (*hashes, *rides_along)),
-            ],
-            metadata={_INFO: json.dumps({"videos": videos, "refused": refused, "refused_ids": refused_ids})},
-        )
-        with pq.ParquetWriter(
-            path, schema, compression="zstd", use_dictionary=list(hashes), write_statistics=False
-        ) as writer:
-            for batch in selected:
-                writer.write_batch(pa.RecordBatch.from_arrays(batch.columns, schema=schema), _ROW_GROUP)
-    return LatestRows(path, videos, refused, refused_ids)
+        refused = connection.execute(
+            """SELECT left(video_id, 200), count(*) FROM dated WHERE NOT accepted
+            GROUP BY video_id ORDER BY min(n)"""
+        ).fetchall()
+        latest = connection.sql(
+            """SELECT n, captured_at FROM dated WHERE accepted
+            QUALIFY row_number() OVER (PARTITION BY video_id ORDER BY captured_at DESC, n DESC) = 1
+            ORDER BY n"""
+        ).to_arrow_table()
+    rows = np.zeros(narrow.num_rows, dtype=np.bool_)
+    rows[latest["n"].to_numpy()] = True
+    return _Winners(rows, latest["captured_at"], dict(refused[:REFUSED_SAMPLE]), len(refused))
 
 
-def _read_narrow(file: BinaryIO, url: str, header: Sequence[str]) -> tuple[int, pa.Table]:
-    """`n`, `video_id` and `captured_at` of every row, all columns of which are checked; and the block size
-    that the file's longest row fits into."""
+def _latest_batches(
+    file: BinaryIO, header: Sequence[str], block_size: int, winners: _Winners
+) -> Iterator[pa.RecordBatch]:
+    """The rows that win, with `captured_at` as a timestamp behind the CSV's columns."""
     import pyarrow as pa
 
-    wanted = [f"c{header.index('video_id')}", f"c{header.index('captured_at')}", "n"]
-    for block_size in csv_file.BLOCK_SIZES:
-        try:
-            batches = [b.select(wanted) for b in csv_file.read_batches(file, header, block_size)]
-        except pa.ArrowInvalid as error:
-            unreadable = error
-        else:
-            table = pa.Table.from_batches(batches, batches[0].schema)
-            return block_size, table.rename_columns(["video_id", "captured_at", "n"])
-    if found := csv_file.locate(file, url, header):
-        raise found from unreadable
-    raise MetadataError(url, f"it cannot be read as CSV: {unreadable}") from unreadable
+    read = written = 0
+    for batch in csv_file.read_batches(file, header, block_size):
+        kept = batch.filter(pa.array(winners.rows[read : read + batch.num_rows]))
+        read += batch.num_rows
+        captured_at = winners.captured_at.slice(written, kept.num_rows).combine_chunks()
+        written += kept.num_rows
+        yield kept.append_column("captured_at", captured_at)
 
 
 def _open_cached(path: Path) -> LatestRows | None:
@@ -266,8 +303,3 @@ def _unchanged(file: BinaryIO, url: str) -> Iterator[None]:
     finally:
         if state() != before:
             raise MetadataError(url, "it changed while it was being read; the next try reads it anew")
-
-
-def _row(result: duckdb.DuckDBPyConnection) -> tuple[Any, ...]:
-    [row] = result.fetchall()
-    return tuple(row)
