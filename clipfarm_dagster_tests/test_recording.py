@@ -12,6 +12,7 @@ from dagster._core.storage.partition_status_cache import AssetPartitionStatus
 from pydantic import Field
 
 from clipfarm_dagster import recording
+from clipfarm_dagster.instance import ensure_instance
 from clipfarm_dagster.recording import (
     DATA_VERSION_TAG,
     data_version_tags,
@@ -19,9 +20,10 @@ from clipfarm_dagster.recording import (
     record_failed_partitions,
     report_observations,
 )
+from clipfarm_dagster_tests.postgres import new_database, postgres_server
 
 VIDEOS = dg.DynamicPartitionsDefinition(name="videos")
-IDS = [f"v{n:02}" for n in range(12)]
+IDS = [f"v{n:02}" for n in range(8)]
 RAW = dg.AssetKey(["raw", "video"])
 EMBEDDING = dg.AssetKey(["embedding", "video"])
 CODE = "contract-1"
@@ -92,9 +94,32 @@ def observation(video_id: str, etag: str) -> dg.AssetObservation:
     return dg.AssetObservation(RAW, partition=video_id, tags={DATA_VERSION_TAG: etag})
 
 
+@pytest.fixture(scope="module")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with postgres_server(tmp_path_factory.mktemp("postgres")) as url:
+        yield url
+
+
 @pytest.fixture
 def instance(tmp_path: Path) -> Iterator[dg.DagsterInstance]:
+    """Dagster's own default instance."""
     with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
+        instance.add_dynamic_partitions("videos", IDS)
+        yield instance
+
+
+@pytest.fixture(params=["stock", "shipped", "postgres"])
+def each_instance(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[dg.DagsterInstance]:
+    """An instance with each kind of event log."""
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
+    if request.param == "shipped":
+        ensure_instance(tmp_path)
+    elif request.param == "postgres":
+        url = new_database(request.getfixturevalue("postgres"))
+        (tmp_path / "dagster.yaml").write_text(f"storage: {{postgres: {{postgres_url: '{url}'}}}}")
+    with dg.DagsterInstance.get() as instance:
         instance.add_dynamic_partitions("videos", IDS)
         yield instance
 
@@ -163,60 +188,60 @@ def _comparable(entry: dg.EventLogEntry) -> object:
     )
 
 
-def test_id_list_run_tells_successes_and_failures_apart(instance: dg.DagsterInstance) -> None:
-    result = run_ids(instance, IDS[:6], bad=IDS[4:6])
+def test_id_list_run_tells_successes_and_failures_apart(each_instance: dg.DagsterInstance) -> None:
+    result = run_ids(each_instance, IDS[:6], bad=IDS[4:6])
     assert not result.success
-    assert instance.get_materialized_partitions(EMBEDDING) == set(IDS[:4])
-    assert statuses(instance) == (
+    assert each_instance.get_materialized_partitions(EMBEDDING) == set(IDS[:4])
+    assert statuses(each_instance) == (
         dict.fromkeys(IDS[:4], AssetPartitionStatus.MATERIALIZED)
         | dict.fromkeys(IDS[4:6], AssetPartitionStatus.FAILED)
         | dict.fromkeys(IDS[6:])
     )
 
 
-def test_failed_partition_of_an_id_list_run_is_mended_by_the_next(instance: dg.DagsterInstance) -> None:
-    run_ids(instance, IDS, bad=IDS[:1])
-    assert statuses(instance)[IDS[0]] == AssetPartitionStatus.FAILED
-    assert run_ids(instance, IDS[:1]).success
-    assert set(statuses(instance).values()) == {AssetPartitionStatus.MATERIALIZED}
-    run_ids(instance, IDS[:1], bad=IDS[:1])
-    assert statuses(instance)[IDS[0]] == AssetPartitionStatus.FAILED
+def test_failed_partition_of_an_id_list_run_is_mended_by_the_next(each_instance: dg.DagsterInstance) -> None:
+    run_ids(each_instance, IDS, bad=IDS[:1])
+    assert statuses(each_instance)[IDS[0]] == AssetPartitionStatus.FAILED
+    assert run_ids(each_instance, IDS[:1]).success
+    assert set(statuses(each_instance).values()) == {AssetPartitionStatus.MATERIALIZED}
+    run_ids(each_instance, IDS[:1], bad=IDS[:1])
+    assert statuses(each_instance)[IDS[0]] == AssetPartitionStatus.FAILED
 
 
-def test_range_run_plans_each_partition_once(instance: dg.DagsterInstance) -> None:
-    result = run_range(instance, IDS[2], IDS[7], bad=[IDS[3]])
+def test_range_run_plans_each_partition_once(each_instance: dg.DagsterInstance) -> None:
+    result = run_range(each_instance, IDS[2], IDS[6], bad=[IDS[3]])
     assert not result.success
-    planned = entries(instance, result.run_id, dg.DagsterEventType.ASSET_MATERIALIZATION_PLANNED)
-    assert sorted(str(entry.get_dagster_event().partition) for entry in planned) == IDS[2:8]
-    expected = dict.fromkeys(IDS) | dict.fromkeys(IDS[2:8], AssetPartitionStatus.MATERIALIZED)
-    assert statuses(instance) == expected | {IDS[3]: AssetPartitionStatus.FAILED}
+    planned = entries(each_instance, result.run_id, dg.DagsterEventType.ASSET_MATERIALIZATION_PLANNED)
+    assert sorted(str(entry.get_dagster_event().partition) for entry in planned) == IDS[2:7]
+    expected = dict.fromkeys(IDS) | dict.fromkeys(IDS[2:7], AssetPartitionStatus.MATERIALIZED)
+    assert statuses(each_instance) == expected | {IDS[3]: AssetPartitionStatus.FAILED}
 
 
-def test_latest_materialization_and_data_version_of_each_partition(instance: dg.DagsterInstance) -> None:
-    first, second = run_ids(instance, IDS), run_ids(instance, IDS[:5], etag="e2")
-    ids = instance.event_log_storage.get_latest_storage_id_by_partition(
+def test_latest_materialization_and_data_version_of_each_partition(each_instance: dg.DagsterInstance) -> None:
+    first, second = run_ids(each_instance, IDS), run_ids(each_instance, IDS[:5], etag="e2")
+    ids = each_instance.event_log_storage.get_latest_storage_id_by_partition(
         EMBEDDING, dg.DagsterEventType.ASSET_MATERIALIZATION
     )
     for number, video_id in enumerate(IDS):
-        event = instance.get_latest_data_version_record(EMBEDDING, partition_key=video_id)
+        event = each_instance.get_latest_data_version_record(EMBEDDING, partition_key=video_id)
         assert event is not None
         assert event.storage_id == ids[video_id]
         expected_run, etag = (second, "e2") if number < 5 else (first, "e1")
         assert event.run_id == expected_run.run_id
         assert (event.event_log_entry.tags or {})[DATA_VERSION_TAG] == f"{etag}-{CODE}"
-    latest = instance.get_latest_materialization_event(EMBEDDING)
+    latest = each_instance.get_latest_materialization_event(EMBEDDING)
     assert latest is not None
     assert latest.run_id == second.run_id
     assert latest.get_dagster_event().partition == IDS[4]
 
 
-def test_events_keep_their_order(instance: dg.DagsterInstance) -> None:
+def test_events_keep_their_order(each_instance: dg.DagsterInstance) -> None:
     shuffled = IDS[::2] + IDS[1::2]
-    run = run_ids(instance, shuffled)
-    found = instance.fetch_materializations(EMBEDDING, limit=100, ascending=True).records
+    run = run_ids(each_instance, shuffled)
+    found = each_instance.fetch_materializations(EMBEDDING, limit=100, ascending=True).records
     assert [record.partition_key for record in found] == shuffled
     assert [record.storage_id for record in found] == sorted(record.storage_id for record in found)
-    in_run = entries(instance, run.run_id, dg.DagsterEventType.ASSET_MATERIALIZATION)
+    in_run = entries(each_instance, run.run_id, dg.DagsterEventType.ASSET_MATERIALIZATION)
     assert [entry.get_dagster_event().partition for entry in in_run] == shuffled
 
 
@@ -227,21 +252,21 @@ def test_other_assets_observations_reach_the_asset_table(instance: dg.DagsterIns
     assert {record.partition_key for record in found} == set(IDS[:2])
 
 
-def test_partition_is_fresh_until_its_input_is_observed_changed(instance: dg.DagsterInstance) -> None:
-    assert staleness(instance, IDS[0]) == StaleStatus.MISSING
-    report_observations(instance, [observation(video_id, "e1") for video_id in IDS])
-    run_ids(instance, IDS[:2])
-    assert staleness(instance, IDS[0]) == StaleStatus.FRESH
-    report_observations(instance, [observation(video_id, "e1") for video_id in IDS])
-    assert staleness(instance, IDS[0]) == StaleStatus.FRESH
-    report_observations(instance, [observation(IDS[0], "e2")])
-    assert [staleness(instance, video_id) for video_id in IDS[:3]] == [
+def test_partition_is_fresh_until_its_input_is_observed_changed(each_instance: dg.DagsterInstance) -> None:
+    assert staleness(each_instance, IDS[0]) == StaleStatus.MISSING
+    report_observations(each_instance, [observation(video_id, "e1") for video_id in IDS])
+    run_ids(each_instance, IDS[:2])
+    assert staleness(each_instance, IDS[0]) == StaleStatus.FRESH
+    report_observations(each_instance, [observation(video_id, "e1") for video_id in IDS])
+    assert staleness(each_instance, IDS[0]) == StaleStatus.FRESH
+    report_observations(each_instance, [observation(IDS[0], "e2")])
+    assert [staleness(each_instance, video_id) for video_id in IDS[:3]] == [
         StaleStatus.STALE,
         StaleStatus.FRESH,
         StaleStatus.MISSING,
     ]
-    run_ids(instance, IDS[:1], etag="e2")
-    assert staleness(instance, IDS[0]) == StaleStatus.FRESH
+    run_ids(each_instance, IDS[:1], etag="e2")
+    assert staleness(each_instance, IDS[0]) == StaleStatus.FRESH
 
 
 def test_other_code_version_is_stale(instance: dg.DagsterInstance) -> None:

@@ -1,0 +1,23 @@
+"""The shipped Dagster instance: settings and an event log that fit many small partitions."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+
+SETTINGS_FILE = "dagster.yaml"
+
+
+def ensure_instance(home: Path) -> Path:
+    """Make `home` a folder that may serve as `DAGSTER_HOME`, and return it as an absolute path.
+
+    Settings that stand there already are left alone.
+    """
+    home = home.expanduser().resolve()
+    home.mkdir(parents=True, exist_ok=True)
+    settings = home / SETTINGS_FILE
+    if not settings.exists():
+        settings.write_text(
+            (files(__package__) / SETTINGS_FILE).read_text(encoding="utf-8"), encoding="utf-8"
+        )
+    return home

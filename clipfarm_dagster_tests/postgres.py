@@ -1,0 +1,80 @@
+"""A real PostgreSQL server for tests, where its programs are installed."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import socket
+import subprocess
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+
+@contextmanager
+def postgres_server(folder: Path) -> Iterator[str]:
+    """Run a server on a free port of 127.0.0.1, its files in `folder`; yields its URL less a database."""
+    initdb, server = shutil.which("initdb"), shutil.which("postgres")
+    if initdb is None or server is None:
+        pytest.skip("PostgreSQL is not installed (initdb and postgres are not on the PATH)")
+    user = _unprivileged_user(folder)
+    data = folder / "data"
+    command = [initdb, "-D", data, "-U", "clipfarm", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync"]
+    subprocess.run(command, check=True, user=user, cwd=folder, stdout=subprocess.DEVNULL)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    options = ["-c", "fsync=off", "-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories="]
+    process = subprocess.Popen(
+        [server, "-D", data, "-p", str(port), *options], user=user, cwd=folder, stderr=subprocess.DEVNULL
+    )
+    try:
+        _wait_until_ready(port, process)
+        yield f"postgresql://clipfarm@127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def new_database(server_url: str) -> str:
+    """Create an empty database and return its URL."""
+    import psycopg2
+
+    name = f"test_{uuid.uuid4().hex}"
+    connection = psycopg2.connect(f"{server_url}/postgres")
+    connection.autocommit = True
+    with connection.cursor() as cursor:
+        cursor.execute(f"CREATE DATABASE {name}")
+    connection.close()
+    return f"{server_url}/{name}"
+
+
+def _unprivileged_user(folder: Path) -> int | None:
+    """PostgreSQL refuses to run as root, so there it runs as `nobody`, who must get at `folder`."""
+    if os.geteuid() != 0:
+        return None
+    nobody = pwd.getpwnam("nobody").pw_uid
+    os.chown(folder, nobody, -1)
+    for parent in folder.parents:
+        if parent.stat().st_uid == 0 and not parent.stat().st_mode & 0o001:
+            parent.chmod(parent.stat().st_mode | 0o011)
+    return nobody
+
+
+def _wait_until_ready(port: int, process: subprocess.Popen[bytes]) -> None:
+    import psycopg2
+
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            psycopg2.connect(f"postgresql://clipfarm@127.0.0.1:{port}/postgres").close()
+            return
+        except psycopg2.OperationalError:
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
