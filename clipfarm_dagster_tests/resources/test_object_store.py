@@ -72,7 +72,8 @@ def test_s3_by_resource(s3_environment: S3Server, monkeypatch: pytest.MonkeyPatc
     )
     resource = ObjectStoreResource(url=s3_environment.url, prefix="by-resource", s3=s3)
     assert _materialize(resource).success
-    store = resource.process_config_and_initialize().open()
+    with resource.process_config_and_initialize_cm() as initialised:
+        store = initialised.open()
     assert store.get("by-resource/marker").data == b"made"
     store.delete("by-resource/marker")
 
