@@ -34,7 +34,7 @@ class SampledFrames:
     indices: tuple[int, ...]
     """Presentation index of each of the frames; the last is repeated where there were too few."""
     decoded: int
-    """How many frames were decoded to get them."""
+    """How many frames the decoder gave to get them."""
     total: int | None
     """Frames in the stream, where known."""
     note: str | None
@@ -124,7 +124,7 @@ def _sample(
             return _decode_in_order(video, packets, total, count, max_pixels)
         taken = _decode_planned(video, packets, plan, max_pixels)
     if taken is not None:
-        decoded = sum(map(len, plan.runs))
+        decoded = sum(1 for run in plan.runs for i in run if not packets.read[i].is_discard)
         return _padded(taken, plan.wanted, count, decoded=decoded, total=total, note=None)
     return _sample(data, count, unknown_count, max_pixels, max_frames, sparse=False)
 
