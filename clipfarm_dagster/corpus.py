@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from clipfarm_dagster.catalog.delta import DELTA_COLUMNS, StagePlan, plan_stage
 from clipfarm_dagster.catalog.hashing import metadata_hash
@@ -20,13 +20,14 @@ from clipfarm_dagster.catalog.metadata import LatestRows, read_latest_rows, rows
 from clipfarm_dagster.embedding.contract import Contract
 from clipfarm_dagster.embedding.encoder import stage_contract
 from clipfarm_dagster.embedding.outcomes import WorkItem, missing_row, standing_row
-from clipfarm_dagster.errors import MetadataError, SettingsError
+from clipfarm_dagster.embedding.vectors import VectorProblem, from_npy, vector_sha256
+from clipfarm_dagster.errors import MetadataError, ObjectMissingError, SettingsError
 from clipfarm_dagster.ledger.ledger import Ledger
-from clipfarm_dagster.ledger.schema import LedgerRow, timestamp
+from clipfarm_dagster.ledger.schema import LedgerRow, Status, timestamp
 from clipfarm_dagster.ledger.snapshot import push_snapshot, restore_snapshot
 from clipfarm_dagster.settings import Settings
 from clipfarm_dagster.stages import Stage
-from clipfarm_dagster.store import ObjectStore
+from clipfarm_dagster.store import ObjectStore, StoredObject
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -59,6 +60,27 @@ class MetadataSource:
         return info.etag
 
 
+@dataclass(frozen=True)
+class Finding:
+    """What `Corpus.verify` found of one vector; `problem` is `None` where all is well."""
+
+    video_id: str
+    key: str
+    problem: str | None
+
+
+def _vector_problem(row: Mapping[str, Any], answer: StoredObject | ObjectMissingError) -> str | None:
+    if isinstance(answer, ObjectMissingError):
+        return "there is no such object"
+    try:
+        vector = from_npy(answer.data, dimension=row["embedding_dim"])
+    except VectorProblem as problem:
+        return str(problem)
+    if row["artifact_sha256"] is not None and vector_sha256(vector) != row["artifact_sha256"]:
+        return "another vector than the one that was recorded"
+    return None
+
+
 class Corpus:
     """The videos of one store, with what is known and what is done."""
 
@@ -81,7 +103,9 @@ class Corpus:
         if url.startswith("s3://"):
             bucket, _, key = url.removeprefix("s3://").partition("/")
             if not key:
-                raise SettingsError("CLIPFARM_METADATA_URL names a bucket, not an object: s3://bucket/key.csv")
+                raise SettingsError(
+                    "CLIPFARM_METADATA_URL names a bucket, not an object: s3://bucket/key.csv"
+                )
             return MetadataSource(ObjectStore.open(f"s3://{bucket}"), key)
         path = Path(url.removeprefix("file://")).expanduser().absolute()
         if not path.parent.is_dir():
@@ -173,9 +197,7 @@ class Corpus:
             )
 
         restored_rows = [
-            standing_row(
-                item(row), contract, now, source_hash=row["source_hash"], raw_etag=row["raw_etag"]
-            )
+            standing_row(item(row), contract, now, source_hash=row["source_hash"], raw_etag=row["raw_etag"])
             for row in restored
         ]
         missing_rows = [
@@ -187,9 +209,28 @@ class Corpus:
             ledger.record([*restored_rows, *missing_rows])
         return restored_rows
 
+    def orphans(self, latest: LatestRows, ledger: Ledger) -> set[str]:
+        """Ids that the ledger knows and the metadata no longer has."""
+        return set(ledger.columns(["video_id"])["video_id"].to_pylist()).difference(latest.video_ids())
+
+    def verify(self, ledger: Ledger) -> Iterator[Finding]:
+        """Read the vector of every success row, and compare it with what the row says of it."""
+        names = ["video_id", "status", "artifact_key", "embedding_dim", "artifact_sha256"]
+        rows = [row for row in ledger.columns(names).to_pylist() if row["status"] == Status.SUCCESS]
+        by_key = {
+            row["artifact_key"] or self.keys.embedding(ledger.stage, row["video_id"]): row for row in rows
+        }
+        for key, answer in self.store.get_many(sorted(by_key)):
+            row = by_key[key]
+            yield Finding(row["video_id"], key, _vector_problem(row, answer))
+
+    def rows(self, video_ids: Sequence[str]) -> dict[str, dict[str, str]]:
+        """The latest metadata of some videos; those that the CSV does not have are left out."""
+        return rows_for(self.latest_rows(), video_ids)
+
     def work_items(self, stage: Stage, video_ids: Sequence[str], ledger: Ledger) -> list[WorkItem]:
         """What a run needs to know of some videos; those that the metadata does not have are left out."""
-        rows = rows_for(self.latest_rows(), video_ids)
+        rows = self.rows(video_ids)
         previous = ledger.rows(rows)
         columns = self.settings.stage(stage).columns()
         return [
@@ -203,4 +244,3 @@ class Corpus:
             for video_id in dict.fromkeys(video_ids)
             if video_id in rows
         ]
-

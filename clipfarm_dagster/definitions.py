@@ -8,6 +8,7 @@ import dagster as dg
 from clipfarm_dagster.assets.embeddings import EMBEDDING_ASSETS
 from clipfarm_dagster.assets.raw import RAW_ASSETS
 from clipfarm_dagster.jobs import EMBEDDING_JOBS
+from clipfarm_dagster.progress import silent
 from clipfarm_dagster.resources.encoders import EncodersResource
 from clipfarm_dagster.resources.object_store import ObjectStoreResource
 from clipfarm_dagster.resources.stage_state import StageStateResource
@@ -16,7 +17,7 @@ from clipfarm_dagster.sensors import embedding_sensor
 
 def build_definitions(resource_overrides: Mapping[str, Any] | None = None) -> dg.Definitions:
     """All definitions; `resource_overrides` replace resources by name (`object_store`, `stage_state`,
-    `encoders`). Nothing is read, connected to or loaded."""
+    `encoders`, `progress`). Nothing is read, connected to or loaded."""
     return dg.Definitions(
         assets=[*RAW_ASSETS, *EMBEDDING_ASSETS],
         jobs=EMBEDDING_JOBS,
@@ -25,6 +26,7 @@ def build_definitions(resource_overrides: Mapping[str, Any] | None = None) -> dg
             "object_store": ObjectStoreResource(),
             "stage_state": StageStateResource(),
             "encoders": EncodersResource(),
+            "progress": silent,
             **(resource_overrides or {}),
         },
         # a run is one step with worker processes of its own; a second process for the step only costs time

@@ -20,7 +20,7 @@ from clipfarm_dagster.corpus import Corpus
 from clipfarm_dagster.errors import ClipFarmError
 from clipfarm_dagster.in_flight import videos_in_flight
 from clipfarm_dagster.jobs import EMBEDDING_JOBS, STAGE_TAG, embedding_job_name, id_list_run_config
-from clipfarm_dagster.ledger.schema import timestamp
+from clipfarm_dagster.ledger.schema import LedgerRow, timestamp
 from clipfarm_dagster.partitions import VIDEO_PARTITIONS
 from clipfarm_dagster.resources.object_store import ObjectStoreResource
 from clipfarm_dagster.resources.stage_state import StageStateResource
@@ -121,10 +121,7 @@ def _tick(context: dg.SensorEvaluationContext, corpus: Corpus) -> dg.SensorResul
                 stage, latest, ledger, in_flight=in_flight[stage], limit=limit, listing=listings[stage]
             )
             restored = corpus.record_settled(ledger, plan)
-        for row in restored:
-            context.instance.report_runless_asset_event(
-                embedding_materialization(stage, row, corpus.contract(stage), corpus.store.url)
-            )
+        announce_restored(context.instance, corpus, stage, restored)
         ids = [video_id for video_id in plan.work["video_id"].to_pylist() if video_id in partitions]
         for chunk in chunks(ids, corpus.settings.run_size, corpus.settings.max_runs_per_tick):
             requests.append(
@@ -152,6 +149,16 @@ def _tick(context: dg.SensorEvaluationContext, corpus: Corpus) -> dg.SensorResul
         context.update_cursor(cursor)
         return dg.SkipReason("; ".join(notes) or _resting(Seen(next_attempt_at=next_attempt_at), in_flight))
     return dg.SensorResult(run_requests=requests, cursor=cursor)
+
+
+def announce_restored(
+    instance: dg.DagsterInstance, corpus: Corpus, stage: Stage, rows: Sequence[LedgerRow]
+) -> None:
+    """Tell Dagster of vectors that are the right ones again, without a run."""
+    for row in rows:
+        instance.report_runless_asset_event(
+            embedding_materialization(stage, row, corpus.contract(stage), corpus.store.url)
+        )
 
 
 def _add_partitions(instance: dg.DagsterInstance, video_ids: Sequence[str], known: set[str]) -> list[str]:

@@ -16,6 +16,7 @@ from clipfarm_dagster.embedding.engine import EngineOptions, Progress, embed_ite
 from clipfarm_dagster.embedding.outcomes import Kind, Outcome
 from clipfarm_dagster.ledger.schema import LedgerRow
 from clipfarm_dagster.partitions import VIDEO_PARTITIONS
+from clipfarm_dagster.progress import ProgressListener
 from clipfarm_dagster.recording import data_version_tags, record_events, record_failed_partitions
 from clipfarm_dagster.resources.encoders import EncodersResource
 from clipfarm_dagster.resources.object_store import ObjectStoreResource
@@ -24,6 +25,9 @@ from clipfarm_dagster.stages import Stage
 
 PARTITIONS_PER_RUN = 500
 """Most partitions of one run of a backfill: enough to pay for starting it and loading a model."""
+
+FAILED_ITEMS_KEY = "failed"
+"""Metadata key of the failure that ends a run with failed items; their number."""
 
 _LISTED_FAILURES = 100
 
@@ -76,9 +80,10 @@ def _embedding_asset(stage: Stage) -> dg.AssetsDefinition:
         object_store: ObjectStoreResource,
         stage_state: StageStateResource,
         encoders: EncodersResource,
+        progress: dg.ResourceParam[ProgressListener],
     ) -> Iterator[dg.Output[None]]:
         corpus = stage_state.corpus(object_store)
-        _embed(context, stage, _video_ids(context, config), corpus, encoders)
+        _embed(context, stage, _video_ids(context, config), corpus, encoders, progress)
         yield from ()  # each success has recorded itself; an output would speak for all partitions at once
 
     return embedding
@@ -111,6 +116,7 @@ def _embed(
     video_ids: Sequence[str],
     corpus: Corpus,
     encoders: EncodersResource,
+    listener: ProgressListener,
 ) -> None:
     contract = corpus.contract(stage)
     single = len(video_ids) == 1
@@ -128,6 +134,7 @@ def _embed(
             events = [event for o in outcomes for event in _events(stage, o, contract, corpus.store.url)]
             record_events(context, events)
             log.report()
+            listener(stage, progress)
 
         try:
             embed_items(
@@ -142,6 +149,7 @@ def _embed(
                 progress=progress,
             )
         finally:
+            listener(stage, progress)
             corpus.push_snapshot(ledger)
     context.log.info(f"{stage}: {progress.line()}")
     context.log.info(f"{stage}: {_summary(progress)}")
@@ -192,13 +200,13 @@ def embedding_materialization(
     )
 
 
-def _failure(
-    stage: Stage, failures: Sequence[LedgerRow], unknown: Sequence[str], total: int
-) -> dg.Failure:
+def _failure(stage: Stage, failures: Sequence[LedgerRow], unknown: Sequence[str], total: int) -> dg.Failure:
     """The failure that ends a run with failed items, saying which and why."""
     rows = [(row.video_id, str(row.status), row.error or "") for row in failures]
     rows += [(video_id, "not in the metadata", "the metadata CSV has no row of it") for video_id in unknown]
-    listed = "\n".join(f"{video_id}: {status}: {error}" for video_id, status, error in rows[:_LISTED_FAILURES])
+    listed = "\n".join(
+        f"{video_id}: {status}: {error}" for video_id, status, error in rows[:_LISTED_FAILURES]
+    )
     more = f"\n… and {len(rows) - _LISTED_FAILURES} more" if len(rows) > _LISTED_FAILURES else ""
     records = [
         dg.TableRecord({"video_id": video_id, "status": status, "error": error})
@@ -206,7 +214,7 @@ def _failure(
     ]
     return dg.Failure(
         description=f"{len(rows)} of {total} {stage} items failed; the others are done.\n{listed}{more}",
-        metadata={"failed": len(rows), "failures": dg.MetadataValue.table(records)},
+        metadata={FAILED_ITEMS_KEY: len(rows), "failures": dg.MetadataValue.table(records)},
         allow_retries=False,
     )
 
@@ -232,4 +240,3 @@ class _ProgressLog:
         if (now - self._last).total_seconds() >= 10:
             self._last = now
             self._context.log.info(self._progress.line())
-

@@ -47,9 +47,7 @@ def _raw_asset(stage: Stage) -> dg.SourceAsset:
         folder, suffix = corpus.keys.raw_folder(stage), stage.raw_suffix
         versions = {
             key.removeprefix(folder).removesuffix(suffix): etag
-            for key, etag in zip(
-                listing["key"].to_pylist(), listing["etag"].to_pylist(), strict=True
-            )
+            for key, etag in zip(listing["key"].to_pylist(), listing["etag"].to_pylist(), strict=True)
             if key.endswith(suffix)
         }
         return dg.DataVersionsByPartition(

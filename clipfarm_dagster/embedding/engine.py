@@ -70,7 +70,7 @@ class EngineOptions:
         )
 
 
-@dataclass
+@dataclass(eq=False)
 class Progress:
     """Running account of one run; read it at any time."""
 

@@ -1,6 +1,6 @@
 """The ledger of one stage: rows in, rows out, in SQLite or PostgreSQL.
 
-Writes go through SQLAlchemy in one transaction a batch; bulk reads go through ADBC straight into Arrow.
+Writes go through SQLAlchemy in one transaction a batch; large bulk reads go through ADBC straight into Arrow.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import (
+    URL,
     Column,
     Connection,
     Engine,
     MetaData,
     Table,
     Text,
-    URL,
     bindparam,
     create_engine,
     event,
@@ -34,11 +34,15 @@ from sqlalchemy.schema import CreateColumn, CreateSchema
 
 from clipfarm_dagster.embedding.contract import Contract
 from clipfarm_dagster.errors import LedgerError
+from clipfarm_dagster.ledger.bulk_read import read_sqlite
 from clipfarm_dagster.ledger.schema import LEDGER_COLUMNS, LedgerRow, Status, processed_items_table
 from clipfarm_dagster.stages import Stage
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+_ROWS_READ_HERE = 20_000
+"""Up to so many rows are read in this process; for more, starting another one pays."""
 
 _IDS_PER_QUERY = 500
 """SQLite as Debian ships it allows 32,766 bound values a statement, older ones 999."""
@@ -117,9 +121,14 @@ class Ledger:
         table = self._items.name if self._schema is None else f"{self._schema}.{self._items.name}"
         casts = ", ".join(_arrow_expression(self._items.c[name]) for name in names)
         query = f"SELECT {casts} FROM {table}"  # noqa: S608 - names are checked above
-        with _adbc_connect(self._url) as connection, connection.cursor() as cursor:
-            cursor.execute(query)
-            return cursor.fetch_arrow_table().cast(_arrow_schema(self._items, names))
+        schema = _arrow_schema(self._items, names)
+        if self.sqlite_path is None:
+            return _read_postgresql(self._url, query).cast(schema)
+        with self._connection() as connection:
+            count = connection.execute(select(func.count()).select_from(self._items)).scalar_one()
+            if count <= _ROWS_READ_HERE:
+                return _to_arrow(connection.exec_driver_sql(query).fetchall(), schema)
+        return read_sqlite(self.sqlite_path, query).cast(schema)
 
     def rows(self, video_ids: Iterable[str]) -> dict[str, LedgerRow]:
         """The rows of some ids; ids without a row are absent from the answer."""
@@ -276,19 +285,24 @@ def _create_engine(url: URL) -> Engine:
     return engine
 
 
-def _adbc_connect(url: URL) -> Any:
-    if url.get_backend_name() == "postgresql":
-        import adbc_driver_postgresql.dbapi
+def _read_postgresql(url: URL, query: str) -> pa.Table:
+    import adbc_driver_postgresql.dbapi
 
-        plain = url.set(drivername="postgresql").render_as_string(hide_password=False)
-        return adbc_driver_postgresql.dbapi.connect(plain)
-    import adbc_driver_sqlite.dbapi
+    plain = url.set(drivername="postgresql").render_as_string(hide_password=False)
+    with adbc_driver_postgresql.dbapi.connect(plain) as connection, connection.cursor() as cursor:
+        cursor.execute(query)
+        return cursor.fetch_arrow_table()
 
-    return adbc_driver_sqlite.dbapi.connect(url.database)
+
+def _to_arrow(rows: Sequence[Any], schema: pa.Schema) -> pa.Table:
+    import pyarrow as pa
+
+    columns = zip(*rows, strict=True) if rows else [[] for _ in schema]
+    return pa.table([pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)], schema)
 
 
 def _arrow_expression(column: Column[Any]) -> str:
-    # ADBC guesses an SQLite column's type from its first rows; a cast makes every row of that type
+    # SQLite columns may hold anything, and ADBC guesses their type from the first rows; a cast settles both
     return f"CAST({column.name} AS {_SQL_TYPE[column.type.__visit_name__]}) AS {column.name}"
 
 

@@ -1,0 +1,46 @@
+"""Puts the subcommands together, and turns errors into one clear line and an exit code."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import click
+import typer
+from rich.console import Console
+
+from clipfarm_dagster.cli import demo, dev, planning, state, sync
+from clipfarm_dagster.errors import ClipFarmError
+
+app = typer.Typer(
+    name="clipfarm",
+    help="Keeps the video, audio and text embeddings of short videos up to date.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+planning.register(app)
+sync.register(app)
+state.register(app)
+demo.register(app)
+dev.register(app)
+
+
+def main() -> None:
+    """Entry point of the command `clipfarm`.
+
+    Exit code 0: all well; 1: items failed or bad; 2: the command could not do its work.
+    """
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
+    stderr = Console(stderr=True, highlight=False)
+    try:
+        sys.exit(app(standalone_mode=False))
+    except ClipFarmError as error:
+        stderr.print(f"clipfarm: {error}", markup=False, soft_wrap=True)
+        sys.exit(2)
+    except click.exceptions.Abort:
+        stderr.print("clipfarm: interrupted; what was finished is recorded")
+        sys.exit(2)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)

@@ -1,0 +1,154 @@
+"""`clipfarm demo`: the whole platform on a small corpus of its own, without network, account or server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import dagster as dg
+import typer
+
+from clipfarm_dagster.cli.output import Json, console, dagster_instance, print_json, table
+from clipfarm_dagster.cli.sync import Listener, check_result, progress_bars, quiet_run_config
+from clipfarm_dagster.corpus import Corpus
+from clipfarm_dagster.search import load_vectors, nearest
+from clipfarm_dagster.settings import SETTINGS_FILE, load_settings
+from clipfarm_dagster.stages import Stage
+
+DEMO_HOME = Path(".clipfarm-demo")
+MAX_TICKS = 20
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    app.command()(demo)
+
+
+def demo(
+    home: Annotated[Path, typer.Option(help="Folder that holds all of the demo.")] = DEMO_HOME,
+    as_json: Json = False,
+) -> None:
+    """Make a dozen clips and small models, then let the real sensor and assets embed them."""
+    out = console()
+
+    def say(text: str) -> None:
+        if not as_json:
+            out.print(text, soft_wrap=True, markup=False)
+
+    home = home.absolute()
+    if not (home / SETTINGS_FILE).exists():
+        say(f"Making a corpus of short clips, and models, in {home}")
+        make_demo(home)
+        say(
+            "The video and audio models have RANDOM weights: real architectures and loading, meaningless vectors."
+        )
+        say("The text model is the real all-MiniLM-L6-v2.")
+    settings = load_settings(home=home)
+    corpus = Corpus.open(settings)
+    with dagster_instance(settings) as instance:
+        embedded = run_sensor_until_quiet(corpus, instance, quiet=as_json)
+    answer = _describe(corpus, embedded)
+    if as_json:
+        print_json(answer)
+        return
+    if not any(embedded.values()):
+        say("Nothing to do: every vector is up to date.")
+    rows = [[s, f"{entry['vectors']:,}", f"{entry['embedded']:,}"] for s, entry in answer["stages"].items()]
+    out.print(table("Demo", ["stage", "vectors in the store", "embedded just now"], rows))
+    say(f"\nVectors: {corpus.store.url}/{corpus.keys.prefix}/embeddings/<stage>/<video_id>.npy")
+    say(f"Ledgers: {settings.home / 'state'}\n")
+    neighbours = [[name, f"{score:.3f}", title] for name, score, title in answer["neighbours"]]
+    out.print(table(f"Nearest by text to {answer['like']!r}", ["video_id", "cosine", "title"], neighbours))
+    say("\nNext: `make dev` shows all of it in Dagster's UI. Change a title in")
+    say(f"{corpus.metadata.url} and run the demo again: one text vector is made anew.")
+
+
+def make_demo(home: Path) -> None:
+    """Write the demo's corpus, checkpoints and settings file into `home`."""
+    from clipfarm_dagster.demo.checkpoints import make_audio_checkpoint, make_video_checkpoint, minilm_folder
+    from clipfarm_dagster.demo.corpus import demo_videos, metadata_csv
+
+    video_model, audio_model = home / "models" / "random-videomae", home / "models" / "random-wav2vec2"
+    text_model = minilm_folder()
+    make_video_checkpoint(video_model)
+    make_audio_checkpoint(audio_model)
+    corpus = Corpus.open(load_settings(home=home))
+    videos = list(demo_videos())
+    for video in videos:
+        corpus.store.put(corpus.keys.raw(Stage.VIDEO, video.video_id), video.mp4)
+        corpus.store.put(corpus.keys.raw(Stage.AUDIO, video.video_id), video.wav)
+        corpus.store.put(corpus.keys.raw(Stage.TEXT, video.video_id), video.transcript_json)
+    corpus.store.put(corpus.keys.metadata(), metadata_csv(videos))
+    lines = {
+        "CLIPFARM_VIDEO_MODEL": video_model,
+        "CLIPFARM_AUDIO_MODEL": audio_model,
+        "CLIPFARM_TEXT_MODEL": text_model,
+    }
+    # written last: its presence says that the demo is whole
+    (home / SETTINGS_FILE).write_text("".join(f'{name}="{value}"\n' for name, value in lines.items()))
+
+
+def run_sensor_until_quiet(
+    corpus: Corpus, instance: dg.DagsterInstance, *, quiet: bool = False
+) -> dict[Stage, int]:
+    """Evaluate the real sensor, and run what it requests in this process, until it requests nothing more.
+
+    Returns the number of items that went through each stage's model.
+
+    Raises:
+        ClipFarmError: the sensor or a run could not do its work.
+    """
+    from clipfarm_dagster.definitions import build_definitions
+    from clipfarm_dagster.jobs import STAGE_TAG
+    from clipfarm_dagster.resources.object_store import ObjectStoreResource
+    from clipfarm_dagster.resources.stage_state import StageStateResource
+    from clipfarm_dagster.sensors import embedding_sensor
+
+    resources = {
+        "object_store": ObjectStoreResource(url=corpus.settings.store_url),
+        "stage_state": StageStateResource(home=str(corpus.settings.home)),
+    }
+    cursor: str | None = None
+    with progress_bars(quiet) as bars:
+        listener = Listener(bars)
+        definitions = build_definitions({**resources, "progress": listener})
+        for _ in range(MAX_TICKS):
+            with dg.build_sensor_context(instance=instance, cursor=cursor, resources=resources) as context:
+                tick = embedding_sensor(context)
+                cursor = tick.cursor if isinstance(tick, dg.SensorResult) else context.cursor
+            if not isinstance(tick, dg.SensorResult) or not tick.run_requests:
+                break
+            for request in tick.run_requests:
+                listener.start(Stage(request.tags[STAGE_TAG]), int(request.tags["clipfarm/items"]))
+                job = definitions.resolve_job_def(request.job_name or "")
+                check_result(
+                    job.execute_in_process(
+                        instance=instance,
+                        run_config=quiet_run_config(request.run_config),
+                        tags=request.tags,
+                        raise_on_error=False,
+                    )
+                )
+    return {stage: counts["model_calls"] for stage, counts in listener.finished.items()}
+
+
+def _describe(corpus: Corpus, embedded: dict[Stage, int]) -> dict[str, Any]:
+    stages = {}
+    for stage in Stage:
+        with corpus.ledger(stage) as ledger:
+            ids, vectors = load_vectors(corpus, ledger)
+        stages[str(stage)] = {"vectors": len(ids), "embedded": embedded.get(stage, 0)}
+    titles = {video_id: row["title"] for video_id, row in corpus.rows(ids).items()}
+    like = ids[0]
+    neighbours = [
+        (video_id, score, titles.get(video_id, ""))
+        for video_id, score in nearest(ids, vectors, vectors[0], 5)
+        if video_id != like
+    ]
+    return {
+        "home": str(corpus.settings.home),
+        "store": corpus.store.url,
+        "stages": stages,
+        "like": like,
+        "neighbours": neighbours,
+    }

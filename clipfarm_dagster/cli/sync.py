@@ -1,0 +1,175 @@
+"""`clipfarm sync`: plan, and run the delta through Dagster in this process."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import dagster as dg
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+
+from clipfarm_dagster.cli.output import Json, Stages, console, dagster_instance, print_json, table
+from clipfarm_dagster.corpus import Corpus
+from clipfarm_dagster.embedding.engine import Progress
+from clipfarm_dagster.errors import ClipFarmError
+from clipfarm_dagster.ledger.schema import Status
+from clipfarm_dagster.settings import load_settings
+from clipfarm_dagster.stages import Stage
+
+FAILED_STATUSES = (Status.FAIL, Status.INVALID_RAW_OBJECT, Status.QUARANTINED)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    app.command()(sync)
+
+
+def sync(stage: Stages = None, as_json: Json = False) -> None:
+    """Embed all that is new or changed, through Dagster, in this process."""
+    settings = load_settings()
+    with dagster_instance(settings) as instance:
+        answer = sync_corpus(Corpus.open(settings), instance, stage or list(Stage), quiet=as_json)
+    if as_json:
+        print_json({"stages": answer})
+    else:
+        console().print(_summary(answer))
+    failed = sum(entry.get(str(status), 0) for entry in answer.values() for status in FAILED_STATUSES)
+    raise typer.Exit(1 if failed else 0)
+
+
+def sync_corpus(
+    corpus: Corpus, instance: dg.DagsterInstance, stages: list[Stage], *, quiet: bool = False
+) -> dict[str, dict[str, Any]]:
+    """Bring `stages` up to date; counts by stage and ledger status, of this call only.
+
+    Raises:
+        ClipFarmError: the metadata, the store, a ledger or a model cannot be used.
+    """
+    from clipfarm_dagster.definitions import build_definitions
+    from clipfarm_dagster.in_flight import videos_in_flight
+    from clipfarm_dagster.jobs import STAGE_TAG, embedding_job_name, id_list_run_config
+    from clipfarm_dagster.partitions import VIDEO_PARTITIONS
+    from clipfarm_dagster.sensors import announce_restored
+
+    latest = corpus.latest_rows()
+    known = set(instance.get_dynamic_partitions(VIDEO_PARTITIONS.name or ""))
+    if new := [video_id for video_id in latest.video_ids() if video_id not in known]:
+        instance.add_dynamic_partitions(VIDEO_PARTITIONS.name or "", new)
+    in_flight = videos_in_flight(instance)
+    answer: dict[str, dict[str, Any]] = {}
+    with progress_bars(quiet) as bars:
+        listener = Listener(bars)
+        definitions = build_definitions({"progress": listener})
+        for stage in stages:
+            started = time.monotonic()
+            with corpus.ledger(stage) as ledger:
+                plan = corpus.plan(stage, latest, ledger, in_flight=in_flight[stage])
+                restored = corpus.record_settled(ledger, plan)
+                corpus.push_snapshot(ledger)
+            announce_restored(instance, corpus, stage, restored)
+            ids = plan.work["video_id"].to_pylist()
+            if ids:
+                listener.start(stage, len(ids))
+            for start in range(0, len(ids), corpus.settings.run_size):
+                chunk = ids[start : start + corpus.settings.run_size]
+                result = definitions.resolve_job_def(embedding_job_name(stage)).execute_in_process(
+                    instance=instance,
+                    run_config=quiet_run_config(id_list_run_config(stage, chunk)),
+                    tags={STAGE_TAG: str(stage), "clipfarm/items": str(len(chunk))},
+                    raise_on_error=False,
+                )
+                check_result(result)
+            counts = listener.finished[stage]
+            model_calls = counts.pop("model_calls", 0)
+            if plan.missing.num_rows:
+                counts[str(Status.MISSING_RAW_OBJECT)] += plan.missing.num_rows
+            answer[str(stage)] = {
+                **counts,
+                "model_calls": model_calls,
+                "seconds": round(time.monotonic() - started, 3),
+            }
+    return answer
+
+
+def quiet_run_config(run_config: Mapping[str, Any]) -> dict[str, Any]:
+    """A run config whose run keeps its log off the terminal; Dagster's UI shows it."""
+    return {**run_config, "loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+
+
+def check_result(result: dg.ExecuteInProcessResult) -> None:
+    """Raise unless the run did its work; failed items are in the ledger and are no concern here."""
+    from clipfarm_dagster.assets.embeddings import FAILED_ITEMS_KEY
+
+    if result.success:
+        return
+    for event in result.all_node_events:
+        if event.is_step_failure:
+            data = event.step_failure_data
+            if data.user_failure_data is not None and FAILED_ITEMS_KEY in data.user_failure_data.metadata:
+                return
+            cause = data.error
+            while cause is not None and cause.cause is not None:
+                cause = cause.cause
+            message = cause.message.strip() if cause is not None else "the step failed without an error"
+            raise ClipFarmError(f"run {result.run_id} failed: {message}")
+    raise ClipFarmError(f"run {result.run_id} failed; `clipfarm dev` shows its log")
+
+
+class Listener:
+    """Adds up what the runs of a stage report, and moves the stage's bar."""
+
+    def __init__(self, bars: Bars) -> None:
+        self.finished: dict[Stage, Counter[str]] = {stage: Counter() for stage in Stage}
+        """Items by ledger status, and `model_calls`."""
+        self._bars = bars
+        self._tasks: dict[Stage, Any] = {}
+        self._totals: Counter[Stage] = Counter()
+        self._runs: dict[Progress, Counter[str]] = {}
+
+    def start(self, stage: Stage, items: int) -> None:
+        """Show a bar for `items` more of a stage."""
+        if stage not in self._tasks:
+            self._tasks[stage] = self._bars.add_task(str(stage), total=0, failed=0, rate="")
+        self._totals[stage] += items
+        self._bars.update(self._tasks[stage], total=self._totals[stage])
+
+    def __call__(self, stage: Stage, progress: Progress) -> None:
+        """Take up what a run of a stage has done so far."""
+        before = self._runs.get(progress, Counter())
+        now = Counter({**progress.outcomes, "model_calls": progress.model_calls})
+        self._runs[progress] = now
+        counts = self.finished[stage]
+        counts.update(now - before)
+        done = sum(counts.values()) - counts["model_calls"]
+        failed = sum(counts[str(status)] for status in FAILED_STATUSES)
+        rate = f"{progress.done / progress.elapsed:.1f}/s" if progress.done else ""
+        self._bars.update(self._tasks[stage], completed=done, failed=failed, rate=rate)
+
+
+def progress_bars(quiet: bool) -> Bars:
+    return Bars(
+        TextColumn("{task.description:5}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[failed]} failed"),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        disable=quiet,
+    )
+
+
+def _summary(answer: dict[str, dict[str, Any]]) -> Any:
+    rows = []
+    for stage, entry in answer.items():
+        statuses = {k: v for k, v in entry.items() if k not in ("model_calls", "seconds")}
+        text = ", ".join(f"{count:,} {status}" for status, count in sorted(statuses.items()))
+        rows.append(
+            [stage, text or "nothing to do", f"{entry['model_calls']:,}", f"{entry['seconds']:.1f} s"]
+        )
+    return table("This sync", ["stage", "recorded", "through the model", "time"], rows)

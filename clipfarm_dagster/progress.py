@@ -1,0 +1,18 @@
+"""How a run tells the outside world how far it is: to the run's log, and to whoever listens in the process."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from clipfarm_dagster.embedding.engine import Progress
+from clipfarm_dagster.stages import Stage
+
+
+class ProgressListener(Protocol):
+    """Is told of a stage's progress after each recorded batch, from the recording thread, and at the end."""
+
+    def __call__(self, stage: Stage, progress: Progress) -> None: ...
+
+
+def silent(stage: Stage, progress: Progress) -> None:
+    """The listener of runs that nobody watches but in their log."""
