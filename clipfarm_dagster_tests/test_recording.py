@@ -329,3 +329,28 @@ def test_reported_observations_without_the_internals(
 def test_nothing_to_record_writes_nothing(instance: dg.DagsterInstance) -> None:
     report_observations(instance, [])
     assert instance.all_asset_keys() == []
+
+
+def test_long_lists_are_written_in_several_batches(
+    instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recording, "BATCH_SIZE", 3)
+    run_ids(instance, IDS)
+    assert instance.get_materialized_partitions(EMBEDDING) == set(IDS)
+    assert {staleness(instance, video_id) for video_id in IDS} == {StaleStatus.FRESH}
+    report_observations(instance, [observation(video_id, "e2") for video_id in IDS])
+    assert {staleness(instance, video_id) for video_id in IDS} == {StaleStatus.STALE}
+
+
+@pytest.mark.filterwarnings("ignore:Property `OpDefinition.version` is deprecated")
+def test_observable_source_asset_records_the_chosen_partitions(instance: dg.DagsterInstance) -> None:
+    @dg.observable_source_asset(key=RAW, partitions_def=VIDEOS)
+    def raw(context: dg.AssetExecutionContext) -> dg.DataVersionsByPartition:
+        record_events(context, [observation(video_id, "e1") for video_id in context.partition_keys])
+        return dg.DataVersionsByPartition({})
+
+    job = dg.Definitions(assets=[raw, embedding]).resolve_implicit_global_asset_job_def()
+    tags = {"dagster/asset_partition_range_start": IDS[1], "dagster/asset_partition_range_end": IDS[3]}
+    assert job.execute_in_process(instance=instance, asset_selection=[RAW], tags=tags).success
+    found = instance.fetch_observations(RAW, limit=100, ascending=True).records
+    assert [record.partition_key for record in found] == IDS[1:4]

@@ -226,7 +226,7 @@ def test_four_processes_write_while_this_one_reads(
     names = [f"run-{n}" for n in range(4)]
     spawn = multiprocessing.get_context("spawn")
     home = str(tmp_path / "home")
-    processes = [spawn.Process(target=write_much, args=(home, name, 10)) for name in names]
+    processes = [spawn.Process(target=write_much, args=(home, name, 6)) for name in names]
     for process in processes:
         process.start()
     seen = 0
@@ -239,7 +239,7 @@ def test_four_processes_write_while_this_one_reads(
     for process in processes:
         process.join()
         assert process.exitcode == 0
-    check_all_written(pooled, names, 10)
+    check_all_written(pooled, names, 6)
 
 
 def test_threads_share_one_storage(pooled: PooledSqliteEventLogStorage) -> None:
