@@ -17,7 +17,9 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from contextlib import closing
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -96,27 +98,28 @@ def make(folder: Path, videos: int) -> None:
                 ledger.commit()
 
 
-def read_ledger(path: Path) -> pa.Table:
-    """The columns that planning needs, through ADBC."""
+@contextmanager
+def ledger_columns(path: Path) -> Iterator[pa.RecordBatchReader]:
+    """The columns that planning needs, through ADBC, as they are read."""
     import adbc_driver_sqlite.dbapi
 
     # The driver takes a column's type from the first rows, which may all be null.
     columns = ", ".join(f"coalesce({name}, '') AS {name}" for name in DELTA_COLUMNS)
-    with (
-        closing(adbc_driver_sqlite.dbapi.connect(f"file:{path}?mode=ro")) as db,
-        closing(db.cursor()) as cursor,
-    ):
-        cursor.adbc_statement.set_options(**{"adbc.sqlite.query.batch_rows": 65_536})
+    with closing(adbc_driver_sqlite.dbapi.connect(str(path))) as db, closing(db.cursor()) as cursor:
+        cursor.adbc_statement.set_options(**{"adbc.sqlite.query.batch_rows": 8192})
         cursor.execute(f"SELECT {columns} FROM processed_items")
-        return cursor.fetch_arrow_table()
+        yield cursor.fetch_record_batch()
 
 
 def by_columns(folder: Path, with_listings: bool) -> dict[str, dict[str, int]]:
-    """Reasons by stage, with ClipFarm's planning; the next ledger is read while a stage is planned."""
-    from concurrent.futures import ThreadPoolExecutor
+    """Reasons by stage, with ClipFarm's planning, two stages at a time."""
 
-    stages = list(Stage)
-    with ThreadPoolExecutor(1) as reader, tempfile.TemporaryDirectory(dir=folder) as cache:
+    def plan(stage: Stage) -> dict[str, int]:
+        listing = pq.read_table(folder / f"{stage}.parquet") if with_listings else None
+        with ledger_columns(folder / f"{stage}.sqlite") as ledger:
+            return plan_stage(stage, latest, listing, ledger, contract_id=CONTRACT, now=NOW).reasons
+
+    with tempfile.TemporaryDirectory(dir=folder) as cache, ThreadPoolExecutor(2) as pool:
         latest = read_latest_rows(
             folder / "metadata.csv",
             url="metadata.csv",
@@ -124,18 +127,7 @@ def by_columns(folder: Path, with_listings: bool) -> dict[str, dict[str, int]]:
             cache_dir=Path(cache),
             etag="1",
         )
-        made = {}
-        upcoming = reader.submit(read_ledger, folder / f"{stages[0]}.sqlite")
-        for stage, following in zip(stages, [*stages[1:], None], strict=True):
-            ledger = upcoming.result()
-            if following:
-                upcoming = reader.submit(read_ledger, folder / f"{following}.sqlite")
-            listing = pq.read_table(folder / f"{stage}.parquet") if with_listings else None
-            made[str(stage)] = plan_stage(
-                stage, latest, listing, ledger, contract_id=CONTRACT, now=NOW
-            ).reasons
-            del ledger, listing
-        return made
+        return dict(zip(map(str, Stage), pool.map(plan, Stage), strict=True))
 
 
 def row_by_row(folder: Path, with_listings: bool) -> dict[str, dict[str, int]]:

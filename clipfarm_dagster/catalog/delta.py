@@ -71,6 +71,8 @@ class Rest(StrEnum):
     """There is work but no raw object, which the ledger does not say yet."""
     STILL_MISSING = "still_missing"
     """There is work but no raw object, as the ledger says."""
+    ORPHANED = "orphaned"
+    """The metadata no longer has the video; its vector is kept."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ def plan_stage(
     stage: Stage,
     latest: LatestRows,
     listing: pa.Table | None,
-    ledger: pa.Table,
+    ledger: pa.Table | pa.RecordBatchReader,
     *,
     contract_id: str,
     now: datetime,
@@ -119,7 +121,8 @@ def plan_stage(
         listing: the objects under the stage's raw folder, `LISTING_COLUMNS`; others than raw artifacts are
             ignored. None takes the raw objects as the ledger last saw them, and those that it never saw as
             present.
-        ledger: the stage's `processed_items`, `DELTA_COLUMNS`.
+        ledger: the stage's `processed_items`, `DELTA_COLUMNS`; a reader spares the memory of a table, and is
+            used up.
         now: aware time, against which retries are due.
         in_flight: ids that a run has; they are left out of all tables and counts but `orphaned`.
         limit: most rows of `work`; the counts tell of the whole delta.
@@ -130,8 +133,7 @@ def plan_stage(
         define_verdicts(connection, stage, latest.path, listing, ledger, contract_id, now, keys)
         connection.register("in_flight", pa.table({"video_id": pa.array(in_flight, pa.string())}))
         connection.execute("CREATE TEMP TABLE undone AS FROM verdicts WHERE verdict <> 'done'")
-        [(unknown,)] = connection.execute("SELECT count(*) FROM undone WHERE NOT known").fetchall()
-        connection.execute("DELETE FROM undone WHERE video_id IN (FROM in_flight)")
+        connection.execute("DELETE FROM undone WHERE verdict <> 'orphaned' AND video_id IN (FROM in_flight)")
         counts = dict(connection.execute("SELECT verdict, count(*) FROM undone GROUP BY ALL").fetchall())
         [(next_attempt_at,)] = connection.execute(
             "SELECT min(next_attempt_at) FROM undone WHERE verdict = 'waiting'"
@@ -153,7 +155,7 @@ def plan_stage(
             reasons={str(reason): counts[reason] for reason in Reason if reason in counts},
             missing_raw_object=counts.get(Rest.MISSING, 0) + counts.get(Rest.STILL_MISSING, 0),
             next_attempt_at=next_attempt_at,
-            orphaned=ledger.num_rows - (latest.videos - unknown),
+            orphaned=counts.get(Rest.ORPHANED, 0),
         )
 
 
@@ -162,14 +164,17 @@ def define_verdicts(
     stage: Stage,
     latest: Path,
     listing: pa.Table | None,
-    ledger: pa.Table,
+    ledger: pa.Table | pa.RecordBatchReader,
     contract_id: str,
     now: datetime,
     keys: Keys,
+    video_id: str | None = None,
 ) -> None:
-    """Define the view `verdicts`: for every latest row what it is now, what the ledger holds (`old_…`,
-    `vector_…`), whether the ledger knows it (`known`), whether its raw object is `present`, and the
-    `verdict`, a `Reason` or a `Rest`."""
+    """Define the view `verdicts`, a row for each video of the metadata or the ledger: what it is now, what
+    the ledger holds (`old_…`, `vector_…`), whether its raw object is `present`, and the `verdict`, a
+    `Reason` or a `Rest`. With `video_id`, of this video alone."""
+    # Hash the smaller side, the one written on the right: of a reader's rows DuckDB cannot know the number.
+    connection.execute("SET disabled_optimizers = 'build_side_probe_side'")
     connection.read_parquet(str(latest)).create_view("latest")
     connection.register("ledger", ledger)
     if listing is None:
@@ -186,24 +191,29 @@ def define_verdicts(
         present, raw_etag = "o.key IS NOT NULL", "o.etag"
     connection.execute("SET VARIABLE contract_id = ?", [contract_id])
     connection.execute("SET VARIABLE now = ?", [timestamp(now)])
+    connection.execute("SET VARIABLE video_id = ?", [video_id])
+    only = "" if video_id is None else "WHERE video_id = getvariable('video_id')"
     ledger_columns = ", ".join(f"nullif({name}::VARCHAR, '') AS {name}" for name in DELTA_COLUMNS)
     connection.execute(
         f"""CREATE TEMP VIEW verdicts AS
         WITH joined AS (
-            SELECT l.video_id, l.captured_at, l.{stage}_metadata_hash AS metadata_hash,
-                {present} AS present, {raw_etag} AS raw_etag,
+            SELECT coalesce(l.video_id, r.video_id) AS video_id, l.captured_at,
+                l.video_id IS NULL AS orphaned, r.video_id IS NOT NULL AS known,
+                l.{stage}_metadata_hash AS metadata_hash, {present} AS present, {raw_etag} AS raw_etag,
                 {source_hash_sql(f"l.{stage}_metadata_hash", raw_etag)} AS source_hash,
-                r.video_id IS NOT NULL AS known, r.status, r.next_attempt_at,
+                r.status, r.next_attempt_at,
                 r.source_hash AS old_source_hash, r.metadata_hash AS old_metadata_hash,
                 r.raw_etag AS old_raw_etag, r.contract_id AS old_contract_id,
                 r.vector_source_hash, r.vector_contract_id
-            FROM latest l LEFT JOIN (SELECT {ledger_columns} FROM ledger) r USING (video_id) {raw_join}
+            FROM (SELECT {ledger_columns} FROM ledger {only}) r
+            FULL JOIN (FROM latest {only}) l ON l.video_id = r.video_id {raw_join}
         )
         SELECT *, {_VERDICT} AS verdict FROM joined"""
     )
 
 
 _VERDICT = """CASE
+    WHEN orphaned THEN 'orphaned'
     WHEN NOT present THEN CASE
         WHEN status = 'success' AND vector_source_hash IS NOT NULL
             AND vector_contract_id = getvariable('contract_id') AND old_metadata_hash = metadata_hash
