@@ -103,23 +103,23 @@ def line_of_row(file: BinaryIO, n: int) -> int:
 
 def _check_cells(url: str, line: int, cells: Sequence[str], header: Sequence[str]) -> None:
     for i, cell in enumerate(cells):
-        column = header[i] if i < len(header) else header[-1]
+        problem = None
         if _UNDECODABLE.search(cell):
-            shown = column.encode("ascii", "backslashreplace").decode()
-            raise MetadataError(url, "not UTF-8; save the file with that encoding", line=line, column=shown)
-        if "\0" in cell:
-            raise MetadataError(url, "there is a NUL byte", line=line, column=column.replace("\0", "\\0"))
-        if cell.endswith(_SENTINEL + "\n"):
-            raise MetadataError(
-                url, "a quote opens here and is never closed; is the file whole?", line=line, column=column
-            )
+            problem = "this is not UTF-8; save the file with that encoding"
+        elif "\0" in cell:
+            problem = "there is a NUL byte"
+        elif cell.endswith(_SENTINEL + "\n"):
+            problem = "a quote opens here and is never closed; is the file whole?"
+        if problem:
+            name = header[min(i, len(header) - 1)].removesuffix(_SENTINEL + "\n").rstrip("\n")
+            shown = name.replace("\0", "\\0").encode("utf-8", "backslashreplace").decode()
+            raise MetadataError(url, problem, line=line, column=shown)
     if len(cells) != len(header):
-        short = len(cells) < len(header)
         raise MetadataError(
             url,
             f"the row has {len(cells)} fields and the header {len(header)}; is the file whole?",
             line=line,
-            column=header[len(cells)] if short else header[-1],
+            column=header[min(len(cells), len(header) - 1)],
         )
 
 
@@ -134,10 +134,10 @@ class _Source(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def read(self, size: int = -1) -> bytes:
+    def read(self, size: int) -> bytes:  # type: ignore[override]
         data = self._file.read(size)
-        if not data:
-            data, self._tail = self._tail[:size], self._tail[size:]
+        if (room := size - len(data)) > 0:
+            data, self._tail = data + self._tail[:room], self._tail[room:]
         self.has_nul = self.has_nul or b"\0" in data
         return data
 
