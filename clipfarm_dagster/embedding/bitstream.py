@@ -23,6 +23,16 @@ class PacketRole:
     """Shown before the restart that it follows, and perhaps dependent on what precedes that."""
 
 
+RESTART = PacketRole(restart=True, reference=True)
+NEEDED = PacketRole(restart=False, reference=True)
+UNNEEDED = PacketRole(restart=False, reference=False)
+
+NO_PARAMETERS: frozenset[bytes] = frozenset()
+
+RESTARTS_ALONE = ("vp9", "av1", "libdav1d")
+"""Codecs where every packet is taken as needed by the next, so that only restarts save anything."""
+
+
 def packet_roles(codec: str, extradata: bytes, packets: Sequence[memoryview]) -> list[PacketRole]:
     """The role of each packet, in file order.
 
@@ -84,7 +94,8 @@ def _h264_roles(extradata: bytes, packets: Sequence[memoryview]) -> _Roles:
                 raise UnclearBitstreamError(f"H.264 NAL unit of type {kind}")
         if len(kinds) != 1:
             raise UnclearBitstreamError("an H.264 packet is not one picture of one kind")
-        yield PacketRole(restart=kinds == {5}, reference=needed), frozenset(parameters)
+        role = RESTART if 5 in kinds else NEEDED if needed or parameters else UNNEEDED
+        yield role, frozenset(parameters)
 
 
 def _hevc_roles(extradata: bytes, packets: Sequence[memoryview]) -> _Roles:
@@ -130,14 +141,13 @@ def _vp9_roles(extradata: bytes, packets: Sequence[memoryview]) -> _Roles:
     Every frame may leave motion vectors and probabilities to the next, so all but restarts are kept.
     """
     for packet in packets:
-        superframe = packet[-1] & 0xE0 == 0xC0
-        bits = f"{packet[0]:08b}"
-        if bits[:2] != "10" or bits[2:4] == "11":
+        header, superframe = packet[0], packet[-1] & 0xE0 == 0xC0
+        if header & 0xC0 != 0x80 or header & 0x30 == 0x30:
             raise UnclearBitstreamError("VP9 packet without a frame of profile 0 to 2")
-        show_existing, inter, show = (bit == "1" for bit in bits[4:7])
+        show_existing, inter, show = header & 8, header & 4, header & 2
         if not (superframe or show_existing or show):
             raise UnclearBitstreamError("a VP9 packet shows no frame")
-        yield PacketRole(restart=not (show_existing or inter) and show, reference=True), frozenset()
+        yield RESTART if show and not (show_existing or inter) else NEEDED, NO_PARAMETERS
 
 
 def _av1_roles(extradata: bytes, packets: Sequence[memoryview]) -> _Roles:
@@ -154,10 +164,7 @@ def _av1_roles(extradata: bytes, packets: Sequence[memoryview]) -> _Roles:
         if first_frame is None:
             raise UnclearBitstreamError("an AV1 packet holds no frame")
         shown_key = first_frame & 0xF0 == 0x10  # show_existing_frame 0, frame_type KEY_FRAME, show_frame 1
-        yield (
-            PacketRole(restart=shown_key and bool(sequence_headers), reference=True),
-            frozenset(sequence_headers),
-        )
+        yield RESTART if shown_key and sequence_headers else NEEDED, frozenset(sequence_headers)
 
 
 def _obus(packet: memoryview) -> Iterator[tuple[int, memoryview]]:

@@ -12,16 +12,6 @@ WORTHWHILE = 0.95
 """Above this share of all packets a plan saves nothing over decoding them in order."""
 
 
-@dataclass(frozen=True, slots=True)
-class TimedPacket:
-    """A packet's place on the timeline, and its role."""
-
-    pts: int | None
-    shown: bool
-    """False where an edit list hides its frame."""
-    role: PacketRole
-
-
 @dataclass(frozen=True)
 class DecodePlan:
     """Runs of packets, each to be fed to a fresh or flushed decoder, which is then drained."""
@@ -35,7 +25,13 @@ class DecodePlan:
 
 
 def plan_decode(
-    packets: Sequence[TimedPacket], total: int, wanted: Sequence[int], reorder_depth: int
+    times: Sequence[int | None],
+    shown: Sequence[bool],
+    roles: Sequence[PacketRole],
+    *,
+    total: int,
+    wanted: Sequence[int],
+    reorder_depth: int,
 ) -> DecodePlan | None:
     """The cheapest way to the wanted frames, or None if only decoding all packets in order is certain.
 
@@ -45,33 +41,35 @@ def plan_decode(
     unless it is known as leading.
 
     Args:
-        packets: all packets of the stream, in file order.
+        times: presentation timestamp of each packet of the stream, in file order.
+        shown: False where an edit list hides the packet's frame.
+        roles: what the other packets need it for.
         total: how many frames the stream is taken to have.
         wanted: presentation indices, strictly increasing and below `total`.
         reorder_depth: how many frames the decoder holds back to put them in order. If the timestamps
             need more, it may drop frames, and only a full decode tells which.
     """
-    times = [packet.pts for packet in packets if packet.pts is not None]
-    if len(times) < len(packets) or len(set(times)) < len(times):
+    known = [time for time in times if time is not None]
+    if len(known) < len(times) or len(set(known)) < len(known) or sum(shown) != total:
         return None
-    if sum(packet.shown for packet in packets) != total or _reordering(times) > reorder_depth:
-        return None
-    restarts = [i for i, packet in enumerate(packets) if packet.role.restart]
-    if not restarts or restarts[0] != 0 or not _restarts_part_the_timeline(packets, times):
+    restarts = [i for i, role in enumerate(roles) if role.restart]
+    if not restarts or restarts[0] != 0:
         return None
 
-    by_time = sorted((i for i, packet in enumerate(packets) if packet.shown), key=times.__getitem__)
+    by_time = sorted((i for i, is_shown in enumerate(shown) if is_shown), key=known.__getitem__)
     targets = {by_time[index] for index in wanted}
     stretches: list[tuple[int, int]] = []
-    for start, end in sorted((_start(packets, restarts, target), target) for target in targets):
+    for start, end in sorted((_start(roles, restarts, target), target) for target in targets):
         if stretches and start <= stretches[-1][1]:
             stretches[-1] = (stretches[-1][0], max(end, stretches[-1][1]))
         else:
             stretches.append((start, end))
-    runs = tuple(tuple(_needed(packets, start, end, targets)) for start, end in stretches)
-    if sum(map(len, runs)) > WORTHWHILE * len(packets):
+    runs = tuple(tuple(_needed(roles, start, end, targets)) for start, end in stretches)
+    if sum(map(len, runs)) > WORTHWHILE * len(roles):
         return None
-    return DecodePlan(runs, tuple(wanted), tuple(times[by_time[index]] for index in wanted))
+    if _reordering(known) > reorder_depth or not _restarts_part_the_timeline(known, roles):
+        return None
+    return DecodePlan(runs, tuple(wanted), tuple(known[by_time[index]] for index in wanted))
 
 
 def _reordering(times: Sequence[int]) -> int:
@@ -84,15 +82,14 @@ def _reordering(times: Sequence[int]) -> int:
     return most
 
 
-def _restarts_part_the_timeline(packets: Sequence[TimedPacket], times: Sequence[int]) -> bool:
+def _restarts_part_the_timeline(times: Sequence[int], roles: Sequence[PacketRole]) -> bool:
     """Whether all before a restart is shown before it, and all after it, leading packets apart, after it.
 
     Leading packets of the first restart have lost what they depend on, so there may be none.
     """
-    latest = times[0]
-    restart, restarts = times[0], 1
-    for packet, time in zip(packets[1:], times[1:], strict=True):
-        role = packet.role
+    latest = restart = times[0]
+    restarts = 1
+    for time, role in zip(times[1:], roles[1:], strict=True):
         if role.restart:
             if time < latest:
                 return False
@@ -103,18 +100,18 @@ def _restarts_part_the_timeline(packets: Sequence[TimedPacket], times: Sequence[
     return True
 
 
-def _start(packets: Sequence[TimedPacket], restarts: Sequence[int], target: int) -> int:
+def _start(roles: Sequence[PacketRole], restarts: Sequence[int], target: int) -> int:
     """The last restart from which the target can be decoded."""
     nearest = bisect_right(restarts, target) - 1
-    return restarts[nearest - 1 if packets[target].role.leading else nearest]
+    return restarts[max(nearest - 1, 0) if roles[target].leading else nearest]
 
 
-def _needed(packets: Sequence[TimedPacket], start: int, end: int, targets: set[int]) -> list[int]:
+def _needed(roles: Sequence[PacketRole], start: int, end: int, targets: set[int]) -> list[int]:
     """Positions to decode between a restart and a target; the restart's own leading packets cannot be."""
     needed = [start]
     own = True
     for i in range(start + 1, end + 1):
-        role = packets[i].role
+        role = roles[i]
         own = own and not role.restart
         if (role.reference or i in targets) and not (role.leading and own):
             needed.append(i)

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
-from clipfarm_dagster.embedding.bitstream import UnclearBitstreamError, packet_roles
-from clipfarm_dagster.embedding.decode_plan import DecodePlan, TimedPacket, plan_decode
+from clipfarm_dagster.embedding.bitstream import RESTARTS_ALONE, UnclearBitstreamError, packet_roles
+from clipfarm_dagster.embedding.decode_plan import DecodePlan, plan_decode
 from clipfarm_dagster.errors import InvalidRawObjectError
 
 if TYPE_CHECKING:
@@ -163,23 +163,29 @@ def _read_packets(video: _Video) -> _Packets:
 
 
 def _plan(video: _Video, packets: _Packets, total: int, count: int) -> DecodePlan | None:
-    if packets.error is not None:
+    read, decoder = packets.read, video.stream.codec_context
+    if packets.error is not None or total <= count:
         return None
-    decoder = video.stream.codec_context
-    if any(
-        p.is_corrupt or p.has_sidedata("new_extradata") or p.has_sidedata("param_change")
-        for p in packets.read
-    ):
+    if decoder.name in RESTARTS_ALONE and sum(1 for packet in read if packet.is_keyframe) < 2:
+        return None
+    if any(packet.is_corrupt or _changes_decoder(packet) for packet in read):
         return None
     try:
-        roles = packet_roles(decoder.name, decoder.extradata or b"", [memoryview(p) for p in packets.read])
+        roles = packet_roles(decoder.name, decoder.extradata or b"", [memoryview(packet) for packet in read])
     except UnclearBitstreamError:
         return None
-    timed = [
-        TimedPacket(packet.pts, shown=not packet.is_discard, role=role)
-        for packet, role in zip(packets.read, roles, strict=True)
-    ]
-    return plan_decode(timed, total, wanted_indices(total, count), decoder.reorder_depth)
+    return plan_decode(
+        [packet.pts for packet in read],
+        [not packet.is_discard for packet in read],
+        roles,
+        total=total,
+        wanted=wanted_indices(total, count),
+        reorder_depth=decoder.reorder_depth,
+    )
+
+
+def _changes_decoder(packet: av.Packet[av.VideoStream]) -> bool:
+    return any(side.data_type in ("new_extradata", "param_change") for side in packet.iter_sidedata())
 
 
 def wanted_indices(total: int, count: int) -> tuple[int, ...]:
