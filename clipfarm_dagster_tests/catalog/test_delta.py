@@ -83,6 +83,7 @@ WORK = {
     "contract changed": (row("success", contract=OLD_C), "contract_changed"),
     "title and contract changed": (row("success", OTHER_META, contract=OLD_C), "source_changed"),
     "retry due": (row("fail", next_attempt_at=EARLIER), "retry_due"),
+    "retry due this moment": (row("fail", next_attempt_at=timestamp(NOW)), "retry_due"),
     "retry at any time": (row("fail"), "retry_due"),
     "failed with another input": (row("fail", etag="d", next_attempt_at=LATER), "raw_changed"),
     "vector lost": (row("success", vector=None), "artifact_lost"),
@@ -165,6 +166,7 @@ ABSENT = {
     "title changed": (row("success", OTHER_META), 1, 1),
     "contract changed": (row("success", contract=OLD_C), 1, 1),
     "vector lost": (row("success", vector=None), 1, 1),
+    "vector of no known input": (replace(row("success"), vector_source_hash=None), 1, 1),
     "failed": (row("fail", next_attempt_at=LATER), 1, 1),
     "recorded": (row("missing_raw_object", etag=None), 0, 1),
     "recorded with another title": (row("missing_raw_object", OTHER_META, etag=None), 1, 1),
@@ -285,7 +287,7 @@ def ledger_rows(draw: st.DrawFn) -> LedgerRow:
         contract_id=draw(st.sampled_from([C, C, C, OLD_C, None])),
         next_attempt_at=draw(moments),
         vector_source_hash=source_hash(vector[0], vector[1]) if vector else None,
-        vector_contract_id=vector[2] if vector else None,
+        vector_contract_id=draw(st.sampled_from([vector[2] if vector else None] * 3 + [C])),
     )
 
 
