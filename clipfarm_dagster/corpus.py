@@ -215,7 +215,7 @@ class Corpus:
 
     def verify(self, ledger: Ledger) -> Iterator[Finding]:
         """Read the vector of every success row, and compare it with what the row says of it."""
-        names = ["video_id", "status", "artifact_key", "embedding_dim", "artifact_sha256"]
+        names = ["video_id", "status", "embedding_dim", "artifact_sha256"]
         rows = [row for row in ledger.columns(names).to_pylist() if row["status"] == Status.SUCCESS]
         by_key = {
             row["artifact_key"] or self.keys.embedding(ledger.stage, row["video_id"]): row for row in rows

@@ -1,4 +1,4 @@
-"""How a run tells the outside world how far it is: to the run's log, and to whoever listens in the process."""
+"""How a run tells whoever listens in its process how far it is."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
 """The sensor: keeps every embedding up to date without anyone clicking.
 
-A tick looks at the metadata CSV, the raw listings, the ledgers and the runs in flight, adds partitions for new
-videos and launches id-list runs for the delta. It keeps no list of its own of what was requested: what a run has
-in hand is in Dagster's run storage, and what it left undone is in the ledger, so nothing is lost by a crash.
+A tick looks at the metadata CSV, the raw listings, the ledgers and the runs in flight, adds partitions for
+new videos and launches id-list runs for the delta. It keeps no list of its own of what was requested: what a
+run has in hand is in Dagster's run storage, and what it left undone is in the ledger, so nothing is lost by a
+crash.
 """
 
 import hashlib
@@ -19,7 +20,7 @@ from clipfarm_dagster.assets.embeddings import embedding_materialization
 from clipfarm_dagster.corpus import Corpus
 from clipfarm_dagster.errors import ClipFarmError
 from clipfarm_dagster.in_flight import videos_in_flight
-from clipfarm_dagster.jobs import EMBEDDING_JOBS, STAGE_TAG, embedding_job_name, id_list_run_config
+from clipfarm_dagster.jobs import EMBEDDING_JOBS, embedding_job_name, id_list_run_config, id_list_run_tags
 from clipfarm_dagster.ledger.schema import LedgerRow, timestamp
 from clipfarm_dagster.partitions import VIDEO_PARTITIONS
 from clipfarm_dagster.resources.object_store import ObjectStoreResource
@@ -76,8 +77,8 @@ def chunks(video_ids: Sequence[str], size: int, limit: int) -> list[Sequence[str
     minimum_interval_seconds=MINIMUM_INTERVAL_SECONDS,
     default_status=dg.DefaultSensorStatus.STOPPED,
     description=(
-        "Adds a partition for each new video and embeds what is new, changed or due again, by stage. Reads the"
-        " metadata CSV, the raw listings and the ledgers; launches runs by lists of ids."
+        "Adds a partition for each new video and embeds what is new, changed or due again, by stage. Reads"
+        " the metadata CSV, the raw listings and the ledgers; launches runs by lists of ids."
     ),
 )
 def embedding_sensor(
@@ -128,7 +129,7 @@ def _tick(context: dg.SensorEvaluationContext, corpus: Corpus) -> dg.SensorResul
                 dg.RunRequest(
                     job_name=embedding_job_name(stage),
                     run_config=id_list_run_config(stage, chunk),
-                    tags={STAGE_TAG: str(stage), "clipfarm/items": str(len(chunk))},
+                    tags=id_list_run_tags(stage, chunk),
                 )
             )
         unfinished = unfinished or plan.delta > len(ids)

@@ -1,14 +1,13 @@
-"""The embeddings, one asset a stage: whichever ids a run was given go through the engine."""
+"""The embeddings, one asset a stage, and how a run embeds the videos that it was given."""
 
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 import dagster as dg
-from pydantic import Field
 
+from clipfarm_dagster.assets.beta import accept_beta
 from clipfarm_dagster.assets.raw import raw_asset_key, raw_observation
-from clipfarm_dagster.catalog.keys import check_video_id
 from clipfarm_dagster.corpus import Corpus
 from clipfarm_dagster.embedding import audio, text, video
 from clipfarm_dagster.embedding.contract import Contract
@@ -17,7 +16,12 @@ from clipfarm_dagster.embedding.outcomes import Kind, Outcome
 from clipfarm_dagster.ledger.schema import LedgerRow
 from clipfarm_dagster.partitions import VIDEO_PARTITIONS
 from clipfarm_dagster.progress import ProgressListener
-from clipfarm_dagster.recording import data_version_tags, record_events, record_failed_partitions
+from clipfarm_dagster.recording import (
+    Context,
+    data_version_tags,
+    record_events,
+    record_failed_partitions,
+)
 from clipfarm_dagster.resources.encoders import EncodersResource
 from clipfarm_dagster.resources.object_store import ObjectStoreResource
 from clipfarm_dagster.resources.stage_state import StageStateResource
@@ -43,14 +47,6 @@ _CODE_VERSIONS = {
 }
 
 
-class EmbeddingConfig(dg.Config):
-    """Which videos a run without partitions embeds."""
-
-    video_ids: list[str] = Field(
-        default=[], description="The `video_id`s, where the run has no partition or partition range."
-    )
-
-
 def embedding_asset_key(stage: Stage) -> dg.AssetKey:
     """Key of a stage's embedding asset."""
     return dg.AssetKey(f"{stage}_embedding")
@@ -61,6 +57,7 @@ def data_version(source_hash: str, contract_id: str) -> str:
     return f"{source_hash}.{contract_id}"
 
 
+@accept_beta
 def _embedding_asset(stage: Stage) -> dg.AssetsDefinition:
     @dg.asset(
         name=f"{stage}_embedding",
@@ -76,14 +73,13 @@ def _embedding_asset(stage: Stage) -> dg.AssetsDefinition:
     )
     def embedding(
         context: dg.AssetExecutionContext,
-        config: EmbeddingConfig,
         object_store: ObjectStoreResource,
         stage_state: StageStateResource,
         encoders: EncodersResource,
         progress: dg.ResourceParam[ProgressListener],
     ) -> Iterator[dg.Output[None]]:
         corpus = stage_state.corpus(object_store)
-        _embed(context, stage, _video_ids(context, config), corpus, encoders, progress)
+        embed_videos(context, stage, context.partition_keys, corpus, encoders, progress)
         yield from ()  # each success has recorded itself; an output would speak for all partitions at once
 
     return embedding
@@ -92,32 +88,20 @@ def _embedding_asset(stage: Stage) -> dg.AssetsDefinition:
 EMBEDDING_ASSETS = [_embedding_asset(stage) for stage in Stage]
 
 
-def _video_ids(context: dg.AssetExecutionContext, config: EmbeddingConfig) -> list[str]:
-    """The ids of the run: its partition or partition range, else those of its config."""
-    if context.has_partition_key or context.has_partition_key_range:
-        if config.video_ids:
-            raise dg.Failure(
-                "the run has partitions and video_ids in its config; give it one of the two",
-                allow_retries=False,
-            )
-        return list(context.partition_keys)
-    if not config.video_ids:
-        raise dg.Failure(
-            "the run has no partition, and its config names no video_ids; select partitions to materialize,"
-            " or let the sensor or `clipfarm sync` launch it",
-            allow_retries=False,
-        )
-    return [check_video_id(video_id) for video_id in config.video_ids]
-
-
-def _embed(
-    context: dg.AssetExecutionContext,
+def embed_videos(
+    context: Context,
     stage: Stage,
     video_ids: Sequence[str],
     corpus: Corpus,
     encoders: EncodersResource,
     listener: ProgressListener,
 ) -> None:
+    """Embed some videos in a running step, and tell Dagster of each one that succeeded.
+
+    Raises:
+        dagster.Failure: items failed, or are unknown to the metadata; the others are done.
+        ClipFarmError: the metadata, the store, the ledger or the model cannot be used.
+    """
     contract = corpus.contract(stage)
     single = len(video_ids) == 1
     failures: list[LedgerRow] = []
@@ -231,7 +215,7 @@ def _summary(progress: Progress) -> str:
 class _ProgressLog:
     """A line in the run's log, at most one in ten seconds."""
 
-    def __init__(self, context: dg.AssetExecutionContext, progress: Progress) -> None:
+    def __init__(self, context: Context, progress: Progress) -> None:
         self._context, self._progress = context, progress
         self._last = datetime.now(UTC)
 

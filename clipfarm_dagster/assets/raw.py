@@ -1,9 +1,12 @@
 """The raw artifacts, as assets that others make and ClipFarm observes; their data version is the ETag."""
 
+from collections.abc import Sequence
+
 import dagster as dg
 
+from clipfarm_dagster.assets.beta import accept_beta
 from clipfarm_dagster.partitions import VIDEO_PARTITIONS
-from clipfarm_dagster.recording import DATA_VERSION_TAG
+from clipfarm_dagster.recording import DATA_VERSION_TAG, record_events
 from clipfarm_dagster.resources.object_store import ObjectStoreResource
 from clipfarm_dagster.resources.stage_state import StageStateResource
 from clipfarm_dagster.stages import Stage
@@ -30,6 +33,7 @@ def raw_observation(stage: Stage, video_id: str, etag: str) -> dg.AssetObservati
     )
 
 
+@accept_beta
 def _raw_asset(stage: Stage) -> dg.SourceAsset:
     @dg.observable_source_asset(
         name=f"raw_{stage}",
@@ -41,20 +45,25 @@ def _raw_asset(stage: Stage) -> dg.SourceAsset:
     def raw(
         context: dg.OpExecutionContext, object_store: ObjectStoreResource, stage_state: StageStateResource
     ) -> dg.DataVersionsByPartition:
+        # recorded in batches here, since Dagster would write what is returned one by one
+        partitions = _observed_partitions(context)
         corpus = stage_state.corpus(object_store)
-        known = set(context.instance.get_dynamic_partitions(VIDEO_PARTITIONS.name or ""))
         listing = corpus.raw_listing(stage)
-        folder, suffix = corpus.keys.raw_folder(stage), stage.raw_suffix
-        versions = {
-            key.removeprefix(folder).removesuffix(suffix): etag
-            for key, etag in zip(listing["key"].to_pylist(), listing["etag"].to_pylist(), strict=True)
-            if key.endswith(suffix)
-        }
-        return dg.DataVersionsByPartition(
-            {video_id: etag for video_id, etag in versions.items() if video_id in known}
-        )
+        etags = dict(zip(listing["key"].to_pylist(), listing["etag"].to_pylist(), strict=True))
+        keys = {video_id: corpus.keys.raw(stage, video_id) for video_id in partitions}
+        found = {video_id: etags[key] for video_id, key in keys.items() if key in etags}
+        record_events(context, [raw_observation(stage, video_id, etag) for video_id, etag in found.items()])
+        context.log.info(f"{len(found)} of {len(partitions)} raw {stage} objects are there")
+        return dg.DataVersionsByPartition({})
 
     return raw
+
+
+def _observed_partitions(context: dg.OpExecutionContext) -> Sequence[str]:
+    """The partitions that the run selects; all where it selects none."""
+    if context.run.is_partitioned:
+        return context.partition_keys
+    return context.instance.get_dynamic_partitions(VIDEO_PARTITIONS.name or "")
 
 
 RAW_ASSETS = [_raw_asset(stage) for stage in Stage]

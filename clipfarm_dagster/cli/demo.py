@@ -39,9 +39,7 @@ def demo(
     if not (home / SETTINGS_FILE).exists():
         say(f"Making a corpus of short clips, and models, in {home}")
         make_demo(home)
-        say(
-            "The video and audio models have RANDOM weights: real architectures and loading, meaningless vectors."
-        )
+        say("The video and audio models have RANDOM weights: their vectors mean nothing.")
         say("The text model is the real all-MiniLM-L6-v2.")
     settings = load_settings(home=home)
     corpus = Corpus.open(settings)
@@ -99,7 +97,7 @@ def run_sensor_until_quiet(
         ClipFarmError: the sensor or a run could not do its work.
     """
     from clipfarm_dagster.definitions import build_definitions
-    from clipfarm_dagster.jobs import STAGE_TAG
+    from clipfarm_dagster.jobs import ITEMS_TAG, STAGE_TAG
     from clipfarm_dagster.resources.object_store import ObjectStoreResource
     from clipfarm_dagster.resources.stage_state import StageStateResource
     from clipfarm_dagster.sensors import embedding_sensor
@@ -119,7 +117,7 @@ def run_sensor_until_quiet(
             if not isinstance(tick, dg.SensorResult) or not tick.run_requests:
                 break
             for request in tick.run_requests:
-                listener.start(Stage(request.tags[STAGE_TAG]), int(request.tags["clipfarm/items"]))
+                listener.start(Stage(request.tags[STAGE_TAG]), int(request.tags[ITEMS_TAG]))
                 job = definitions.resolve_job_def(request.job_name or "")
                 check_result(
                     job.execute_in_process(

@@ -52,7 +52,7 @@ def sync_corpus(
     """
     from clipfarm_dagster.definitions import build_definitions
     from clipfarm_dagster.in_flight import videos_in_flight
-    from clipfarm_dagster.jobs import STAGE_TAG, embedding_job_name, id_list_run_config
+    from clipfarm_dagster.jobs import embedding_job_name, id_list_run_config, id_list_run_tags
     from clipfarm_dagster.partitions import VIDEO_PARTITIONS
     from clipfarm_dagster.sensors import announce_restored
 
@@ -80,7 +80,7 @@ def sync_corpus(
                 result = definitions.resolve_job_def(embedding_job_name(stage)).execute_in_process(
                     instance=instance,
                     run_config=quiet_run_config(id_list_run_config(stage, chunk)),
-                    tags={STAGE_TAG: str(stage), "clipfarm/items": str(len(chunk))},
+                    tags=id_list_run_tags(stage, chunk),
                     raise_on_error=False,
                 )
                 check_result(result)

@@ -67,7 +67,11 @@ class AudioPreparer:
 
         try:
             samples, _ = librosa.load(
-                io.BytesIO(raw), sr=self.sample_rate, mono=True, duration=self.max_seconds, res_type=_RESAMPLER
+                io.BytesIO(raw),
+                sr=self.sample_rate,
+                mono=True,
+                duration=self.max_seconds,
+                res_type=_RESAMPLER,
             )
         except soundfile.LibsndfileError as error:
             raise InvalidRawObjectError(f"the sound cannot be decoded: {error.error_string}") from None
@@ -124,13 +128,14 @@ class AudioEncoder:
         checkpoint = resolve_checkpoint(Stage.AUDIO, settings.model, settings.revision)
         folder = checkpoint.download()
         self.contract = _contract(settings, checkpoint)
-        self._model, loading = Wav2Vec2Model.from_pretrained(
+        loaded: Any = Wav2Vec2Model.from_pretrained(
             folder,
             use_safetensors=True,
             local_files_only=True,
             dtype=getattr(torch, settings.dtype),
             output_loading_info=True,
         )
+        self._model, loading = loaded
         check_weights(
             checkpoint, loading["missing_keys"], loading["unexpected_keys"], allowed=_UNUSED_WEIGHTS
         )

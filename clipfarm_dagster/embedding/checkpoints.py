@@ -161,6 +161,6 @@ def check_weights(
     ]
     if problems:
         raise ModelUnavailableError(
-            f"the {checkpoint.stage} checkpoint {checkpoint.model_name} at {checkpoint.revision} does not fit its"
-            f" architecture: it {' and '.join(problems)}; check CLIPFARM_{checkpoint.stage.upper()}_MODEL"
+            f"the {checkpoint.stage} checkpoint {checkpoint.model_name} at {checkpoint.revision} does not fit"
+            f" its architecture: it {' and '.join(problems)}; check CLIPFARM_{checkpoint.stage.upper()}_MODEL"
         )

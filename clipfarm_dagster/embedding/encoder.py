@@ -32,8 +32,9 @@ class Prepared:
 class Preparer(Protocol):
     """Turns a raw object into model input. Picklable, without state: worker processes run it."""
 
-    isolated: bool
-    """Whether it decodes foreign bytes with native code, and so belongs in a process of its own."""
+    @property
+    def isolated(self) -> bool:
+        """Whether it decodes foreign bytes with native code, and so belongs in a process of its own."""
 
     def __call__(self, raw: bytes, metadata: Mapping[str, str], *, preview: bool = False) -> Prepared:
         """Prepare one item.
@@ -48,8 +49,11 @@ class Encoder(Protocol):
 
     contract: Contract
     dimension: int
-    preparer: Preparer
     batch_size: int
+
+    @property
+    def preparer(self) -> Preparer:
+        """The preparer whose output `encode` takes."""
 
     def encode(self, batch: Sequence[Prepared]) -> np.ndarray[Any, Any]:
         """Vectors of a batch: float32 (items, dimension), of unit L2 norm."""
@@ -103,14 +107,14 @@ def _quiet_transformers() -> Iterator[None]:
     from transformers.utils import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
         logging.set_verbosity(verbosity)
         if bars:
-            logging.enable_progress_bar()
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def resolve_device(device: str) -> str:

@@ -1,8 +1,9 @@
 """The engine of one stage: fetch → prepare → infer → store → record, overlapping, with bounded memory.
 
 One thread fetches ahead, worker processes prepare, the calling thread runs the model, one thread stores and
-records. Each item has its own outcome; the order of effects for an item is vector, ledger row, then whatever
-`on_recorded` does with it. A store or ledger that fails stops the run: nothing is recorded that did not happen.
+records. Each item has its own outcome; the order of effects for an item is vector, ledger row, then
+whatever `on_recorded` does with it. A store or ledger that fails stops the run: nothing is recorded that did
+not happen.
 """
 
 from __future__ import annotations
@@ -469,7 +470,7 @@ def _preparation(preparer: Preparer, options: EngineOptions) -> Iterator[_Prepar
     try:
         yield prepare_in_pool
     finally:
-        pool.stop()
+        pool.stop()  # type: ignore[no-untyped-call]
         pool.join()
 
 

@@ -1,4 +1,4 @@
-"""From what happened to one item to its ledger row. Pure functions; the engine and the planner write the rows."""
+"""From what happened to one item to its ledger row. Pure functions; engine and planner write the rows."""
 
 from __future__ import annotations
 

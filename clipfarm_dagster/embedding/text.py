@@ -96,10 +96,9 @@ class TextEncoder:
             model_kwargs={"use_safetensors": True, "dtype": getattr(torch, settings.dtype)},
         )
         self._model.eval()
-        stored, loaded = _weight_names(folder), set(self._model[0].auto_model.state_dict())
-        check_weights(
-            checkpoint, sorted(loaded - stored), sorted(stored - loaded), allowed=_UNUSED_WEIGHTS
-        )
+        transformer: Any = self._model[0].auto_model
+        stored, loaded = _weight_names(folder), set(transformer.state_dict())
+        check_weights(checkpoint, sorted(loaded - stored), sorted(stored - loaded), allowed=_UNUSED_WEIGHTS)
         self.dimension = 2 * int(self._model.get_embedding_dimension() or 0)
         self.batch_size = settings.batch_size or 32
         self.preparer = TextPreparer()

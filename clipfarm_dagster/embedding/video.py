@@ -80,9 +80,13 @@ def _centre_crop(frame: np.ndarray[Any, Any], height: int, width: int) -> np.nda
     import numpy as np
 
     # a frame that is too small is padded with black, one more row or column in front where it is odd
-    above, left = (max(0, -(-(want - have) // 2)) for want, have in zip((height, width), frame.shape, strict=False))
+    above, left = (
+        max(0, -(-(want - have) // 2)) for want, have in zip((height, width), frame.shape, strict=False)
+    )
     below, right = (max(0, want - have) for want, have in zip((height, width), frame.shape, strict=False))
-    frame = np.pad(frame, ((above, below - above if below else 0), (left, right - left if right else 0), (0, 0)))
+    frame = np.pad(
+        frame, ((above, below - above if below else 0), (left, right - left if right else 0), (0, 0))
+    )
     top, side = (frame.shape[0] - height) // 2, (frame.shape[1] - width) // 2
     return frame[top : top + height, side : side + width]
 
@@ -157,8 +161,8 @@ class VideoPreparer:
 class VideoEncoder:
     """`VideoMAEModel` with a fixed pooling.
 
-    `first_token` is `last_hidden_state[:, 0]`, as many pipelines take it. VideoMAE has no class token, so that
-    is the first patch's state; `mean` over all patches may serve better, and is another contract.
+    `first_token` is `last_hidden_state[:, 0]`, as many pipelines take it. VideoMAE has no class token, so
+    that is the first patch's state; `mean` over all patches may serve better, and is another contract.
     """
 
     def __init__(self, settings: VideoSettings, device: str, *, max_pixels: int) -> None:
@@ -169,13 +173,14 @@ class VideoEncoder:
         checkpoint = resolve_checkpoint(Stage.VIDEO, settings.model, settings.revision)
         folder = checkpoint.download()
         self.contract = _contract(settings, checkpoint)
-        self._model, loading = VideoMAEModel.from_pretrained(
+        loaded: Any = VideoMAEModel.from_pretrained(
             folder,
             use_safetensors=True,
             local_files_only=True,
             dtype=getattr(torch, settings.dtype),
             output_loading_info=True,
         )
+        self._model, loading = loaded
         check_weights(
             checkpoint, loading["missing_keys"], loading["unexpected_keys"], allowed=_PRETRAINING_HEAD
         )

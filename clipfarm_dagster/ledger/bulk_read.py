@@ -1,8 +1,8 @@
 """Reads an SQLite file into Arrow through ADBC, in a process of its own.
 
-ADBC brings its own copy of SQLite. Two copies in one process break each other: closing a file in one drops the
-locks that the other holds on it (https://www.sqlite.org/howtocorrupt.html, section 2.2.1), after which a WAL can be
-deleted under a writer. A process of its own has locks of its own.
+ADBC brings its own copy of SQLite. Two copies in one process break each other: closing a file in one drops
+the locks that the other holds on it (https://www.sqlite.org/howtocorrupt.html, section 2.2.1), after which a
+WAL can be deleted under a writer. A process of its own has locks of its own.
 """
 
 from __future__ import annotations

@@ -298,7 +298,9 @@ def _to_arrow(rows: Sequence[Any], schema: pa.Schema) -> pa.Table:
     import pyarrow as pa
 
     columns = zip(*rows, strict=True) if rows else [[] for _ in schema]
-    return pa.table([pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)], schema)
+    return pa.table(
+        [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)], schema
+    )
 
 
 def _arrow_expression(column: Column[Any]) -> str:
