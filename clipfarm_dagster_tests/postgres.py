@@ -19,9 +19,9 @@ import pytest
 @contextmanager
 def postgres_server(folder: Path) -> Iterator[str]:
     """Run a server on a free port of 127.0.0.1, its files in `folder`; yields its URL less a database."""
-    initdb, server = shutil.which("initdb"), shutil.which("postgres")
+    initdb, server = _program("initdb"), _program("postgres")
     if initdb is None or server is None:
-        pytest.skip("PostgreSQL is not installed (initdb and postgres are not on the PATH)")
+        pytest.skip("PostgreSQL is not installed (Debian's package postgresql)")
     user = _unprivileged_user(folder)
     data = folder / "data"
     command = [initdb, "-D", data, "-U", "clipfarm", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync"]
@@ -52,6 +52,12 @@ def new_database(server_url: str) -> str:
         cursor.execute(f"CREATE DATABASE {name}")
     connection.close()
     return f"{server_url}/{name}"
+
+
+def _program(name: str) -> str | None:
+    """One of the server's programs, which Debian keeps off the PATH, one folder a version."""
+    debian = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"))
+    return shutil.which(name) or (str(debian[-1]) if debian else None)
 
 
 def _unprivileged_user(folder: Path) -> int | None:

@@ -128,7 +128,10 @@ class Ledger:
             count = connection.execute(select(func.count()).select_from(self._items)).scalar_one()
             if count <= _ROWS_READ_HERE:
                 return _to_arrow(connection.exec_driver_sql(query).fetchall(), schema)
-        return read_sqlite(self.sqlite_path, query).cast(schema)
+        # ADBC guesses a column's type from its first rows, which may all be null: a row of the right types
+        # goes first and is cut off again
+        typed = ", ".join(_SQL_ZERO[self._items.c[name].type.__visit_name__] for name in names)
+        return _named(read_sqlite(self.sqlite_path, f"SELECT {typed} UNION ALL {query}").slice(1), schema)
 
     def rows(self, video_ids: Iterable[str]) -> dict[str, LedgerRow]:
         """The rows of some ids; ids without a row are absent from the answer."""
@@ -294,6 +297,10 @@ def _read_postgresql(url: URL, query: str) -> pa.Table:
         return cursor.fetch_arrow_table()
 
 
+def _named(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    return table.rename_columns(schema.names).cast(schema)
+
+
 def _to_arrow(rows: Sequence[Any], schema: pa.Schema) -> pa.Table:
     import pyarrow as pa
 
@@ -304,11 +311,12 @@ def _to_arrow(rows: Sequence[Any], schema: pa.Schema) -> pa.Table:
 
 
 def _arrow_expression(column: Column[Any]) -> str:
-    # SQLite columns may hold anything, and ADBC guesses their type from the first rows; a cast settles both
+    # an SQLite column may hold anything, whatever its declared type
     return f"CAST({column.name} AS {_SQL_TYPE[column.type.__visit_name__]}) AS {column.name}"
 
 
 _SQL_TYPE = {"text": "TEXT", "integer": "BIGINT", "float": "DOUBLE PRECISION"}
+_SQL_ZERO = {"text": "''", "integer": "0", "float": "0.0"}
 
 
 def _arrow_schema(table: Table, names: Sequence[str]) -> pa.Schema:

@@ -30,7 +30,7 @@ class LedgerRow:
     `source_hash`, `contract_id`, `metadata_hash`, `raw_etag` and `status` tell of the latest attempt. The
     columns that begin with `vector_` or `artifact_` tell of the vector now in the store and what it was made
     from. `vector_source_hash` and `vector_contract_id` are null where there is no vector, or where a crash
-    may have left it unknown. They survive later failures, so that an input that changes back finds its vector.
+    may have left it unknown. They survive later failures, so an input that changes back finds its vector.
     """
 
     video_id: str

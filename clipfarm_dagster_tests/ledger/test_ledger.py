@@ -1,0 +1,244 @@
+"""Rows in, rows out, in both databases."""
+
+from __future__ import annotations
+
+import multiprocessing
+import sqlite3
+from dataclasses import fields, replace
+from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
+
+import pytest
+
+from clipfarm_dagster.embedding.contract import Contract
+from clipfarm_dagster.errors import LedgerError
+from clipfarm_dagster.ledger import ledger as ledger_module
+from clipfarm_dagster.ledger.ledger import Ledger
+from clipfarm_dagster.ledger.schema import LEDGER_COLUMNS, LedgerRow, Status, timestamp
+from clipfarm_dagster.stages import Stage
+
+FULL = LedgerRow(
+    **{
+        f.name: 3 if f.name in {"retry_count", "embedding_dim"} else f"{f.name}, 'quoted' \N{SNOWMAN}"
+        for f in fields(LedgerRow)
+        if f.name not in {"vector_norm", "seconds"}
+    },
+    vector_norm=1.0,
+    seconds=0.25,
+)
+
+
+def test_a_row_comes_back_as_it_was_recorded(ledger: Ledger):
+    ledger.record([FULL, LedgerRow(video_id="b")])
+
+    assert ledger.rows([FULL.video_id, "b", "absent"]) == {FULL.video_id: FULL, "b": LedgerRow(video_id="b")}
+
+
+def test_recording_again_replaces_the_whole_row(ledger: Ledger):
+    ledger.record([FULL])
+    ledger.record([LedgerRow(video_id=FULL.video_id, status=Status.FAIL)])
+
+    assert ledger.rows([FULL.video_id]) == {
+        FULL.video_id: LedgerRow(video_id=FULL.video_id, status=Status.FAIL)
+    }
+
+
+def test_a_batch_is_recorded_whole_or_not_at_all(ledger: Ledger):
+    bad = replace(FULL, video_id="bad", retry_count=None)
+    bad = replace(bad, video_id=None)
+
+    with pytest.raises(LedgerError):
+        ledger.record([LedgerRow(video_id="good"), bad])
+
+    assert ledger.rows(["good"]) == {}
+
+
+@pytest.mark.parametrize("rows_read_here", [0, 20_000], ids=["in another process", "here"])
+def test_columns_give_every_row_typed(ledger: Ledger, monkeypatch: pytest.MonkeyPatch, rows_read_here: int):
+    monkeypatch.setattr(ledger_module, "_ROWS_READ_HERE", rows_read_here)
+    # nulls first: the types must not be guessed from them
+    ledger.record([*(LedgerRow(video_id=f"v{i}") for i in range(2000)), FULL])
+
+    table = ledger.columns()
+
+    assert table.column_names == list(LEDGER_COLUMNS)
+    assert {str(field.type) for field in table.schema} == {"string", "int64", "double"}
+    rows = {row["video_id"]: LedgerRow(**row) for row in table.to_pylist()}
+    assert len(rows) == 2001
+    assert rows[FULL.video_id] == FULL
+    assert rows["v7"] == LedgerRow(video_id="v7")
+
+
+@pytest.mark.parametrize("rows_read_here", [0, 20_000], ids=["in another process", "here"])
+def test_an_empty_ledger_has_empty_columns(ledger: Ledger, monkeypatch, rows_read_here: int):
+    monkeypatch.setattr(ledger_module, "_ROWS_READ_HERE", rows_read_here)
+
+    assert ledger.columns(["video_id", "seconds"]).to_pydict() == {"video_id": [], "seconds": []}
+
+
+def test_bulk_reading_between_writes_loses_nothing(ledger: Ledger, monkeypatch: pytest.MonkeyPatch):
+    """A second copy of SQLite in this process would drop our locks, and with them the write-ahead log."""
+    monkeypatch.setattr(ledger_module, "_ROWS_READ_HERE", 0)
+    for i in range(5):
+        ledger.record([LedgerRow(video_id=f"v{i}")])
+        assert ledger.columns(["video_id"]).num_rows == i + 1
+    ledger.close()
+
+    assert len(ledger.rows(f"v{i}" for i in range(5))) == 5
+
+
+def test_counts_statuses_and_version(ledger: Ledger):
+    empty = ledger.version()
+    rows = [
+        LedgerRow(video_id="a", status=Status.SUCCESS, processed_at="2026-01-01T00:00:00.000000Z"),
+        LedgerRow(video_id="b", status=Status.FAIL, processed_at="2026-01-02T00:00:00.000000Z"),
+        LedgerRow(video_id="c", status=Status.FAIL, processed_at="2026-01-03T00:00:00.000000Z"),
+    ]
+    ledger.record(rows)
+
+    assert ledger.counts() == {"success": 1, "fail": 2}
+    assert ledger.with_status([Status.FAIL]) == [rows[2], rows[1]]
+    assert ledger.with_status([Status.FAIL], limit=1) == [rows[2]]
+    assert ledger.version() != empty
+    assert ledger.version() == ledger.version()
+
+
+def test_overwriting_makes_the_stored_vector_unknown_and_keeps_the_rest(ledger: Ledger):
+    other = replace(FULL, video_id="other")
+    ledger.record([FULL, other])
+
+    ledger.mark_overwriting([FULL.video_id, "never seen"])
+
+    marked = replace(FULL, vector_source_hash=None, vector_contract_id=None)
+    assert ledger.rows([FULL.video_id, "other", "never seen"]) == {FULL.video_id: marked, "other": other}
+
+
+def test_contracts_are_remembered_by_id(ledger: Ledger):
+    contract = Contract(
+        stage=Stage.VIDEO,
+        model_name="m",
+        model_revision="r",
+        preprocess_name="p",
+        preprocess_version="1",
+        preprocess_params={"frames": 16},
+        pooling="mean",
+        dtype="float32",
+    )
+    ledger.record_contract(contract)
+    ledger.record_contract(contract)
+
+    assert ledger.contract(contract.id) == contract
+    assert ledger.contract("unknown") is None
+
+
+def test_thousands_of_ids_are_asked_for_at_once(ledger: Ledger):
+    rows = [LedgerRow(video_id=f"v{i}") for i in range(3000)]
+    ledger.record(rows)
+
+    assert len(ledger.rows(row.video_id for row in rows)) == 3000
+
+
+ORIGINAL_SCHEMA = """CREATE TABLE processed_items (
+    video_id TEXT PRIMARY KEY, source_hash TEXT, processed_at TEXT, status TEXT, error TEXT,
+    artifact_key TEXT, vector_id TEXT, retry_count INTEGER)"""
+
+
+def test_a_database_of_the_original_schema_is_brought_up_to_date_with_nothing_lost(tmp_path: Path):
+    path = tmp_path / "old.sqlite"
+    with sqlite3.connect(path) as connection:
+        connection.execute(ORIGINAL_SCHEMA)
+        connection.execute(
+            "INSERT INTO processed_items VALUES ('a', 'h', '2020-01-01', 'success', NULL, 'k', NULL, 2)"
+        )
+    connection.close()
+
+    for _ in range(2):
+        ledger = Ledger.open(Stage.AUDIO, state_url="", sqlite_path=path)
+        assert ledger.rows(["a"]) == {
+            "a": LedgerRow(
+                video_id="a",
+                source_hash="h",
+                processed_at="2020-01-01",
+                status="success",
+                artifact_key="k",
+                retry_count=2,
+            )
+        }
+        ledger.close()
+
+
+def test_stages_share_a_postgresql_database_without_meeting(postgres_url: str, tmp_path: Path):
+    from clipfarm_dagster_tests.postgres import new_database
+
+    url = new_database(postgres_url)
+    ledgers = [Ledger.open(stage, state_url=url, sqlite_path=tmp_path / "unused") for stage in Stage]
+    for ledger in ledgers:
+        ledger.record([LedgerRow(video_id="a", note=str(ledger.stage))])
+
+    assert [ledger.rows(["a"])["a"].note for ledger in ledgers] == ["video", "audio", "text"]
+    for ledger in ledgers:
+        ledger.close()
+
+
+def _record_many(state_url: str, path: Path, writer: int) -> None:
+    ledger = Ledger.open(Stage.VIDEO, state_url=state_url, sqlite_path=path)
+    for i in range(20):
+        ledger.record([LedgerRow(video_id=f"{writer}-{i}-{k}") for k in range(10)])
+    ledger.close()
+
+
+def test_processes_write_at_the_same_time_and_lose_nothing(state_url: str, tmp_path: Path):
+    path = tmp_path / "shared.sqlite"
+    context = multiprocessing.get_context("spawn")
+    writers = [context.Process(target=_record_many, args=(state_url, path, n)) for n in range(3)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join(60)
+
+    assert [writer.exitcode for writer in writers] == [0, 0, 0]
+    ledger = Ledger.open(Stage.VIDEO, state_url=state_url, sqlite_path=path)
+    assert ledger.columns(["video_id"]).num_rows == 600
+    ledger.close()
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [("not a url", "no database URL"), ("mysql://user:hunter2@host/db", "'mysql'")],
+)
+def test_an_unusable_url_is_refused_without_its_password(url: str, told: str, tmp_path: Path):
+    with pytest.raises(LedgerError, match=told) as caught:
+        Ledger.open(Stage.VIDEO, state_url=url, sqlite_path=tmp_path / "x")
+
+    assert "hunter2" not in str(caught.value)
+
+
+def test_an_unreachable_server_is_named_without_its_password(tmp_path: Path):
+    with pytest.raises(LedgerError, match="cannot open the video ledger") as caught:
+        Ledger.open(
+            Stage.VIDEO,
+            state_url="postgresql://user:hunter2@127.0.0.1:1/db",
+            sqlite_path=tmp_path / "x",
+        )
+
+    assert "hunter2" not in str(caught.value)
+    assert "127.0.0.1" in str(caught.value)
+
+
+def test_a_file_that_is_no_database_is_refused_by_name(tmp_path: Path):
+    path = tmp_path / "broken.sqlite"
+    path.write_bytes(b"no database at all" * 100)
+
+    with pytest.raises(LedgerError, match=r"broken\.sqlite"):
+        Ledger.open(Stage.VIDEO, state_url="", sqlite_path=path)
+
+
+def test_timestamps_sort_as_text():
+    moments = [
+        datetime(2026, 1, 1, tzinfo=UTC),
+        datetime(2026, 1, 1, 0, 0, 0, 1, tzinfo=UTC),
+        datetime(2026, 1, 1, 5, tzinfo=timezone(timedelta(hours=2))),
+    ]
+    assert [timestamp(m) for m in moments] == sorted(timestamp(m) for m in moments)
+    with pytest.raises(ValueError, match="no time zone"):
+        timestamp(datetime(2026, 1, 1))
