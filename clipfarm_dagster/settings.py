@@ -7,12 +7,14 @@ credentials are not here: they come the AWS way.
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, Field, ValidationError, field_validator
+from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from clipfarm_dagster.catalog.keys import Keys
@@ -110,6 +112,10 @@ class Settings(BaseSettings):
     device: str = Field(
         "auto", description="`cpu`, `cuda`, `cuda:1`, …; `auto` takes a GPU where there is one."
     )
+    frozen: bool = Field(
+        True,
+        description="Refuse model revisions that are no full commit SHA; `false` looks a branch up once.",
+    )
     workers: int = Field(0, ge=0, description="Processes that decode; 0 takes one per processor core.")
     run_size: int = Field(500, ge=1, description="Ids that the sensor or `sync` puts into one run.")
     max_runs_per_tick: int = Field(6, ge=1, description="Runs that the sensor launches in one tick.")
@@ -120,6 +126,10 @@ class Settings(BaseSettings):
     )
     max_object_bytes: int = Field(2**31, ge=1, description="Raw objects that are larger are refused.")
     max_pixels: int = Field(2**26, ge=1, description="Video frames of more pixels than this are refused.")
+    fusion_weights: str = Field(
+        "video=1,audio=1,text=1",
+        description="Weight of each modality in the fusion strategy `weighted`; 0 leaves one out.",
+    )
     video: VideoSettings = Field(default_factory=VideoSettings)
     audio: AudioSettings = Field(default_factory=AudioSettings)
     text: TextSettings = Field(default_factory=TextSettings)
@@ -138,7 +148,13 @@ class Settings(BaseSettings):
 
     def stage(self, stage: Stage) -> VideoSettings | AudioSettings | TextSettings:
         """The settings of one stage."""
-        return {Stage.VIDEO: self.video, Stage.AUDIO: self.audio, Stage.TEXT: self.text}[stage]
+        match stage:
+            case Stage.VIDEO:
+                return self.video
+            case Stage.AUDIO:
+                return self.audio
+            case Stage.TEXT:
+                return self.text
 
     def source_columns(self) -> dict[Stage, tuple[str, ...]]:
         """Metadata columns that each stage's source hash covers."""
@@ -157,6 +173,7 @@ def load_settings(**overrides: object) -> Settings:
     home = Path(str(overrides.get("home") or os.environ.get(f"{_PREFIX}HOME") or ".clipfarm")).expanduser()
     home = home.absolute()
     given = {name: value for name, value in overrides.items() if value is not None}
+    _refuse_unknown_variables()
     try:
         settings = Settings(**{**given, "home": home}, _env_file=home / SETTINGS_FILE)  # type: ignore[arg-type]
     except ValidationError as error:
@@ -169,3 +186,41 @@ def load_settings(**overrides: object) -> Settings:
     if "://" not in store_url:
         store_url = str(Path(store_url).expanduser().absolute())
     return settings.model_copy(update={"store_url": store_url})
+
+
+def variables() -> dict[str, tuple[str, str]]:
+    """Every setting's environment variable, with its default as text and its description."""
+    found: dict[str, tuple[str, str]] = {}
+    for name, field in Settings.model_fields.items():
+        if name not in set(Stage):
+            found[f"{_PREFIX}{name.upper()}"] = (_default(field), field.description or "")
+            continue
+        for part, inner in type(getattr(Settings(), name)).model_fields.items():
+            found[f"{_PREFIX}{name.upper()}_{part.upper()}"] = (_default(inner), inner.description or "")
+    return found
+
+
+def settings_table() -> str:
+    """All settings as a Markdown table, as the README shows it."""
+    rows = [f"| `{name}` | {default} | {text} |" for name, (default, text) in variables().items()]
+    return "\n".join(["| variable | default | meaning |", "|---|---|---|", *rows]) + "\n"
+
+
+def _default(field: FieldInfo) -> str:
+    return "" if field.default in (None, "") else f"`{field.default}`"
+
+
+def _refuse_unknown_variables() -> None:
+    """A misspelt variable would be ignored without a word, and the work done with the default.
+
+    Variables of a stage are checked by the settings themselves.
+    """
+    known = variables()
+    for name in os.environ:
+        if name.startswith(_PREFIX) and name not in known and not name.startswith(_STAGE_PREFIXES):
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise SettingsError(f"{name} is no setting of ClipFarm{hint}")
+
+
+_STAGE_PREFIXES = tuple(f"{_PREFIX}{stage.upper()}_" for stage in Stage)

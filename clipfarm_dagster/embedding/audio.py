@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from clipfarm_dagster.embedding.checkpoints import Checkpoint, check_weights, resolve_checkpoint
+from clipfarm_dagster.embedding.checkpoints import Checkpoint, check_weights
 from clipfarm_dagster.embedding.contract import Contract
-from clipfarm_dagster.embedding.encoder import Prepared
+from clipfarm_dagster.embedding.encoder import Prepared, Trace
 from clipfarm_dagster.embedding.vectors import l2_normalise
 from clipfarm_dagster.errors import InvalidRawObjectError, SettingsError
 from clipfarm_dagster.settings import AudioSettings
 from clipfarm_dagster.stages import Stage
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import numpy as np
+    import torch
 
 PREPROCESS_VERSION = "1"
 """Raised by hand whenever the code below would give another tensor for the same bytes and settings."""
@@ -27,12 +30,8 @@ _RESAMPLER = "soxr_hq"
 _UNUSED_WEIGHTS = ("lm_head.", "masked_spec_embed")
 
 
-def audio_contract(settings: AudioSettings) -> Contract:
+def audio_contract(settings: AudioSettings, checkpoint: Checkpoint) -> Contract:
     """The contract of the audio stage under `settings`."""
-    return _contract(settings, resolve_checkpoint(Stage.AUDIO, settings.model, settings.revision))
-
-
-def _contract(settings: AudioSettings, checkpoint: Checkpoint) -> Contract:
     return Contract(
         stage=Stage.AUDIO,
         model_name=checkpoint.model_name,
@@ -63,25 +62,17 @@ class AudioPreparer:
     def __call__(self, raw: bytes, metadata: Mapping[str, str], *, preview: bool = False) -> Prepared:
         """Prepare one sound: float32 (samples,)."""
         import librosa
-        import soundfile
+        import numpy as np
 
-        try:
-            samples, _ = librosa.load(
-                io.BytesIO(raw),
-                sr=self.sample_rate,
-                mono=True,
-                duration=self.max_seconds,
-                res_type=_RESAMPLER,
-            )
-        except soundfile.LibsndfileError as error:
-            raise InvalidRawObjectError(f"the sound cannot be decoded: {error.error_string}") from None
+        recorded, native_rate = self.decode(raw)
+        samples = librosa.resample(
+            recorded, orig_sr=native_rate, target_sr=self.sample_rate, res_type=_RESAMPLER
+        )
         if len(samples) < self.min_samples:
             raise InvalidRawObjectError(
                 f"the sound has {len(samples)} samples at {self.sample_rate} Hz; the model needs at least"
                 f" {self.min_samples}"
             )
-        import numpy as np
-
         if not np.isfinite(samples).all():
             raise InvalidRawObjectError("the sound holds samples that are not finite")
         features = _feature_extractor(self.extractor_config)(
@@ -94,6 +85,17 @@ class AudioPreparer:
 
             picture = data_uri_markdown(waveform_picture(samples, self.sample_rate), "waveform")
         return Prepared(values, values.shape, None, picture)
+
+    def decode(self, raw: bytes) -> tuple[np.ndarray[Any, Any], float]:
+        """The sound as it was recorded, mixed to mono: float32 (samples,), and its samples a second."""
+        import librosa
+        import soundfile
+
+        try:
+            recorded, rate = librosa.load(io.BytesIO(raw), sr=None, mono=True, duration=self.max_seconds)
+        except soundfile.LibsndfileError as error:
+            raise InvalidRawObjectError(f"the sound cannot be decoded: {error.error_string}") from None
+        return recorded, float(rate)
 
 
 def _feature_extractor(config: Mapping[str, Any]) -> Any:
@@ -121,13 +123,11 @@ class AudioEncoder:
     only: padding would change every shorter sound's vector.
     """
 
-    def __init__(self, settings: AudioSettings, device: str) -> None:
+    def __init__(self, settings: AudioSettings, checkpoint: Checkpoint, folder: Path, device: str) -> None:
         import torch
         from transformers import Wav2Vec2FeatureExtractor, Wav2Vec2Model
 
-        checkpoint = resolve_checkpoint(Stage.AUDIO, settings.model, settings.revision)
-        folder = checkpoint.download()
-        self.contract = _contract(settings, checkpoint)
+        self.contract, self.device = audio_contract(settings, checkpoint), device
         loaded: Any = Wav2Vec2Model.from_pretrained(
             folder,
             use_safetensors=True,
@@ -166,3 +166,12 @@ class AudioEncoder:
             states = self._model(values.to(self._model.device, self._model.dtype)).last_hidden_state.float()
             pooled = states.mean(dim=1)
         return l2_normalise(pooled.cpu().numpy())
+
+    def trace(self, raw: bytes, metadata: Mapping[str, str]) -> Trace:
+        """One sound after each step: samples at their own rate, the model's input, the vector."""
+        item = self.preparer(raw, metadata)
+        return Trace(self.preparer.decode(raw)[0], item.inputs, self.encode([item])[0])
+
+    def parameters(self) -> Iterator[torch.Tensor]:
+        """The model's weights as loaded, in the order of its layers."""
+        yield from self._model.parameters()

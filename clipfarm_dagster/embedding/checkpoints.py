@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clipfarm_dagster.errors import ModelUnavailableError
+from clipfarm_dagster.errors import ModelUnavailableError, SettingsError
 from clipfarm_dagster.stages import Stage
+
+HUB_TIMEOUT_SECONDS = 10.0
+"""A hub that does not answer in this time is taken as out of reach."""
 
 _FULL_COMMIT_SHA = re.compile(r"[0-9a-f]{40}")
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
@@ -40,31 +45,50 @@ class Checkpoint:
         return self.model if self.folder is None else self.folder.resolve().name
 
     def download(self) -> Path:
-        """The folder with the checkpoint's files, taken from the hub's cache or from the hub.
+        """The folder with the checkpoint's files: of the hub, or of its cache where there is no network.
 
         Raises:
             ModelUnavailableError: the model is neither cached nor reachable, or has no such revision.
         """
         if self.folder is not None:
             return self.folder
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+        from huggingface_hub import HfApi, snapshot_download
+        from huggingface_hub.errors import (  # type: ignore[attr-defined]
+            HFValidationError,
+            HTTPError,
+            LocalEntryNotFoundError,
+            RepositoryNotFoundError,
+            RevisionNotFoundError,
+        )
+
+        def snapshot(*, cached: bool) -> Path:
+            folder = snapshot_download(
+                self.model,
+                revision=self.revision,
+                allow_patterns=_CHECKPOINT_FILES,
+                ignore_patterns=_IGNORED_FILES,
+                local_files_only=cached,
+            )
+            return Path(folder)
 
         try:
-            return Path(
-                snapshot_download(
-                    self.model,
-                    revision=self.revision,
-                    allow_patterns=_CHECKPOINT_FILES,
-                    ignore_patterns=_IGNORED_FILES,
-                )
-            )
-        except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+            # asked once and briefly: snapshot_download tries half a minute to reach a hub that is not there
+            HfApi().model_info(self.model, revision=self.revision, timeout=HUB_TIMEOUT_SECONDS)
+        except (HFValidationError, RepositoryNotFoundError, RevisionNotFoundError) as error:
+            raise self._unavailable(error) from None
+        except (HTTPError, OSError) as error:
+            try:
+                return snapshot(cached=True)
+            except LocalEntryNotFoundError:
+                raise self._unavailable(error) from None
+        try:
+            return snapshot(cached=False)
+        except (HTTPError, OSError) as error:
             raise self._unavailable(error) from None
 
     def _unavailable(self, error: Exception) -> ModelUnavailableError:
         name = self.stage.upper()
-        cause = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        cause = (str(error).strip().splitlines() or ["no message"])[0]
         return ModelUnavailableError(
             f"the {self.stage} model {self.model!r} at revision {self.revision} is neither cached nor"
             f" reachable ({type(error).__name__}: {cause}); where there is a network, run"
@@ -73,35 +97,73 @@ class Checkpoint:
         )
 
 
-def resolve_checkpoint(stage: Stage, model: str, revision: str) -> Checkpoint:
+def resolve_checkpoint(stage: Stage, model: str, revision: str, *, frozen: bool, record: Path) -> Checkpoint:
     """The checkpoint that a stage's settings name, its revision exact.
 
     A folder's revision is the SHA-256 of its weight and config files. On the hub a full commit SHA stands for
-    itself and costs no network; a branch or tag is looked up.
+    itself and costs no network. A branch or tag is looked up once; the commit that it stood for is written to
+    the file `record` and stands from then on, so that a branch that moves on changes no vector by itself.
 
     Raises:
+        SettingsError: the revision is a branch or tag, and `frozen` forbids those.
         ModelUnavailableError: there is no such folder or hub id, or the branch cannot be looked up.
     """
     given = Checkpoint(stage, model, revision)
     if given.folder is not None:
         return Checkpoint(stage, model, folder_revision(given.folder))
+    name = f"CLIPFARM_{stage.upper()}"
     if not _HUB_ID.fullmatch(model):
         raise ModelUnavailableError(
-            f"the {stage} model {model!r} is no folder here and no id on the hub; set"
-            f" CLIPFARM_{stage.upper()}_MODEL to a folder that exists or to a hub id such as owner/name"
+            f"the {stage} model {model!r} is no folder here and no id on the hub; set {name}_MODEL to a"
+            " folder that exists or to a hub id such as owner/name"
         )
     if _FULL_COMMIT_SHA.fullmatch(revision):
         return given
+    if frozen:
+        raise SettingsError(
+            f"{name}_REVISION is {revision!r}, which may stand for another model tomorrow; set it to the full"
+            f" commit SHA of {model} (40 hex digits), or set CLIPFARM_FROZEN=false to have the name looked up"
+            " once"
+        )
+    resolved = _read_record(record)
+    entry = f"{model}@{revision}"
+    if entry not in resolved:
+        resolved[entry] = _look_up(given)
+        _write_record(record, resolved)
+    return Checkpoint(stage, model, resolved[entry])
+
+
+def _look_up(given: Checkpoint) -> str:
+    """The commit SHA that a branch or tag stands for now."""
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+    from huggingface_hub.errors import HFValidationError, HTTPError  # type: ignore[attr-defined]
 
     try:
-        sha = HfApi().model_info(model, revision=revision).sha
-    except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError) as error:
+        info = HfApi().model_info(given.model, revision=given.revision, timeout=HUB_TIMEOUT_SECONDS)
+    except (HFValidationError, HTTPError, OSError) as error:
         raise given._unavailable(error) from None
-    if sha is None:
+    if info.sha is None:
         raise given._unavailable(ValueError("the hub names no commit for it"))
-    return Checkpoint(stage, model, sha)
+    return info.sha
+
+
+def _read_record(record: Path) -> dict[str, str]:
+    if not record.exists():
+        return {}
+    try:
+        return {str(name): str(sha) for name, sha in json.loads(record.read_text()).items()}
+    except (ValueError, AttributeError) as error:
+        raise SettingsError(
+            f"{record}, which holds what branches of models stood for, cannot be read ({error}); mend or"
+            " delete it"
+        ) from None
+
+
+def _write_record(record: Path, resolved: dict[str, str]) -> None:
+    record.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=record.parent, delete=False) as file:
+        json.dump(resolved, file, indent=2, sort_keys=True)
+    Path(file.name).replace(record)
 
 
 def folder_revision(folder: Path) -> str:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from clipfarm_dagster.embedding.checkpoints import Checkpoint, resolve_checkpoint
 from clipfarm_dagster.embedding.contract import Contract
-from clipfarm_dagster.settings import AudioSettings, Settings, TextSettings, VideoSettings
+from clipfarm_dagster.errors import ModelUnavailableError
+from clipfarm_dagster.settings import AudioSettings, Settings, VideoSettings
 from clipfarm_dagster.stages import Stage
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,18 @@ class Prepared:
     """What a person should know of the input, such as that a video ended early."""
     preview: str | None = None
     """Markdown that shows a person what the model is given, where asked for."""
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One input after each step on its way to a vector."""
+
+    decoded: np.ndarray[Any, Any]
+    """What was read of the bytes: frames, samples at their own rate, or characters."""
+    prepared: np.ndarray[Any, Any]
+    """What the model is given: pixel values, samples, or token ids."""
+    vector: np.ndarray[Any, Any]
+    """float32 (dimension,), of unit L2 norm."""
 
 
 class Preparer(Protocol):
@@ -50,6 +66,7 @@ class Encoder(Protocol):
     contract: Contract
     dimension: int
     batch_size: int
+    device: str
 
     @property
     def preparer(self) -> Preparer:
@@ -58,47 +75,85 @@ class Encoder(Protocol):
     def encode(self, batch: Sequence[Prepared]) -> np.ndarray[Any, Any]:
         """Vectors of a batch: float32 (items, dimension), of unit L2 norm."""
 
+    def trace(self, raw: bytes, metadata: Mapping[str, str]) -> Trace:
+        """One input after each step, as `preparer` and `encode` take it there."""
 
-def stage_contract(stage: Stage, settings: Settings) -> Contract:
-    """The contract that the settings ask for. Loads no model.
+    def parameters(self) -> Iterator[torch.Tensor]:
+        """The model's weights as loaded, in the order of its layers."""
+
+
+def stage_checkpoint(stage: Stage, settings: Settings) -> Checkpoint:
+    """The checkpoint that the settings ask for, its revision exact. Loads no model.
 
     Raises:
+        SettingsError: the revision is a branch or tag, and CLIPFARM_FROZEN forbids those.
         ModelUnavailableError: the checkpoint cannot be found, or its branch not be looked up.
     """
     chosen = settings.stage(stage)
+    return resolve_checkpoint(
+        stage,
+        chosen.model,
+        chosen.revision,
+        frozen=settings.frozen,
+        record=settings.home / "state" / "model_revisions.json",
+    )
+
+
+def stage_contract(stage: Stage, settings: Settings) -> Contract:
+    """The contract that the settings ask for. Loads no model; raises what `stage_checkpoint` raises."""
+    chosen, checkpoint = settings.stage(stage), stage_checkpoint(stage, settings)
     if isinstance(chosen, VideoSettings):
         from clipfarm_dagster.embedding.video import video_contract
 
-        return video_contract(chosen)
+        return video_contract(chosen, checkpoint)
     if isinstance(chosen, AudioSettings):
         from clipfarm_dagster.embedding.audio import audio_contract
 
-        return audio_contract(chosen)
+        return audio_contract(chosen, checkpoint)
     from clipfarm_dagster.embedding.text import text_contract
 
-    return text_contract(chosen)
+    return text_contract(chosen, checkpoint)
 
 
 def load_encoder(stage: Stage, settings: Settings) -> Encoder:
     """Load a stage's model as the settings say, onto their device.
 
     Raises:
+        SettingsError: the revision is a branch or tag, and CLIPFARM_FROZEN forbids those.
         ModelUnavailableError: it is neither cached nor reachable, or its weights do not fit.
     """
-    chosen, device = settings.stage(stage), resolve_device(settings.device)
-    with _quiet_transformers():
-        if isinstance(chosen, VideoSettings):
-            from clipfarm_dagster.embedding.video import VideoEncoder
+    from safetensors import SafetensorError
 
-            return VideoEncoder(chosen, device, max_pixels=settings.max_pixels)
-        if isinstance(chosen, AudioSettings):
-            from clipfarm_dagster.embedding.audio import AudioEncoder
+    checkpoint = stage_checkpoint(stage, settings)
+    folder = checkpoint.download()
+    try:
+        with _quiet_transformers():
+            return _load(settings, checkpoint, folder)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ModelUnavailableError(
+            f"the {stage} model {checkpoint.model_name} at {checkpoint.revision} cannot be loaded from"
+            f" {folder} ({type(error).__name__}: {error}); it must hold a config.json and .safetensors"
+            " weights"
+        ) from error
 
-            return AudioEncoder(chosen, device)
-        assert isinstance(chosen, TextSettings)
-        from clipfarm_dagster.embedding.text import TextEncoder
 
-        return TextEncoder(chosen, device)
+def _load(settings: Settings, checkpoint: Checkpoint, folder: Path) -> Encoder:
+    import torch
+
+    # cuDNN convolves float32 in TF32 by default, which moves vectors by a thousand times float32's rounding
+    torch.backends.cudnn.allow_tf32 = False
+    chosen, device = settings.stage(checkpoint.stage), resolve_device(settings.device)
+    if isinstance(chosen, VideoSettings):
+        from clipfarm_dagster.embedding.video import VideoEncoder
+
+        return VideoEncoder(chosen, checkpoint, folder, device, max_pixels=settings.max_pixels)
+    if isinstance(chosen, AudioSettings):
+        from clipfarm_dagster.embedding.audio import AudioEncoder
+
+        return AudioEncoder(chosen, checkpoint, folder, device)
+    from clipfarm_dagster.embedding.text import TextEncoder
+
+    return TextEncoder(chosen, checkpoint, folder, device)
 
 
 @contextlib.contextmanager

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from clipfarm_dagster.embedding.checkpoints import Checkpoint, check_weights, resolve_checkpoint
+from clipfarm_dagster.embedding.checkpoints import Checkpoint, check_weights
 from clipfarm_dagster.embedding.contract import Contract
-from clipfarm_dagster.embedding.encoder import Prepared
+from clipfarm_dagster.embedding.encoder import Prepared, Trace
 from clipfarm_dagster.embedding.vectors import l2_normalise
 from clipfarm_dagster.errors import InvalidRawObjectError
 from clipfarm_dagster.settings import TextSettings
 from clipfarm_dagster.stages import Stage
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import numpy as np
+    import torch
 
 PREPROCESS_VERSION = "1"
 """Raised by hand whenever the code below would give another text for the same bytes and settings."""
@@ -32,12 +35,8 @@ METADATA_TEXT_COLUMNS = ("title", "description", "query")
 _UNUSED_WEIGHTS = ("embeddings.position_ids",)
 
 
-def text_contract(settings: TextSettings) -> Contract:
+def text_contract(settings: TextSettings, checkpoint: Checkpoint) -> Contract:
     """The contract of the text stage under `settings`."""
-    return _contract(settings, resolve_checkpoint(Stage.TEXT, settings.model, settings.revision))
-
-
-def _contract(settings: TextSettings, checkpoint: Checkpoint) -> Contract:
     return Contract(
         stage=Stage.TEXT,
         model_name=checkpoint.model_name,
@@ -81,13 +80,11 @@ def _quoted(text: str) -> str:
 class TextEncoder:
     """A SentenceTransformer over metadata and transcript: two unit vectors, concatenated, L2-normalised."""
 
-    def __init__(self, settings: TextSettings, device: str) -> None:
+    def __init__(self, settings: TextSettings, checkpoint: Checkpoint, folder: Path, device: str) -> None:
         import torch
         from sentence_transformers import SentenceTransformer
 
-        checkpoint = resolve_checkpoint(Stage.TEXT, settings.model, settings.revision)
-        folder = checkpoint.download()
-        self.contract = _contract(settings, checkpoint)
+        self.contract, self.device = text_contract(settings, checkpoint), device
         self._model = SentenceTransformer(
             str(folder),
             device=device,
@@ -127,6 +124,20 @@ class TextEncoder:
                 normalize_embeddings=True,
             )
         return vectors
+
+    def trace(self, raw: bytes, metadata: Mapping[str, str]) -> Trace:
+        """One item after each step: the two texts as UTF-8, their token ids, the vector."""
+        import numpy as np
+
+        item = self.preparer(raw, metadata)
+        characters = np.frombuffer("\0".join(item.inputs).encode(), dtype=np.uint8)
+        # each text alone, so that no padding follows the shorter one
+        tokens = [self._model.preprocess([text])["input_ids"][0].cpu().numpy() for text in item.inputs]
+        return Trace(characters, np.concatenate(tokens), self.encode([item])[0])
+
+    def parameters(self) -> Iterator[torch.Tensor]:
+        """The model's weights as loaded, in the order of its layers."""
+        yield from self._model.parameters()
 
 
 def _weight_names(folder: Any) -> set[str]:

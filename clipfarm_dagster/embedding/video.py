@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from clipfarm_dagster.embedding.checkpoints import Checkpoint, check_weights, resolve_checkpoint
+from clipfarm_dagster.embedding.checkpoints import Checkpoint, check_weights
 from clipfarm_dagster.embedding.contract import Contract
-from clipfarm_dagster.embedding.encoder import Prepared
+from clipfarm_dagster.embedding.encoder import Prepared, Trace
 from clipfarm_dagster.embedding.vectors import l2_normalise
-from clipfarm_dagster.errors import ModelUnavailableError
+from clipfarm_dagster.errors import ModelUnavailableError, SettingsError
 from clipfarm_dagster.settings import VideoSettings
 from clipfarm_dagster.stages import Stage
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import numpy as np
+    import torch
+
+    from clipfarm_dagster.embedding.frames import SampledFrames
 
 PREPROCESS_VERSION = "1"
 """Raised by hand whenever the code below would give another tensor for the same bytes and settings."""
@@ -24,12 +29,8 @@ PREPROCESS_VERSION = "1"
 _PRETRAINING_HEAD = ("decoder.", "encoder_to_decoder.", "mask_token", "position_embeddings")
 
 
-def video_contract(settings: VideoSettings) -> Contract:
+def video_contract(settings: VideoSettings, checkpoint: Checkpoint) -> Contract:
     """The contract of the video stage under `settings`."""
-    return _contract(settings, resolve_checkpoint(Stage.VIDEO, settings.model, settings.revision))
-
-
-def _contract(settings: VideoSettings, checkpoint: Checkpoint) -> Contract:
     return Contract(
         stage=Stage.VIDEO,
         model_name=checkpoint.model_name,
@@ -144,11 +145,7 @@ class VideoPreparer:
         """Prepare one clip: uint8 (frames, height, width, channels)."""
         import numpy as np
 
-        from clipfarm_dagster.embedding.frames import sample_frames
-
-        sampled = sample_frames(
-            raw, count=self.frames, unknown_count=self.unknown_count, max_pixels=self.max_pixels
-        )
+        sampled = self.decode(raw)
         pixels = np.stack([self.transform(frame) for frame in sampled.frames])
         picture = None
         if preview:
@@ -156,6 +153,14 @@ class VideoPreparer:
 
             picture = data_uri_markdown(contact_sheet(sampled.frames), f"{self.frames} sampled frames")
         return Prepared(pixels, pixels.shape, sampled.note, picture)
+
+    def decode(self, raw: bytes) -> SampledFrames:
+        """The frames that the clip is judged by."""
+        from clipfarm_dagster.embedding.frames import sample_frames
+
+        return sample_frames(
+            raw, count=self.frames, unknown_count=self.unknown_count, max_pixels=self.max_pixels
+        )
 
 
 class VideoEncoder:
@@ -165,16 +170,17 @@ class VideoEncoder:
     that is the first patch's state; `mean` over all patches may serve better, and is another contract.
     """
 
-    def __init__(self, settings: VideoSettings, device: str, *, max_pixels: int) -> None:
+    def __init__(
+        self, settings: VideoSettings, checkpoint: Checkpoint, folder: Path, device: str, *, max_pixels: int
+    ) -> None:
         import torch
         from transformers import VideoMAEModel
         from transformers.models.videomae.image_processing_pil_videomae import VideoMAEImageProcessorPil
 
-        checkpoint = resolve_checkpoint(Stage.VIDEO, settings.model, settings.revision)
-        folder = checkpoint.download()
-        self.contract = _contract(settings, checkpoint)
+        self.contract, self.device = video_contract(settings, checkpoint), device
         loaded: Any = VideoMAEModel.from_pretrained(
             folder,
+            num_frames=settings.frames,
             use_safetensors=True,
             local_files_only=True,
             dtype=getattr(torch, settings.dtype),
@@ -185,6 +191,12 @@ class VideoEncoder:
             checkpoint, loading["missing_keys"], loading["unexpected_keys"], allowed=_PRETRAINING_HEAD
         )
         self._model.eval().to(device)
+        tubelet = int(self._model.config.tubelet_size)
+        if settings.frames % tubelet:
+            raise SettingsError(
+                f"CLIPFARM_VIDEO_FRAMES is {settings.frames}; {checkpoint.model_name} needs a multiple of"
+                f" {tubelet}"
+            )
         self.dimension = int(self._model.config.hidden_size)
         self.batch_size = settings.batch_size or (1 if device == "cpu" else 16)
         processor = VideoMAEImageProcessorPil.from_pretrained(folder, local_files_only=True).to_dict()
@@ -216,3 +228,12 @@ class VideoEncoder:
             states = self._model(pixels.to(self._model.device, self._model.dtype)).last_hidden_state.float()
             pooled = states[:, 0] if self.contract.pooling == "first_token" else states.mean(dim=1)
         return l2_normalise(pooled.cpu().numpy())
+
+    def trace(self, raw: bytes, metadata: Mapping[str, str]) -> Trace:
+        """One clip after each step: decoded frames, the model's input tensor, the vector."""
+        item = self.preparer(raw, metadata)
+        return Trace(self.preparer.decode(raw).frames, self.tensor(item.inputs), self.encode([item])[0])
+
+    def parameters(self) -> Iterator[torch.Tensor]:
+        """The model's weights as loaded, in the order of its layers."""
+        yield from self._model.parameters()
