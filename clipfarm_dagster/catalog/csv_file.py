@@ -13,8 +13,9 @@ import io
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from itertools import chain
+from threading import Lock
 from typing import TYPE_CHECKING, BinaryIO
 
 from clipfarm_dagster.errors import MetadataError
@@ -56,24 +57,23 @@ def read_batches(file: BinaryIO, header: Sequence[str], block_size: int) -> Iter
     import pyarrow as pa
     from pyarrow import csv as arrow_csv
 
-    file.seek(0)
-    source = _Source(file, sentinel=_SENTINEL.encode() + b"," * (len(header) - 1))
-    reader = arrow_csv.open_csv(
-        pa.PythonFile(source, mode="r"),
-        read_options=arrow_csv.ReadOptions(block_size=block_size),
-        parse_options=arrow_csv.ParseOptions(newlines_in_values=True),
-        convert_options=arrow_csv.ConvertOptions(
-            strings_can_be_null=False, column_types=dict.fromkeys(header, pa.string())
-        ),
-    )
     names = [f"c{i}" for i in range(len(header))]
     held = None
-    for batch in reader:
-        if held is not None:
-            yield held.rename_columns(names)
-            held = None
-        if batch.num_rows:
-            held = batch
+    with closing(_Source(file, sentinel=_SENTINEL.encode() + b"," * (len(header) - 1))) as source:
+        reader = arrow_csv.open_csv(
+            pa.PythonFile(source, mode="r"),
+            read_options=arrow_csv.ReadOptions(block_size=block_size),
+            parse_options=arrow_csv.ParseOptions(newlines_in_values=True),
+            convert_options=arrow_csv.ConvertOptions(
+                strings_can_be_null=False, column_types=dict.fromkeys(header, pa.string())
+            ),
+        )
+        for batch in reader:
+            if held is not None:
+                yield held.rename_columns(names)
+                held = None
+            if batch.num_rows:
+                held = batch
     if source.has_nul:
         raise pa.ArrowInvalid("there are NUL bytes")
     if held is None or held.column(0)[-1].as_py() != _SENTINEL:
@@ -124,22 +124,35 @@ def _check_cells(url: str, line: int, cells: Sequence[str], header: Sequence[str
 
 
 class _Source(io.RawIOBase):
-    """A file's bytes with the sentinel row behind them; remembers whether it saw a NUL byte."""
+    """A file's bytes from its start, with the sentinel row behind them; remembers whether there was a NUL.
+
+    Arrow reads ahead in a thread of its own, which a reader that failed or was left leaves running. Once
+    closed, this never touches the file again, so that the file can be read anew.
+    """
 
     def __init__(self, file: BinaryIO, sentinel: bytes) -> None:
+        file.seek(0)
         self._file = file
         self._tail = b"\n" + sentinel + b"\n"
+        self._lock = Lock()
         self.has_nul = False
 
     def readable(self) -> bool:
         return True
 
     def read(self, size: int) -> bytes:  # type: ignore[override]
-        data = self._file.read(size)
-        if (room := size - len(data)) > 0:
-            data, self._tail = data + self._tail[:room], self._tail[room:]
-        self.has_nul = self.has_nul or b"\0" in data
-        return data
+        with self._lock:
+            if self.closed:
+                return b""
+            data = self._file.read(size)
+            if (room := size - len(data)) > 0:
+                data, self._tail = data + self._tail[:room], self._tail[room:]
+            self.has_nul = self.has_nul or b"\0" in data
+            return data
+
+    def close(self) -> None:
+        with self._lock:
+            super().close()
 
 
 @contextmanager

@@ -131,7 +131,7 @@ def plan_stage(
 
     with duck.connect() as connection:
         define_verdicts(connection, stage, latest.path, listing, ledger, contract_id, now, keys)
-        connection.register("in_flight", pa.table({"video_id": pa.array(in_flight, pa.string())}))
+        connection.register("in_flight", pa.table({"video_id": pa.array(list(in_flight), pa.string())}))
         connection.execute("CREATE TEMP TABLE undone AS FROM verdicts WHERE verdict <> 'done'")
         connection.execute("DELETE FROM undone WHERE verdict <> 'orphaned' AND video_id IN (FROM in_flight)")
         counts = dict(connection.execute("SELECT verdict, count(*) FROM undone GROUP BY ALL").fetchall())

@@ -20,9 +20,11 @@ def connect(memory_limit: str = "640MB") -> Iterator[duckdb.DuckDBPyConnection]:
     spills into a temporary folder that goes with the connection."""
     import duckdb
 
+    # A container's CPUs, where the system tells them, may be fewer than the machine's.
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with tempfile.TemporaryDirectory(prefix="clipfarm-duckdb-") as spill:
         config: dict[str, str | bool | int | float | list[str]] = {
-            "threads": str(min(MAX_THREADS, len(os.sched_getaffinity(0)))),
+            "threads": str(min(MAX_THREADS, cpus)),
             "memory_limit": memory_limit,
             "temp_directory": spill,
             "autoinstall_known_extensions": "false",

@@ -45,7 +45,7 @@ class LatestRows:
     """The latest row of each accepted `video_id`."""
 
     path: Path
-    """Parquet, one row per `video_id`, in the order of the CSV: `video_id`, `captured_at` (timestamp, UTC),
+    """Parquet, one row per `video_id`, in no particular order: `video_id`, `captured_at` (timestamp, UTC),
     `<stage>_metadata_hash` for each stage, then all other CSV columns as text."""
     videos: int
     refused: Mapping[str, int]
@@ -268,11 +268,14 @@ def _latest_batches(
 
 
 def _open_cached(path: Path) -> LatestRows | None:
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         info = json.loads(pq.read_schema(path).metadata[_INFO])
     except FileNotFoundError:
+        return None
+    except pa.ArrowInvalid:  # a machine that lost power may leave an empty file; it is made anew
         return None
     os.utime(path)
     return LatestRows(path, **info)

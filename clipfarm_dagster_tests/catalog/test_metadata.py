@@ -45,7 +45,7 @@ def titles(latest: LatestRows) -> dict[str, str]:
 def test_all_columns_hashes_and_the_latest_row(tmp_path: Path) -> None:
     latest = read(
         tmp_path,
-        "likes,video_id,captured_at,title,description,query,\n"
+        "likes.all,video_id,captured_at,title,description,query,\n"
         "1,a,2026-01-01,old,x,q,0\n"
         "3,a,2026-01-03T10:00:00Z,newest,,q,1\n"
         "2,a,2026-01-02,older,x,q,2\n"
@@ -58,7 +58,7 @@ def test_all_columns_hashes_and_the_latest_row(tmp_path: Path) -> None:
         "video_metadata_hash": metadata_hash([]),
         "audio_metadata_hash": metadata_hash([]),
         "text_metadata_hash": metadata_hash(["newest", "", "q"]),
-        "likes": "3",
+        "likes.all": "3",
         "title": "newest",
         "description": "",
         "query": "q",
@@ -66,7 +66,7 @@ def test_all_columns_hashes_and_the_latest_row(tmp_path: Path) -> None:
     }
     assert table(latest)["b.-_B"]["text_metadata_hash"] == metadata_hash(["é 漢", "x", ""])
     row = rows_for(latest, ["b.-_B", "absent"])["b.-_B"]
-    assert (row["likes"], row["title"], row["query"]) == ("9", "é 漢", "")
+    assert (row["likes.all"], row["title"], row["query"]) == ("9", "é 漢", "")
     assert set(rows_for(latest, ["a", "absent"])) == {"a"}
 
 
@@ -294,6 +294,13 @@ def test_cache(tmp_path: Path) -> None:
     other = read(tmp_path, f"{HEADER}\nw,2026-01-01,t,d,q\n", etag="1", source_columns={})
     assert titles(other) == {"w": "t"}
     assert titles(read(tmp_path, f"{HEADER}\nu,2026-01-01,t,d,q\n", etag=None)) == {"u": "t"}
+
+
+def test_a_damaged_cache_file_is_made_anew(tmp_path: Path) -> None:
+    content = f"{HEADER}\nv,2026-01-01,t,d,q\n"
+    for damage in (b"", b"PAR1 and then something else"):
+        read(tmp_path, content, etag="1").path.write_bytes(damage)
+        assert titles(read(tmp_path, content, etag="1")) == {"v": "t"}
 
 
 def test_old_cache_files_are_removed(tmp_path: Path) -> None:
