@@ -71,7 +71,7 @@ def compare(data: bytes, repeats: int) -> tuple[float, float, float]:
 
 
 def small_clips(every: int) -> Iterator[tuple[str, bytes]]:
-    shared = Path(os.environ.get("CLIPFARM_SHARED", ROOT.parent / "shared"))
+    shared = Path(os.environ.get("SHARED_FOLDER", ROOT.parent / "shared"))
     for path in sorted((shared / "media").glob("*.*")):
         if path.suffix in (".mp4", ".webm"):
             yield path.name, path.read_bytes()

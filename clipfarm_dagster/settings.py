@@ -195,7 +195,8 @@ def variables() -> dict[str, tuple[str, str]]:
         if name not in set(Stage):
             found[f"{_PREFIX}{name.upper()}"] = (_default(field), field.description or "")
             continue
-        for part, inner in type(getattr(Settings(), name)).model_fields.items():
+        assert isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+        for part, inner in field.annotation.model_fields.items():
             found[f"{_PREFIX}{name.upper()}_{part.upper()}"] = (_default(inner), inner.description or "")
     return found
 

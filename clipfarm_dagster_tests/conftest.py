@@ -24,9 +24,9 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 @pytest.fixture(scope="session")
 def shared_folder() -> Path:
     """The folder of shared test media."""
-    folder = Path(os.environ.get("CLIPFARM_SHARED", REPOSITORY.parent / "shared"))
+    folder = Path(os.environ.get("SHARED_FOLDER", REPOSITORY.parent / "shared"))
     if not folder.is_dir():
-        pytest.skip(f"there is no test media: {folder} is missing (CLIPFARM_SHARED)")
+        pytest.skip(f"there is no test media: {folder} is missing (SHARED_FOLDER)")
     return folder
 
 

@@ -18,8 +18,6 @@ def accept_beta(define: Callable[P, T]) -> Callable[P, T]:
     def quietly(*args: P.args, **kwargs: P.kwargs) -> T:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", dg.BetaWarning)
-            # Dagster's own use of a property of its own, for every observable source asset
-            warnings.filterwarnings("ignore", "Property `OpDefinition.version`", DeprecationWarning)
             return define(*args, **kwargs)
 
     return quietly

@@ -26,7 +26,7 @@ from clipfarm_dagster_tests.embedding.clips import (
     picture,
 )
 
-SHARED = Path(os.environ.get("CLIPFARM_SHARED", Path(__file__).parents[3] / "shared"))
+SHARED = Path(os.environ.get("SHARED_FOLDER", Path(__file__).parents[3] / "shared"))
 MEDIA = sorted((SHARED / "media").glob("*.*"))
 
 
