@@ -10,6 +10,7 @@ sqlite3 and a loop over the rows.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import resource
 import subprocess
@@ -175,10 +176,16 @@ def row_by_row(folder: Path, with_listings: bool) -> dict[str, dict[str, int]]:
 
 
 WAYS = {"columns": by_columns, "row by row": row_by_row}
+LIBRARIES = {
+    "columns": ("adbc_driver_sqlite.dbapi", "duckdb", "pyarrow.csv"),
+    "row by row": ("pandas", "sqlite3"),
+}
 
 
 def measure(way: str, folder: Path, with_listings: bool) -> None:
     """Print, as JSON, the time and the peak memory of one way in this process, and what it found."""
+    for library in LIBRARIES[way]:
+        importlib.import_module(library)
     started, used = time.perf_counter(), time.process_time()
     reasons = WAYS[way](folder, with_listings)
     figures = {
