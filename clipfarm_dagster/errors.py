@@ -58,3 +58,23 @@ class ModelUnavailableError(ClipFarmError):
 
 class InvalidRawObjectError(ClipFarmError):
     """A raw object exists but cannot be decoded, or lacks the needed field or stream."""
+
+
+class ManifestError(ClipFarmError):
+    """A manifest does not exist, or cannot be read."""
+
+
+class FusionError(ClipFarmError):
+    """Vectors cannot be fused in the way asked for."""
+
+
+class VectorFileError(ClipFarmError):
+    """A file of vectors cannot be read or written, or holds something else."""
+
+
+class DriftError(ClipFarmError):
+    """The canary's vector moved though the contract is the same; names the step that moved."""
+
+    def __init__(self, problem: str, *, stage: str, step: str) -> None:
+        self.stage, self.step = stage, step
+        super().__init__(problem)

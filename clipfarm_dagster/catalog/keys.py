@@ -69,3 +69,15 @@ class Keys:
     def fused_manifest(self, strategy: str) -> str:
         """The fused manifest of one strategy."""
         return f"{self.prefix}/fused/{strategy}/fused_manifest.parquet"
+
+    def canary_folder(self, stage: Stage, contract_id: str) -> str:
+        """Folder of what the canary gave under a contract, with a slash at the end."""
+        return f"{self.prefix}/canary/{stage}/{contract_id}/"
+
+    def canary_baseline(self, stage: Stage, contract_id: str) -> str:
+        """What the canary is compared with."""
+        return f"{self.canary_folder(stage, contract_id)}baseline.npz"
+
+    def canary_agreement(self, stage: Stage, contract_id: str, environment_id: str) -> str:
+        """The environment in which the canary last agreed with the baseline, in full, and when."""
+        return f"{self.canary_folder(stage, contract_id)}{environment_id}.json"
