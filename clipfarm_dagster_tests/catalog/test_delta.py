@@ -266,6 +266,13 @@ def test_a_ledger_can_be_a_stream_and_have_columns_of_nulls(one: LatestRows) -> 
         assert made.reasons == {"new": 1}
 
 
+def test_nothing_at_all(tmp_path: Path) -> None:
+    empty = pa.table({"key": [], "etag": []})
+    assert counts(plan(read(tmp_path, []), empty)) == (0, 0, 0, 0, 0)
+    assert counts(plan(read(tmp_path, []), empty, row("success"))) == (0, 0, 0, 0, 1)
+    assert counts(plan(read(tmp_path, ["v"]), empty)) == (0, 1, 0, 1, 0)
+
+
 METAS = (META, OTHER_META)
 moments = st.sampled_from([None, EARLIER, timestamp(NOW), LATER])
 pairs = st.none() | st.tuples(st.sampled_from(METAS), st.sampled_from("ed"), st.sampled_from([C, OLD_C]))
