@@ -199,7 +199,7 @@ def measure(way: str, folder: Path, with_listings: bool) -> None:
 
 def child(*arguments: str) -> str:
     """What this program prints when it runs with `arguments` in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.delta", *arguments]
+    command = [sys.executable, __file__, *arguments]
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
