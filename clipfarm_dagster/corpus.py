@@ -217,9 +217,7 @@ class Corpus:
         """Read the vector of every success row, and compare it with what the row says of it."""
         names = ["video_id", "status", "embedding_dim", "artifact_sha256"]
         rows = [row for row in ledger.columns(names).to_pylist() if row["status"] == Status.SUCCESS]
-        by_key = {
-            row["artifact_key"] or self.keys.embedding(ledger.stage, row["video_id"]): row for row in rows
-        }
+        by_key = {self.keys.embedding(ledger.stage, row["video_id"]): row for row in rows}
         for key, answer in self.store.get_many(sorted(by_key)):
             row = by_key[key]
             yield Finding(row["video_id"], key, _vector_problem(row, answer))

@@ -13,9 +13,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import dagster as dg
 import pytest
 
+from clipfarm_dagster.corpus import Corpus
 from clipfarm_dagster.errors import StoreError
+from clipfarm_dagster.instance import ensure_instance
+from clipfarm_dagster.settings import load_settings
 from clipfarm_dagster.store import ObjectStore, S3Options
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -167,3 +171,37 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ObjectStor
     yield store
     for key in store.list()["key"].to_pylist():
         store.delete(key)
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Settings that name small random video and audio checkpoints and the real MiniLM."""
+    from clipfarm_dagster.demo.checkpoints import make_audio_checkpoint, make_video_checkpoint, minilm_folder
+
+    folder = tmp_path_factory.mktemp("checkpoints")
+    return {
+        "CLIPFARM_VIDEO_MODEL": str(make_video_checkpoint(folder / "video")),
+        "CLIPFARM_AUDIO_MODEL": str(make_audio_checkpoint(folder / "audio")),
+        "CLIPFARM_TEXT_MODEL": str(minilm_folder()),
+    }
+
+
+@pytest.fixture
+def corpus(
+    store: ObjectStore, checkpoints: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Corpus:
+    """An empty corpus with small models, over a folder and over S3, settings and all from the environment."""
+    for name in [name for name in os.environ if name.startswith("CLIPFARM_")]:
+        monkeypatch.delenv(name)
+    for name, value in checkpoints.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("CLIPFARM_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("CLIPFARM_STORE_URL", store.url)
+    return Corpus.open(load_settings())
+
+
+@pytest.fixture
+def instance(tmp_path: Path) -> Iterator[dg.DagsterInstance]:
+    """A Dagster instance of its own, with the settings that ClipFarm ships."""
+    with dg.instance_for_test(temp_dir=str(ensure_instance(tmp_path / "dagster"))) as instance:
+        yield instance

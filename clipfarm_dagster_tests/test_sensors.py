@@ -1,0 +1,234 @@
+"""The sensor: unseen, unchanged, changed, bad row, failed read, run in flight, retry."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from clipfarm_dagster.corpus import Corpus
+from clipfarm_dagster.definitions import build_definitions
+from clipfarm_dagster.errors import ClipFarmError
+from clipfarm_dagster.jobs import embedding_job_name, id_list, id_list_run_config, id_list_run_tags
+from clipfarm_dagster.ledger.schema import Status
+from clipfarm_dagster.partitions import VIDEO_PARTITIONS
+from clipfarm_dagster.resources.object_store import ObjectStoreResource
+from clipfarm_dagster.resources.stage_state import StageStateResource
+from clipfarm_dagster.sensors import chunks, embedding_sensor
+from clipfarm_dagster.stages import Stage
+from clipfarm_dagster_tests.raw import metadata_row, put_metadata, put_transcript, wav
+
+pytestmark = pytest.mark.parametrize("store", ["folder"], indirect=True)
+
+
+class Daemon:
+    """Evaluates the sensor as Dagster's daemon does, keeping its cursor."""
+
+    def __init__(self, instance: dg.DagsterInstance) -> None:
+        self.instance = instance
+        self.cursor: str | None = None
+        self.skip: str | None = None
+
+    def tick(self) -> list[dg.RunRequest]:
+        resources = {"object_store": ObjectStoreResource(), "stage_state": StageStateResource()}
+        with dg.build_sensor_context(
+            instance=self.instance, cursor=self.cursor, resources=resources
+        ) as context:
+            result = embedding_sensor(context)
+            if isinstance(result, dg.SensorResult):
+                self.cursor, self.skip = result.cursor, None
+                return list(result.run_requests or [])
+            self.cursor, self.skip = context.cursor, result.skip_message
+            return []
+
+    def run(self, requests: list[dg.RunRequest]) -> list[dg.ExecuteInProcessResult]:
+        return [
+            build_definitions()
+            .resolve_job_def(request.job_name)
+            .execute_in_process(
+                instance=self.instance,
+                run_config=request.run_config,
+                tags=request.tags,
+                raise_on_error=False,
+            )
+            for request in requests
+        ]
+
+
+def requested(requests: list[dg.RunRequest]) -> dict[str, list[str]]:
+    return {
+        str(stage): id_list(stage, request.run_config)
+        for request in requests
+        for stage in Stage
+        if request.job_name == embedding_job_name(stage)
+    }
+
+
+@pytest.fixture
+def daemon(instance: dg.DagsterInstance) -> Daemon:
+    return Daemon(instance)
+
+
+def put_texts(corpus: Corpus, *video_ids: str, **row: Any) -> None:
+    put_metadata(corpus, [metadata_row(video_id, **row) for video_id in video_ids])
+    for video_id in video_ids:
+        put_transcript(corpus, video_id, f"said in {video_id}")
+
+
+def test_new_videos_get_partitions_and_runs_and_then_there_is_nothing_to_do(corpus: Corpus, daemon: Daemon):
+    put_texts(corpus, "a", "b")
+
+    requests = daemon.tick()
+    assert requested(requests) == {"text": ["a", "b"]}
+    assert set(daemon.instance.get_dynamic_partitions(VIDEO_PARTITIONS.name)) == {"a", "b"}
+    assert all(result.success for result in daemon.run(requests))
+
+    assert daemon.tick() == []
+    assert daemon.tick() == []
+    assert "nothing new" in (daemon.skip or "")
+
+
+def test_a_title_changes_one_text_vector_and_nothing_else(corpus: Corpus, daemon: Daemon):
+    put_texts(corpus, "a", "b")
+    corpus.store.put(corpus.keys.raw(Stage.AUDIO, "a"), wav())
+    daemon.run(daemon.tick())
+    daemon.tick()
+    put_metadata(corpus, [metadata_row("a"), metadata_row("b", title="another")])
+
+    assert requested(daemon.tick()) == {"text": ["b"]}
+
+
+def test_an_older_row_changes_nothing(corpus: Corpus, daemon: Daemon):
+    put_texts(corpus, "a")
+    daemon.run(daemon.tick())
+    put_metadata(corpus, [metadata_row("a", captured_at="2020-01-01", title="older"), metadata_row("a")])
+
+    assert daemon.tick() == []
+
+
+def test_a_missing_raw_object_costs_no_run_and_comes_back_within_a_tick(corpus: Corpus, daemon: Daemon):
+    put_metadata(corpus, [metadata_row("a")])
+    assert daemon.tick() == []
+    with corpus.ledger(Stage.TEXT) as ledger:
+        assert ledger.rows(["a"])["a"].status == Status.MISSING_RAW_OBJECT
+    assert daemon.tick() == []
+
+    put_transcript(corpus, "a", "here now")
+
+    assert requested(daemon.tick()) == {"text": ["a"]}
+
+
+def test_ids_of_a_run_in_flight_are_not_requested_again(corpus: Corpus, daemon: Daemon):
+    put_texts(corpus, "a", "b")
+    job = build_definitions().resolve_job_def(embedding_job_name(Stage.TEXT))
+    run = daemon.instance.create_run_for_job(
+        job,
+        run_config=id_list_run_config(Stage.TEXT, ["a"]),
+        tags=id_list_run_tags(Stage.TEXT, ["a"]),
+        status=dg.DagsterRunStatus.STARTED,
+    )
+
+    assert requested(daemon.tick()) == {"text": ["b"]}
+
+    daemon.instance.report_run_failed(run)
+    assert requested(daemon.tick()) == {"text": ["a", "b"]}
+
+
+def test_a_backfill_in_flight_keeps_its_range(corpus: Corpus, daemon: Daemon):
+    put_texts(corpus, "a", "b", "c")
+    daemon.instance.add_dynamic_partitions(VIDEO_PARTITIONS.name, ["a", "b", "c"])
+    selection = frozenset({dg.AssetKey("text_embedding")})
+    job = build_definitions().resolve_implicit_global_asset_job_def().get_subset(asset_selection=selection)
+    daemon.instance.create_run_for_job(
+        job,
+        asset_selection=selection,
+        tags={"dagster/asset_partition_range_start": "a", "dagster/asset_partition_range_end": "b"},
+        status=dg.DagsterRunStatus.QUEUED,
+    )
+
+    assert requested(daemon.tick()) == {"text": ["c"]}
+
+
+def test_a_large_delta_is_launched_in_chunks_over_several_ticks_newest_first(
+    corpus: Corpus, daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("CLIPFARM_RUN_SIZE", "2")
+    monkeypatch.setenv("CLIPFARM_MAX_RUNS_PER_TICK", "2")
+    ids = [f"v{i}" for i in range(7)]
+    put_metadata(corpus, [metadata_row(v, captured_at=f"2026-01-0{n + 1}") for n, v in enumerate(ids)])
+    for video_id in ids:
+        put_transcript(corpus, video_id, video_id)
+
+    first = daemon.tick()
+    assert [id_list(Stage.TEXT, request.run_config) for request in first] == [["v6", "v5"], ["v4", "v3"]]
+    daemon.run(first)
+    second = daemon.tick()
+    assert [id_list(Stage.TEXT, request.run_config) for request in second] == [["v2", "v1"], ["v0"]]
+    daemon.run(second)
+    assert daemon.tick() == []
+
+
+def test_a_failed_item_is_asked_for_again_when_it_is_due(
+    corpus: Corpus, daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+):
+    put_texts(corpus, "a")
+    monkeypatch.setenv("CLIPFARM_RETRY_SECONDS", "0.000001")
+    with corpus.ledger(Stage.TEXT) as ledger:
+        daemon.run(daemon.tick())
+        [row] = ledger.rows(["a"]).values()
+        failed = replace(row, status=Status.FAIL, vector_source_hash=None, next_attempt_at="2999")
+        ledger.record([failed])
+        assert daemon.tick() == []
+        assert "due at 2999" in (daemon.skip or "")
+        ledger.record([replace(failed, next_attempt_at="2000", processed_at="2999")])
+
+    assert requested(daemon.tick()) == {"text": ["a"]}
+
+
+def test_a_refused_id_never_becomes_a_partition_and_the_rest_goes_on(corpus: Corpus, daemon: Daemon):
+    put_texts(corpus, "a")
+    put_metadata(corpus, [metadata_row("a"), metadata_row("../evil"), metadata_row("")])
+
+    assert requested(daemon.tick()) == {"text": ["a"]}
+    assert list(daemon.instance.get_dynamic_partitions(VIDEO_PARTITIONS.name)) == ["a"]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [None, b"", b"video_id,captured_at\na,2026\n", b"video_id,captured_at,title,description,query\na,2"],
+)
+def test_a_file_that_cannot_be_read_changes_nothing_and_is_tried_again(
+    corpus: Corpus, daemon: Daemon, data: bytes | None
+):
+    put_texts(corpus, "a")
+    good = corpus.store.get(corpus.keys.metadata()).data
+    if data is None:
+        corpus.store.delete(corpus.keys.metadata())
+    else:
+        corpus.store.put(corpus.keys.metadata(), data)
+
+    with pytest.raises(dg.Failure, match=r"shorts_metadata_horizon\.csv.*Nothing was changed") as caught:
+        daemon.tick()
+    assert isinstance(caught.value.__cause__, ClipFarmError)
+    assert list(daemon.instance.get_dynamic_partitions(VIDEO_PARTITIONS.name)) == []
+
+    corpus.store.put(corpus.keys.metadata(), good)
+    assert requested(daemon.tick()) == {"text": ["a"]}
+
+
+def test_a_video_that_left_the_metadata_keeps_its_vector(corpus: Corpus, daemon: Daemon):
+    put_texts(corpus, "a", "b")
+    daemon.run(daemon.tick())
+    put_metadata(corpus, [metadata_row("a")])
+
+    assert daemon.tick() == []
+    assert corpus.store.head(corpus.keys.embedding(Stage.TEXT, "b")) is not None
+    with corpus.ledger(Stage.TEXT) as ledger:
+        assert corpus.orphans(corpus.latest_rows(), ledger) == {"b"}
+
+
+def test_chunks_keep_order_and_bounds(store: object):
+    assert chunks("abcdefg", 3, 2) == ["abc", "def"]
+    assert chunks("", 3, 2) == []
