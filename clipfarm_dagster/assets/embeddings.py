@@ -36,9 +36,18 @@ FAILED_ITEMS_KEY = "failed"
 _LISTED_FAILURES = 100
 
 _DESCRIPTIONS = {
-    Stage.VIDEO: "VideoMAE over 16 frames of each clip: `embeddings/video/<video_id>.npy`.",
-    Stage.AUDIO: "wav2vec2 over the sound of each clip: `embeddings/audio/<video_id>.npy`.",
-    Stage.TEXT: "MiniLM over metadata and transcript of each clip: `embeddings/text/<video_id>.npy`.",
+    Stage.VIDEO: """VideoMAE over 16 frames of each clip, taken uniformly over its timeline.
+
+One vector a video, `embeddings/video/<video_id>.npy`: float32 of unit length. The preview of a partition
+that was materialized alone shows the frames that were taken. `embedding_sensor` keeps it up to date.""",
+    Stage.AUDIO: """wav2vec2 over the sound of each clip: mono, 16 kHz, at most 90 seconds, mean over time.
+
+One vector a video, `embeddings/audio/<video_id>.npy`: float32 of unit length. The preview of a partition
+that was materialized alone shows the waveform. `embedding_sensor` keeps it up to date.""",
+    Stage.TEXT: """MiniLM over each video's metadata (title, description, query) and transcript, side by side.
+
+One vector a video, `embeddings/text/<video_id>.npy`: float32 of unit length. The preview of a partition
+that was materialized alone shows the texts. `embedding_sensor` keeps it up to date.""",
 }
 _CODE_VERSIONS = {
     Stage.VIDEO: video.PREPROCESS_VERSION,
@@ -158,20 +167,22 @@ def embedding_materialization(
     stage: Stage, row: LedgerRow, contract: Contract, store_url: str, outcome: Outcome | None = None
 ) -> dg.AssetMaterialization:
     """The materialization that stands for one ledger row of success."""
-    metadata: dict[str, Any] = {
-        "source_hash": row.source_hash or "",
-        "contract": contract.id,
-        "model": f"{contract.model_name}@{contract.model_revision}",
-        "dimension": row.embedding_dim or 0,
-        "key": dg.MetadataValue.path(f"{store_url}/{row.artifact_key}"),
-        "seconds": row.seconds or 0.0,
-    }
-    if row.note:
-        metadata["note"] = row.note
+    # a person's eyes first: Dagster shows the entries in this order
+    metadata: dict[str, Any] = {}
+    if outcome is not None and outcome.preview:
+        metadata["preview"] = dg.MetadataValue.md(outcome.preview)
     if outcome is not None:
         metadata["outcome"] = str(outcome.kind)
-        if outcome.preview:
-            metadata["preview"] = dg.MetadataValue.md(outcome.preview)
+    if row.note:
+        metadata["note"] = row.note
+    metadata |= {
+        "key": dg.MetadataValue.path(f"{store_url}/{row.artifact_key}"),
+        "dimension": row.embedding_dim or 0,
+        "seconds": round(row.seconds or 0.0, 3),
+        "model": f"{contract.model_name}@{contract.model_revision}",
+        "contract": contract.id,
+        "source_hash": row.source_hash or "",
+    }
     return dg.AssetMaterialization(
         asset_key=embedding_asset_key(stage),
         partition=row.video_id,

@@ -12,9 +12,12 @@ from clipfarm_dagster.resources.stage_state import StageStateResource
 from clipfarm_dagster.stages import Stage
 
 _DESCRIPTIONS = {
-    Stage.VIDEO: "Clips as they were delivered, `raw/video/<video_id>.mp4` in the store.",
-    Stage.AUDIO: "Sound of the clips, `raw/audio/<video_id>.wav` in the store.",
-    Stage.TEXT: "Transcripts, `raw/text/<video_id>.json` in the store, with the field `transcript`.",
+    Stage.VIDEO: "Clips as they were delivered, `raw/video/<video_id>.mp4` in the store. Made elsewhere and"
+    " observed here: the data version of a partition is its object's ETag.",
+    Stage.AUDIO: "Sound of the clips, `raw/audio/<video_id>.wav` in the store. Made elsewhere and observed"
+    " here: the data version of a partition is its object's ETag.",
+    Stage.TEXT: "Transcripts, `raw/text/<video_id>.json` in the store, with the field `transcript`. Made"
+    " elsewhere and observed here: the data version of a partition is its object's ETag.",
 }
 
 
@@ -40,7 +43,7 @@ def _raw_asset(stage: Stage) -> dg.SourceAsset:
         partitions_def=VIDEO_PARTITIONS,
         group_name="raw",
         description=_DESCRIPTIONS[stage],
-        tags={"clipfarm/stage": str(stage)},
+        tags={"clipfarm/stage": str(stage), f"dagster/kind/{stage.raw_suffix.removeprefix('.')}": ""},
     )
     def raw(
         context: dg.OpExecutionContext, object_store: ObjectStoreResource, stage_state: StageStateResource
