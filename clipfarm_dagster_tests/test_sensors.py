@@ -145,7 +145,7 @@ def test_a_backfill_in_flight_keeps_its_range(corpus: Corpus, daemon: Daemon):
         job,
         asset_selection=selection,
         tags={"dagster/asset_partition_range_start": "a", "dagster/asset_partition_range_end": "b"},
-        status=dg.DagsterRunStatus.QUEUED,
+        status=dg.DagsterRunStatus.STARTED,
     )
 
     assert requested(daemon.tick()) == {"text": ["c"]}
