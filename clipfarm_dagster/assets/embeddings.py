@@ -10,8 +10,11 @@ from clipfarm_dagster.assets.beta import accept_beta
 from clipfarm_dagster.assets.raw import raw_asset_key, raw_observation
 from clipfarm_dagster.corpus import Corpus
 from clipfarm_dagster.embedding import audio, text, video
+from clipfarm_dagster.embedding.canary import check_before_writing
 from clipfarm_dagster.embedding.contract import Contract
+from clipfarm_dagster.embedding.encoder import Encoder
 from clipfarm_dagster.embedding.engine import EngineOptions, Progress, embed_items
+from clipfarm_dagster.embedding.environment import current_environment
 from clipfarm_dagster.embedding.outcomes import Kind, Outcome
 from clipfarm_dagster.ledger.schema import LedgerRow
 from clipfarm_dagster.partitions import VIDEO_PARTITIONS
@@ -32,6 +35,10 @@ PARTITIONS_PER_RUN = 500
 
 FAILED_ITEMS_KEY = "failed"
 """Metadata key of the failure that ends a run with failed items; their number."""
+
+CONTRACT_TAG = "clipfarm/contract"
+ENVIRONMENT_TAG = "clipfarm/environment"
+"""Run tags with the ids of what the run's vectors depend on, and of what they should not depend on."""
 
 _LISTED_FAILURES = 100
 
@@ -133,7 +140,7 @@ def embed_videos(
             embed_items(
                 items,
                 contract=contract,
-                load_encoder=lambda: encoders.load(stage, corpus.settings),
+                load_encoder=lambda: _checked_encoder(context, stage, corpus, encoders),
                 store=corpus.store,
                 keys=corpus.keys,
                 ledger=ledger,
@@ -150,6 +157,23 @@ def embed_videos(
         failed = [*(row.video_id for row in failures), *unknown]
         record_failed_partitions(context, embedding_asset_key(stage), failed)
         raise _failure(stage, failures, unknown, len(video_ids))
+
+
+def _checked_encoder(context: Context, stage: Stage, corpus: Corpus, encoders: EncodersResource) -> Encoder:
+    """The stage's encoder, once its canary agrees; the run is told contract and environment.
+
+    Raises:
+        ModelUnavailableError: it cannot be loaded.
+        DriftError: it no longer makes the vectors that it made before.
+    """
+    encoder = encoders.load(stage, corpus.settings)
+    environment, contract = current_environment(encoder.device), encoder.contract
+    tags = {CONTRACT_TAG: contract.id, ENVIRONMENT_TAG: environment.id}
+    context.instance.add_run_tags(context.run_id, tags)
+    context.log.info(f"contract {contract.id}: {contract.to_json()}")
+    context.log.info(f"environment {environment.id}: {environment.to_json()}")
+    check_before_writing(encoder, environment, corpus.store, corpus.keys, corpus.settings.home)
+    return encoder
 
 
 def _events(

@@ -9,7 +9,7 @@ import click
 import typer
 from rich.console import Console
 
-from clipfarm_dagster.cli import demo, dev, planning, state, sync
+from clipfarm_dagster.cli import canary, demo, dev, planning, state, sync
 from clipfarm_dagster.errors import ClipFarmError
 
 app = typer.Typer(
@@ -22,6 +22,7 @@ app = typer.Typer(
 planning.register(app)
 sync.register(app)
 state.register(app)
+canary.register(app)
 demo.register(app)
 dev.register(app)
 
