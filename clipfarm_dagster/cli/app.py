@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import sys
+import warnings
 
 import click
+import dagster as dg
 import typer
 from rich.console import Console
 
@@ -33,6 +35,8 @@ def main() -> None:
     Exit code 0: all well; 1: items failed or bad; 2: the command could not do its work.
     """
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
+    # what of Dagster is beta is used knowingly, and its warnings would hide the command's own words
+    warnings.filterwarnings("ignore", category=dg.BetaWarning)
     stderr = Console(stderr=True, highlight=False)
     try:
         sys.exit(app(standalone_mode=False))

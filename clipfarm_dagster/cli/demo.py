@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +12,7 @@ import typer
 from clipfarm_dagster.cli.output import Json, console, dagster_instance, print_json, table
 from clipfarm_dagster.cli.sync import Listener, check_result, progress_bars, quiet_run_config
 from clipfarm_dagster.corpus import Corpus
+from clipfarm_dagster.embedding.encoder import quiet_transformers
 from clipfarm_dagster.search import load_vectors, nearest
 from clipfarm_dagster.settings import SETTINGS_FILE, load_settings
 from clipfarm_dagster.stages import Stage
@@ -57,8 +59,9 @@ def demo(
     say(f"Ledgers: {settings.home / 'state'}\n")
     neighbours = [[name, f"{score:.3f}", title] for name, score, title in answer["neighbours"]]
     out.print(table(f"Nearest by text to {answer['like']!r}", ["video_id", "cosine", "title"], neighbours))
-    say("\nNext: `make dev` shows all of it in Dagster's UI. Change a title in")
-    say(f"{corpus.metadata.url} and run the demo again: one text vector is made anew.")
+    say("\nNext: `make dev` shows all of it in Dagster's UI. Or change a title in")
+    say(f"{corpus.metadata.url}")
+    say("and run the demo again: one text vector is made anew.")
 
 
 def make_demo(home: Path) -> None:
@@ -68,8 +71,9 @@ def make_demo(home: Path) -> None:
 
     video_model, audio_model = home / "models" / "random-videomae", home / "models" / "random-wav2vec2"
     text_model = minilm_folder()
-    make_video_checkpoint(video_model)
-    make_audio_checkpoint(audio_model)
+    with quiet_transformers():
+        make_video_checkpoint(video_model)
+        make_audio_checkpoint(audio_model)
     corpus = Corpus.open(load_settings(home=home))
     videos = list(demo_videos())
     for video in videos:
@@ -112,6 +116,7 @@ def run_sensor_until_quiet(
         definitions = build_definitions({**resources, "progress": listener})
         for _ in range(MAX_TICKS):
             with dg.build_sensor_context(instance=instance, cursor=cursor, resources=resources) as context:
+                context.log.setLevel(logging.WARNING)
                 tick = embedding_sensor(context)
                 cursor = tick.cursor if isinstance(tick, dg.SensorResult) else context.cursor
             if not isinstance(tick, dg.SensorResult) or not tick.run_requests:

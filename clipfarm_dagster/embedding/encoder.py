@@ -127,7 +127,7 @@ def load_encoder(stage: Stage, settings: Settings) -> Encoder:
     checkpoint = stage_checkpoint(stage, settings)
     folder = checkpoint.download()
     try:
-        with _quiet_transformers():
+        with quiet_transformers():
             return _load(settings, checkpoint, folder)
     except (OSError, ValueError, SafetensorError) as error:
         raise ModelUnavailableError(
@@ -157,7 +157,7 @@ def _load(settings: Settings, checkpoint: Checkpoint, folder: Path) -> Encoder:
 
 
 @contextlib.contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """Keep progress bars and load reports off the terminal; `check_weights` judges the weights itself."""
     from transformers.utils import logging
 
