@@ -40,7 +40,8 @@ lint: .venv/installed-dev ## Formatting, lint and types
 	.venv/bin/mypy
 
 lock: .venv/installed-dev ## Pin the versions that are installed now
-	.venv/bin/python -m pip freeze --exclude-editable --exclude pip --exclude setuptools > constraints.txt
+	.venv/bin/python -m pip freeze --exclude-editable --exclude pip --exclude setuptools \
+		| sed 's/^\(torch==[0-9.]*\)+.*/\1/' > constraints.txt
 
 bench-delta: .venv/installed-dev ## Planning a million videos
 	.venv/bin/python benchmarks/delta.py

@@ -31,7 +31,8 @@ def l2_normalise(vectors: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         raise VectorProblem("the model gave a vector that is not finite")
     if (norms == 0).any():
         raise VectorProblem("the model gave a vector of zeros")
-    return (wide / norms).astype(np.float32)
+    unit: np.ndarray[Any, Any] = (wide / norms).astype(np.float32)
+    return unit
 
 
 def to_npy(vector: np.ndarray[Any, Any]) -> bytes:
@@ -53,7 +54,7 @@ def from_npy(data: bytes, *, dimension: int | None = None) -> np.ndarray[Any, An
     import numpy as np
 
     try:
-        vector = np.load(io.BytesIO(data), allow_pickle=False)
+        vector: np.ndarray[Any, Any] = np.load(io.BytesIO(data), allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
         raise VectorProblem(f"not a readable .npy file of {len(data)} bytes: {error}") from None
     if vector.dtype != np.float32 or vector.ndim != 1:

@@ -9,8 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from enum import StrEnum
+from typing import Any
 
 from sqlalchemy import Column, Float, Index, Integer, MetaData, Table, Text
+from sqlalchemy.types import TypeEngine
 
 
 class Status(StrEnum):
@@ -77,9 +79,9 @@ _FLOAT = {"vector_norm", "seconds"}
 
 def processed_items_table(schema: str | None = None) -> Table:
     """The table `processed_items`; PostgreSQL keeps one per stage, each in a schema of its own."""
-    columns = []
+    columns: list[Column[Any]] = []
     for name in LEDGER_COLUMNS:
-        kind = Integer() if name in _INTEGER else Float() if name in _FLOAT else Text()
+        kind: TypeEngine[Any] = Integer() if name in _INTEGER else Float() if name in _FLOAT else Text()
         columns.append(Column(name, kind, primary_key=name == "video_id", nullable=name != "video_id"))
     table = Table("processed_items", MetaData(schema=schema), *columns)
     Index("processed_items_status", table.c.status)
