@@ -21,6 +21,7 @@ from clipfarm_dagster.errors import StoreError
 from clipfarm_dagster.instance import ensure_instance
 from clipfarm_dagster.settings import load_settings
 from clipfarm_dagster.store import ObjectStore, S3Options
+from clipfarm_dagster_tests.postgres import postgres_server
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -171,6 +172,13 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ObjectStor
     yield store
     for key in store.list()["key"].to_pylist():
         store.delete(key)
+
+
+@pytest.fixture(scope="session")
+def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """URL of a real PostgreSQL server, less a database."""
+    with postgres_server(tmp_path_factory.mktemp("postgres")) as url:
+        yield url
 
 
 @pytest.fixture(scope="session")

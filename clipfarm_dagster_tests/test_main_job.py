@@ -14,8 +14,10 @@ from clipfarm_dagster.embedding.vectors import from_npy
 from clipfarm_dagster.ledger.schema import LedgerRow, Status
 from clipfarm_dagster.partitions import VIDEO_PARTITIONS
 from clipfarm_dagster.recording import DATA_VERSION_TAG
+from clipfarm_dagster.settings import load_settings
 from clipfarm_dagster.stages import Stage
-from clipfarm_dagster_tests.raw import metadata_row, put_media, put_metadata
+from clipfarm_dagster_tests.postgres import new_database
+from clipfarm_dagster_tests.raw import metadata_row, put_media, put_metadata, put_transcript
 
 BROKEN = {"chunk_out_of_range", "result", "sample_audio_only", "truncated_half"}
 """Clips of the shared media that have no video that can be decoded."""
@@ -77,8 +79,6 @@ def test_real_clips_become_vectors_and_each_bad_one_costs_itself_alone(
 def test_a_materialization_carries_what_a_person_and_dagster_need(
     corpus: Corpus, shared_folder: Path, instance: dg.DagsterInstance
 ):
-    from clipfarm_dagster_tests.raw import put_transcript
-
     put_metadata(corpus, [metadata_row("a")])
     put_transcript(corpus, "a", "hello")
     sync_corpus(corpus, instance, [Stage.TEXT], quiet=True)
@@ -96,3 +96,38 @@ def test_a_materialization_carries_what_a_person_and_dagster_need(
     assert metadata["seconds"] > 0
     assert "title of a [SEP] description [SEP] query" in metadata["preview"]
     assert "hello" in metadata["preview"]
+
+
+@pytest.mark.parametrize("store", ["folder"], indirect=True)
+def test_a_ledger_in_postgresql_serves_a_second_machine_at_once(
+    corpus: Corpus,
+    instance: dg.DagsterInstance,
+    postgres_url: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setenv("CLIPFARM_STATE_URL", new_database(postgres_url))
+    put_metadata(corpus, [metadata_row("a"), metadata_row("b")])
+    for video_id in ("a", "b"):
+        put_transcript(corpus, video_id, video_id)
+    first = sync_corpus(Corpus.open(load_settings()), instance, [Stage.TEXT], quiet=True)
+
+    elsewhere = Corpus.open(load_settings(home=tmp_path / "another machine"))
+    second = sync_corpus(elsewhere, instance, [Stage.TEXT], quiet=True)
+
+    assert first["text"]["model_calls"] == 2
+    assert second["text"]["model_calls"] == 0
+    assert elsewhere.store.head(corpus.keys.ledger_snapshot(Stage.TEXT)) is None
+
+
+@pytest.mark.parametrize("store", ["folder"], indirect=True)
+def test_a_machine_that_knows_nothing_starts_from_the_snapshot(
+    corpus: Corpus, instance: dg.DagsterInstance, tmp_path: Path
+):
+    put_metadata(corpus, [metadata_row("a")])
+    put_transcript(corpus, "a", "a")
+    sync_corpus(corpus, instance, [Stage.TEXT], quiet=True)
+
+    elsewhere = Corpus.open(load_settings(home=tmp_path / "another machine"))
+
+    assert sync_corpus(elsewhere, instance, [Stage.TEXT], quiet=True)["text"]["model_calls"] == 0

@@ -9,14 +9,7 @@ import pytest
 
 from clipfarm_dagster.ledger.ledger import Ledger
 from clipfarm_dagster.stages import Stage
-from clipfarm_dagster_tests.postgres import new_database, postgres_server
-
-
-@pytest.fixture(scope="session")
-def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """URL of a server, less a database."""
-    with postgres_server(tmp_path_factory.mktemp("postgres")) as url:
-        yield url
+from clipfarm_dagster_tests.postgres import new_database
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
