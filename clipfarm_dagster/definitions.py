@@ -6,8 +6,12 @@ from typing import Any
 import dagster as dg
 
 from clipfarm_dagster.assets.embeddings import EMBEDDING_ASSETS
+from clipfarm_dagster.assets.fusion import FUSED_ASSET
+from clipfarm_dagster.assets.manifests import MANIFEST_ASSETS
 from clipfarm_dagster.assets.raw import RAW_ASSETS
+from clipfarm_dagster.checks import ASSET_CHECKS, CHECKS_JOB
 from clipfarm_dagster.jobs import EMBEDDING_JOBS
+from clipfarm_dagster.manifest_sensor import MANIFESTS_JOB, manifest_sensor
 from clipfarm_dagster.progress import silent
 from clipfarm_dagster.resources.encoders import EncodersResource
 from clipfarm_dagster.resources.object_store import ObjectStoreResource
@@ -19,9 +23,10 @@ def build_definitions(resource_overrides: Mapping[str, Any] | None = None) -> dg
     """All definitions; `resource_overrides` replace resources by name (`object_store`, `stage_state`,
     `encoders`, `progress`). Nothing is read, connected to or loaded."""
     return dg.Definitions(
-        assets=[*RAW_ASSETS, *EMBEDDING_ASSETS],
-        jobs=EMBEDDING_JOBS,
-        sensors=[embedding_sensor],
+        assets=[*RAW_ASSETS, *EMBEDDING_ASSETS, *MANIFEST_ASSETS, FUSED_ASSET],
+        jobs=[*EMBEDDING_JOBS, MANIFESTS_JOB, CHECKS_JOB],
+        asset_checks=ASSET_CHECKS,
+        sensors=[embedding_sensor, manifest_sensor],
         resources={
             "object_store": ObjectStoreResource(),
             "stage_state": StageStateResource(),

@@ -1,0 +1,1 @@
+"""What is made of finished embeddings: manifests, fused vectors, searches, pictures. Without Dagster."""

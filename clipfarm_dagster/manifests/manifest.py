@@ -1,0 +1,178 @@
+"""The manifest of one modality: a row for each vector that is done, taken from the ledger.
+
+All rows are of one contract, the one that the settings ask for, which stands in the file's metadata. After a
+change of model the manifest begins anew and grows as videos are embedded again: an older vector's key is
+overwritten then, so that a row that pointed at it would lie.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from clipfarm_dagster.catalog.keys import VIDEO_ID_PATTERN, Keys, check_video_id
+from clipfarm_dagster.embedding.contract import Contract
+from clipfarm_dagster.errors import ManifestError
+from clipfarm_dagster.ledger.schema import Status
+from clipfarm_dagster.manifests.local_copies import LocalCopies, LocalCopy
+from clipfarm_dagster.stages import Stage
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+LEDGER_COLUMNS_READ = (
+    "video_id",
+    "source_hash",
+    "captured_at",
+    "embedding_dim",
+    "status",
+    "processed_at",
+    "vector_source_hash",
+    "vector_contract_id",
+    "artifact_sha256",
+)
+"""Columns of the ledger that a manifest is made of."""
+
+CONTRACT_ID = b"clipfarm.contract_id"
+CONTRACT = b"clipfarm.contract"
+"""Keys of the Parquet file's metadata: the contract's id, and the contract as canonical JSON."""
+
+_ROW_GROUP = 65_536
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """One modality's vectors that are done, all of one contract."""
+
+    contract: Contract
+    table: pa.Table
+    """Sorted by `video_id`: the columns of `manifest_schema`."""
+
+    @property
+    def stage(self) -> Stage:
+        """The modality."""
+        return self.contract.stage
+
+    @property
+    def dimension(self) -> int | None:
+        """The dimension of all vectors, or None where there is no row.
+
+        Raises:
+            ManifestError: the rows differ in it.
+        """
+        import pyarrow.compute as pc
+
+        dimensions = pc.unique(self.table["embedding_dim"]).to_pylist()
+        if len(dimensions) > 1:
+            raise ManifestError(
+                f"the {self.stage} vectors of contract {self.contract.id} have several dimensions,"
+                f" {sorted(dimensions)}; `clipfarm verify` names those that do not fit"
+            )
+        return dimensions[0] if dimensions else None
+
+
+def manifest_schema() -> pa.Schema:
+    """Columns of a modality's manifest, the same for all."""
+    import pyarrow as pa
+
+    moment = pa.timestamp("us", tz="UTC")
+    return pa.schema(
+        [
+            pa.field("video_id", pa.string(), nullable=False),
+            pa.field("source_hash", pa.string(), nullable=False),
+            pa.field("captured_at", moment),
+            pa.field("modality", pa.string(), nullable=False),
+            pa.field("embedding_key", pa.string(), nullable=False),
+            pa.field("embedding_dim", pa.int32(), nullable=False),
+            pa.field("model_name", pa.string(), nullable=False),
+            pa.field("model_version", pa.string(), nullable=False),
+            pa.field("preprocess_version", pa.string(), nullable=False),
+            pa.field("status", pa.string(), nullable=False),
+            pa.field("processed_at", moment, nullable=False),
+            pa.field("artifact_sha256", pa.string()),
+        ]
+    )
+
+
+def build_manifest(contract: Contract, rows: pa.Table, keys: Keys) -> Manifest:
+    """The manifest of a stage from its ledger's rows, `LEDGER_COLUMNS_READ`.
+
+    Taken are successes whose stored vector is known to be made from their source hash under `contract`.
+
+    Raises:
+        InvalidVideoIdError: a row's id may not become a key.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    current = pc.and_(
+        pc.equal(rows["status"], str(Status.SUCCESS)),
+        pc.and_(
+            pc.equal(rows["vector_contract_id"], contract.id),
+            pc.equal(rows["vector_source_hash"], rows["source_hash"]),
+        ),
+    )
+    rows = rows.filter(pc.fill_null(current, False)).sort_by("video_id")
+    ids = rows["video_id"]
+    valid = pc.match_substring_regex(ids, f"^(?:{VIDEO_ID_PATTERN})$")
+    for video_id in ids.filter(pc.invert(valid)).to_pylist():
+        check_video_id(video_id)
+    folder = keys.embedding_folder(contract.stage)
+    constants = {
+        "modality": str(contract.stage),
+        "model_name": contract.model_name,
+        "model_version": contract.model_revision,
+        "preprocess_version": contract.preprocess_version,
+    }
+    columns = {
+        **{name: rows[name] for name in rows.column_names},
+        **{name: pa.repeat(value, rows.num_rows) for name, value in constants.items()},
+        "embedding_key": pc.binary_join_element_wise(folder, ids, ".npy", ""),
+    }
+    schema = manifest_schema()
+    arrays = [pc.cast(columns[field.name], field.type) for field in schema]
+    metadata = {CONTRACT_ID: contract.id.encode(), CONTRACT: contract.to_json().encode()}
+    return Manifest(contract, pa.table(arrays, schema=schema.with_metadata(metadata)).combine_chunks())
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Read a manifest file.
+
+    Raises:
+        ManifestError: the file is no manifest.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ManifestError(f"the manifest cannot be read as Parquet: {error}") from None
+    contract = (table.schema.metadata or {}).get(CONTRACT)
+    if contract is None or not table.schema.equals(manifest_schema()):
+        raise ManifestError("the file is no manifest of this version; materialize the manifest anew")
+    return Manifest(Contract.from_json(contract.decode()), table)
+
+
+def write_manifest(manifest: Manifest, copies: LocalCopies, key: str) -> tuple[LocalCopy, bool]:
+    """Bring the manifest in the store up to date, in one step; tells also whether anything was written.
+
+    Raises:
+        StoreError: the store cannot be read or written.
+    """
+    import pyarrow.parquet as pq
+
+    standing = copies.get(key)
+    if standing is not None:
+        try:
+            if read_manifest(standing.path).table.equals(manifest.table, check_metadata=True):
+                return standing, False
+        except ManifestError:
+            pass  # of another version, or damaged: it is replaced
+    copies.folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=copies.folder) as scratch:
+        path = Path(scratch) / "manifest.parquet"
+        pq.write_table(manifest.table, path, row_group_size=_ROW_GROUP, compression="zstd")
+        return copies.put(key, path), True

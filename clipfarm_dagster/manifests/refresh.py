@@ -1,0 +1,142 @@
+"""Brings the manifests and the fused vectors of a corpus up to date, in its store or on this machine."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from clipfarm_dagster.corpus import Corpus
+from clipfarm_dagster.errors import ManifestError
+from clipfarm_dagster.ledger.ledger import Ledger
+from clipfarm_dagster.manifests.fusion import Dropped, Fusion, fuse
+from clipfarm_dagster.manifests.local_copies import LocalCopies, LocalCopy
+from clipfarm_dagster.manifests.lost import record_lost
+from clipfarm_dagster.manifests.manifest import (
+    LEDGER_COLUMNS_READ,
+    Manifest,
+    build_manifest,
+    read_manifest,
+    write_manifest,
+)
+from clipfarm_dagster.manifests.strategies import Single, Strategy, make_strategy
+from clipfarm_dagster.stages import Stage
+
+
+def local_copies(corpus: Corpus) -> LocalCopies:
+    """This machine's copies of the store's manifests."""
+    return LocalCopies(corpus.store, corpus.settings.home / "cache" / "manifests")
+
+
+def current_manifest(corpus: Corpus, ledger: Ledger) -> Manifest:
+    """A modality's manifest as its ledger gives it now."""
+    return build_manifest(corpus.contract(ledger.stage), ledger.columns(LEDGER_COLUMNS_READ), corpus.keys)
+
+
+@dataclass(frozen=True)
+class RefreshedManifest:
+    """A modality's manifest that is up to date in the store."""
+
+    manifest: Manifest
+    etag: str
+    written: bool
+    """Whether it had to be written."""
+
+
+def refresh_manifest(corpus: Corpus, ledger: Ledger) -> RefreshedManifest:
+    """Bring a modality's manifest in the store up to date with its ledger."""
+    manifest = current_manifest(corpus, ledger)
+    copy, written = write_manifest(manifest, local_copies(corpus), corpus.keys.manifest(ledger.stage))
+    return RefreshedManifest(manifest, copy.etag, written)
+
+
+def stored_manifest(corpus: Corpus, stage: Stage) -> tuple[Manifest, str]:
+    """A modality's manifest as the store has it, and its ETag.
+
+    Raises:
+        ManifestError: there is none, or it cannot be read.
+    """
+    key = corpus.keys.manifest(stage)
+    copy = local_copies(corpus).get(key)
+    if copy is None:
+        raise ManifestError(f"{corpus.store.url}: there is no {key!r}; materialize `{stage}_manifest`")
+    return read_manifest(copy.path), copy.etag
+
+
+def fused_file(corpus: Corpus, strategy: str) -> LocalCopy:
+    """A local copy of a strategy's fused manifest.
+
+    Raises:
+        ManifestError: there is none in the store.
+    """
+    strategy = make_strategy(strategy, corpus.settings.fusion_weights).name
+    key = corpus.keys.fused_manifest(strategy)
+    copy = local_copies(corpus).get(key)
+    if copy is None:
+        raise ManifestError(
+            f"{corpus.store.url}: there is no {key!r}; materialize the partition {strategy!r} of"
+            " `fused_manifest`, in Dagster's UI or by the manifest sensor"
+        )
+    return copy
+
+
+@dataclass(frozen=True)
+class RefreshedFusion:
+    """A strategy's fused manifest that is up to date in the store."""
+
+    fusion: Fusion
+    copy: LocalCopy
+    manifest_etags: dict[Stage, str]
+    """The manifests that it was made of."""
+
+
+def refresh_fused(corpus: Corpus, strategy: Strategy) -> RefreshedFusion:
+    """Bring a strategy's fused manifest in the store up to date with the manifests there.
+
+    Vectors that are missing or wrong are recorded in the ledgers as lost, so that they become work.
+
+    Raises:
+        ManifestError: a manifest is missing or cannot be read.
+        FusionError: vectors of these dimensions cannot be fused.
+        StoreError: the store cannot be read or written.
+        LedgerError: a ledger cannot be written.
+    """
+    copies, key = local_copies(corpus), corpus.keys.fused_manifest(strategy.name)
+    stored = {stage: stored_manifest(corpus, stage) for stage in strategy.stages}
+    manifests = {stage: manifest for stage, (manifest, _) in stored.items()}
+    standing = copies.get(key)
+    copies.folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=copies.folder) as scratch:
+        output = Path(scratch) / "fused_manifest.parquet"
+        fusion = fuse(strategy, manifests, corpus.store, output, previous=standing.path if standing else None)
+        copy = copies.put(key, output) if fusion.changed or standing is None else standing
+    record_dropped(corpus, fusion.dropped)
+    return RefreshedFusion(fusion, copy, {stage: etag for stage, (_, etag) in stored.items()})
+
+
+def record_dropped(corpus: Corpus, dropped: list[Dropped]) -> None:
+    """Record vectors that are missing or wrong as lost, each in its stage's ledger."""
+    for stage in sorted({lost.stage for lost in dropped if lost.stage is not None}):
+        with corpus.ledger(stage) as ledger:
+            if record_lost(ledger, dropped, datetime.now(UTC)):
+                corpus.push_snapshot(ledger)
+
+
+def modality_vectors(corpus: Corpus, stage: Stage) -> tuple[Path, Fusion]:
+    """A local file with all vectors of a modality that its ledger calls done (see `fusion.read_vectors`).
+
+    Only vectors that are new since the last call are read. Those that are missing or wrong are left out and
+    named in the answer; nothing is recorded.
+    """
+    path = corpus.settings.home / "cache" / "manifests" / f"vectors-{stage}.parquet"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with corpus.ledger(stage) as ledger:
+        manifest = current_manifest(corpus, ledger)
+    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+        output = Path(scratch) / path.name
+        before = path if path.exists() else None
+        fusion = fuse(Single(stage), {stage: manifest}, corpus.store, output, previous=before)
+        if fusion.changed:
+            output.replace(path)
+    return path, fusion

@@ -1,0 +1,499 @@
+"""Fused vectors: right ones, of one generation, read again only where an input changed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import duckdb
+import numpy as np
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from clipfarm_dagster.catalog.delta import Reason
+from clipfarm_dagster.embedding.vectors import to_npy
+from clipfarm_dagster.errors import FusionError, ManifestError, SettingsError, StoreError
+from clipfarm_dagster.manifests import fusion as fusion_module
+from clipfarm_dagster.manifests.fusion import count_vectors, read_vectors
+from clipfarm_dagster.manifests.refresh import (
+    fused_file,
+    modality_vectors,
+    refresh_fused,
+    refresh_manifest,
+)
+from clipfarm_dagster.manifests.strategies import STRATEGIES, make_strategy, parse_weights
+from clipfarm_dagster.stages import Stage
+from clipfarm_dagster_tests.manifests.corpora import embed, embed_all, open_corpus, write_metadata
+
+IDS = [f"v{number:02d}" for number in range(12)]
+
+
+def _refresh(corpus, strategy="concat"):
+    for stage in Stage:
+        with corpus.ledger(stage) as ledger:
+            refresh_manifest(corpus, ledger)
+    return refresh_fused(corpus, make_strategy(strategy, corpus.settings.fusion_weights)).fusion
+
+
+def _fused(corpus, strategy="concat"):
+    """Vector by id, as the store has them now."""
+    found = {}
+    for ids, vectors in read_vectors(fused_file(corpus, strategy).path):
+        found.update(zip(ids, vectors, strict=True))
+    return found
+
+
+def _unit(vector):
+    wide = np.asarray(vector, dtype=np.float64)
+    return wide / np.linalg.norm(wide)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "expected"),
+    [
+        ("concat", lambda v, a, t: np.concatenate([v, a, t])),
+        ("mean", lambda v, a, t: v + a + t),
+        ("weighted", lambda v, a, t: np.concatenate([2 * v, 0.5 * a, t])),
+    ],
+)
+def test_each_strategy_gives_its_vector_of_unit_norm(tmp_path, store, strategy, expected):
+    corpus = open_corpus(tmp_path, store, fusion_weights="video=2,audio=0.5")
+    made = embed_all(corpus, IDS)
+
+    result = _refresh(corpus, strategy)
+
+    fused = _fused(corpus, strategy)
+    assert list(fused) == IDS
+    assert (result.rows, result.objects_read, result.dropped) == (12, 36, [])
+    for video_id, vector in fused.items():
+        inputs = [made[stage][video_id] for stage in Stage]
+        np.testing.assert_allclose(vector, _unit(expected(*inputs)), atol=1e-6)
+        assert abs(np.linalg.norm(vector.astype(np.float64)) - 1) < 1e-6
+
+
+def test_a_weight_of_zero_leaves_a_modality_out(tmp_path):
+    corpus = open_corpus(tmp_path, fusion_weights="audio=0")
+    made = {stage: embed(corpus, stage, IDS) for stage in (Stage.VIDEO, Stage.TEXT)}
+
+    _refresh(corpus, "weighted")
+
+    both = np.concatenate([made[Stage.VIDEO]["v00"], made[Stage.TEXT]["v00"]])
+    np.testing.assert_allclose(_fused(corpus, "weighted")["v00"], _unit(both), atol=1e-6)
+
+
+def test_rows_say_what_they_are_made_of(tmp_path):
+    corpus = open_corpus(tmp_path)
+    embed_all(corpus, IDS)
+    _refresh(corpus)
+
+    table = pq.read_table(fused_file(corpus, "concat").path)
+
+    row = table.drop_columns("fused_vector").to_pylist()[3]
+    with corpus.ledger(Stage.AUDIO) as ledger:
+        known = ledger.rows(["v03"])["v03"]
+    assert row["video_id"] == "v03"
+    assert row["fused_dim"] == 24
+    assert row["audio_embedding_key"] == "clipfarm/embeddings/audio/v03.npy"
+    assert row["audio_source_hash"] == known.source_hash
+    assert row["audio_contract_id"] == corpus.contract(Stage.AUDIO).id
+    assert row["audio_artifact_sha256"] == known.artifact_sha256
+    assert {name.partition("_")[0] for name in row} == {"video", "audio", "text", "captured", "fused"}
+    assert json.loads(table.schema.metadata[b"clipfarm.strategy"])["name"] == "concat"
+
+
+def test_only_videos_with_every_modality_are_in_it(tmp_path):
+    corpus = open_corpus(tmp_path)
+    embed(corpus, Stage.VIDEO, IDS)
+    embed(corpus, Stage.AUDIO, IDS[2:])
+    embed(corpus, Stage.TEXT, IDS[:-3])
+
+    _refresh(corpus)
+
+    assert list(_fused(corpus)) == IDS[2:-3]
+
+
+def test_only_what_changed_is_read_again(tmp_path, store):
+    corpus = open_corpus(tmp_path, store)
+    embed_all(corpus, IDS)
+    _refresh(corpus)
+    before = _fused(corpus)
+    remade = embed(corpus, Stage.TEXT, ["v05"], version="2")
+    embed_all(corpus, ["a-new-one"])
+
+    result = _refresh(corpus)
+
+    after = _fused(corpus)
+    assert (result.rows, result.reused, result.objects_read) == (13, 11, 6)
+    assert list(after) == ["a-new-one", *IDS]
+    assert all((after[i] == before[i]).all() for i in IDS if i != "v05")
+    assert not np.allclose(after["v05"], before["v05"])
+    np.testing.assert_allclose(after["v05"][16:] * np.sqrt(3), remade["v05"], atol=1e-6)
+
+
+def test_updating_gives_the_same_file_as_building(tmp_path, monkeypatch):
+    monkeypatch.setattr(fusion_module, "CHUNK", 16)  # rows of an update lie in other row groups than before
+    ids = [f"v{number:03d}" for number in range(100)]
+    corpus = open_corpus(tmp_path)
+    embed_all(corpus, ids[:90])
+    _refresh(corpus)
+    rng = np.random.default_rng(1)
+    for number in range(6):
+        some = sorted(rng.choice(ids, 7, replace=False).tolist())
+        embed_all(corpus, some, version=f"2.{number}")
+        with corpus.ledger(Stage.AUDIO) as ledger:
+            ledger.record([replace(ledger.rows(some[:1])[some[0]], status="fail")])
+        _refresh(corpus)
+    updated = pq.read_table(fused_file(corpus, "concat").path)
+
+    corpus.store.delete(corpus.keys.fused_manifest("concat"))
+    rebuilt = _refresh(corpus)
+
+    assert rebuilt.reused == 0
+    assert pq.read_table(fused_file(corpus, "concat").path).equals(updated)
+
+
+def test_nothing_changed_writes_and_reads_nothing(tmp_path, store):
+    corpus = open_corpus(tmp_path, store)
+    embed_all(corpus, IDS)
+    _refresh(corpus)
+    etag = corpus.store.head(corpus.keys.fused_manifest("concat")).etag
+
+    result = _refresh(corpus)
+
+    assert (result.changed, result.rows, result.objects_read) == (False, 12, 0)
+    assert corpus.store.head(corpus.keys.fused_manifest("concat")).etag == etag
+
+
+def test_rows_of_videos_that_are_done_no_more_go_away(tmp_path):
+    corpus = open_corpus(tmp_path)
+    embed_all(corpus, IDS)
+    _refresh(corpus)
+    with corpus.ledger(Stage.VIDEO) as ledger:
+        ledger.record([replace(ledger.rows(["v00"])["v00"], status="fail")])
+
+    result = _refresh(corpus)
+
+    assert (result.changed, result.rows, result.objects_read) == (True, 11, 0)
+    assert list(_fused(corpus)) == IDS[1:]
+
+
+def test_other_weights_make_all_rows_anew(tmp_path):
+    corpus = open_corpus(tmp_path)
+    embed_all(corpus, IDS)
+    _refresh(corpus, "weighted")
+
+    result = _refresh(open_corpus(tmp_path, fusion_weights="video=3"), "weighted")
+
+    assert (result.reused, result.objects_read) == (0, 36)
+
+
+def test_another_contract_never_mixes_with_the_old_one(tmp_path):
+    embed_all(open_corpus(tmp_path), IDS)
+    _refresh(open_corpus(tmp_path))
+    changed = open_corpus(tmp_path, video={"pooling": "mean"})
+    embed(changed, Stage.VIDEO, IDS[:4])
+
+    _refresh(changed)
+
+    table = pq.read_table(fused_file(changed, "concat").path)
+    assert table["video_id"].to_pylist() == IDS[:4]
+    assert set(table["video_contract_id"].to_pylist()) == {changed.contract(Stage.VIDEO).id}
+
+
+def test_missing_and_wrong_objects_drop_their_row_and_become_work(tmp_path, store):
+    corpus = open_corpus(tmp_path, store)
+    made = embed_all(corpus, IDS)
+    write_metadata(corpus, IDS)
+    corpus.store.delete("clipfarm/embeddings/video/v01.npy")
+    corpus.store.put("clipfarm/embeddings/audio/v02.npy", b"cut off")
+    corpus.store.put("clipfarm/embeddings/text/v03.npy", to_npy(made[Stage.TEXT]["v04"]))
+    for stage in Stage:
+        with corpus.ledger(stage) as ledger:
+            refresh_manifest(corpus, ledger)
+            before = ledger.version()
+
+    result = refresh_fused(corpus, make_strategy("concat", "")).fusion
+
+    assert list(_fused(corpus)) == [i for i in IDS if i not in ("v01", "v02", "v03")]
+    found = {(lost.stage, lost.video_id): lost.problem for lost in result.dropped}
+    assert "not a readable .npy file of 7 bytes" in found.pop((Stage.AUDIO, "v02"))
+    assert found == {
+        (Stage.VIDEO, "v01"): "there is no such object",
+        (Stage.TEXT, "v03"): "another vector than the one that was recorded",
+    }
+    with corpus.ledger(Stage.TEXT) as ledger:
+        assert ledger.version() != before  # the sensor notices
+        row = ledger.rows(["v03"])["v03"]
+        assert (row.status, row.vector_source_hash, row.vector_contract_id) == ("success", None, None)
+        assert "another vector" in row.note
+    assert _lost_by_the_delta(corpus) == {(lost.stage, lost.video_id) for lost in result.dropped}
+
+    again = _refresh(corpus)
+    assert (again.rows, again.dropped) == (9, [])
+
+
+def _lost_by_the_delta(corpus):
+    """What the delta calls lost, where metadata and raw objects are as they were when the rows were made."""
+    found = set()
+    for stage in Stage:
+        with corpus.ledger(stage) as ledger:
+            rows = ledger.columns(["video_id", "metadata_hash", "raw_etag"]).to_pylist()
+            keys = [corpus.keys.raw(stage, row["video_id"]) for row in rows]
+            listing = pa.table({"key": keys, "etag": [row["raw_etag"] for row in rows]})
+            latest = corpus.latest_rows()
+            hashed = {row["video_id"]: row["metadata_hash"] for row in rows}
+            table = pq.read_table(latest.path)
+            index = table.column_names.index(f"{stage}_metadata_hash")
+            column = pa.array([hashed[i] for i in table["video_id"].to_pylist()])
+            path = latest.path.with_name(f"test-{stage}.parquet")
+            pq.write_table(table.set_column(index, f"{stage}_metadata_hash", column), path)
+            plan = corpus.plan(stage, replace(latest, path=path), ledger, listing=listing)
+            assert set(plan.reasons) == {str(Reason.ARTIFACT_LOST)}
+            found |= {(stage, row["video_id"]) for row in plan.work.to_pylist()}
+    return found
+
+
+def test_a_vector_that_a_run_is_replacing_is_left_out_but_not_called_lost(tmp_path):
+    corpus = open_corpus(tmp_path)
+    embed_all(corpus, IDS)
+    for stage in Stage:
+        with corpus.ledger(stage) as ledger:
+            refresh_manifest(corpus, ledger)
+    remade = embed(corpus, Stage.VIDEO, ["v06"], version="2")  # after the manifest was made
+
+    result = refresh_fused(corpus, make_strategy("concat", "")).fusion
+
+    assert [lost.video_id for lost in result.dropped] == ["v06"]
+    with corpus.ledger(Stage.VIDEO) as ledger:
+        row = ledger.rows(["v06"])["v06"]
+    assert row.vector_contract_id == corpus.contract(Stage.VIDEO).id
+    _refresh(corpus)
+    np.testing.assert_allclose(_fused(corpus)["v06"][:8] * np.sqrt(3), remade["v06"], atol=1e-6)
+
+
+def test_vectors_that_cancel_each_other_out_have_no_mean(tmp_path):
+    corpus = open_corpus(tmp_path, fusion_weights="text=0")
+    strategy = replace(make_strategy("mean", ""), stages=(Stage.VIDEO, Stage.AUDIO))
+    embed_all(corpus, IDS)
+    made = embed(corpus, Stage.VIDEO, ["v00"])
+    with corpus.ledger(Stage.AUDIO) as ledger:
+        row = ledger.rows(["v00"])["v00"]
+        ledger.record([replace(row, artifact_sha256=None)])
+    corpus.store.put(row.artifact_key, to_npy(-made["v00"]))
+    _refresh(corpus)
+
+    result = refresh_fused(corpus, strategy).fusion
+
+    assert [(lost.stage, lost.video_id, lost.problem) for lost in result.dropped] == [
+        (None, "v00", "its vectors cancel each other out")
+    ]
+    assert list(_fused(corpus, "mean")) == IDS[1:]
+
+
+def test_mean_of_unequal_dimensions_is_a_clear_error(tmp_path):
+    corpus = open_corpus(tmp_path)
+    for stage, dimension in zip(Stage, (8, 8, 6), strict=True):
+        embed(corpus, stage, IDS, dimension=dimension)
+
+    with pytest.raises(FusionError, match=r"equal dimension.*video 8, audio 8, text 6"):
+        _refresh(corpus, "mean")
+    assert _refresh(corpus, "weighted").rows == 12
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_none_or_one_video(tmp_path, count):
+    corpus = open_corpus(tmp_path)
+    embed_all(corpus, IDS[:count])
+
+    result = _refresh(corpus)
+
+    assert result.rows == count
+    assert list(_fused(corpus)) == IDS[:count]
+    assert not _refresh(corpus).changed
+    embed_all(corpus, IDS)
+    assert _refresh(corpus).rows == 12
+
+
+def test_a_damaged_file_before_is_made_anew(tmp_path):
+    corpus = open_corpus(tmp_path)
+    embed_all(corpus, IDS)
+    _refresh(corpus)
+    corpus.store.put(corpus.keys.fused_manifest("concat"), b"PAR1 no more")
+
+    assert _refresh(corpus).objects_read == 36
+    assert list(_fused(corpus)) == IDS
+
+
+def test_a_fused_manifest_that_is_not_there_says_what_to_do(tmp_path):
+    with pytest.raises(ManifestError, match="materialize the partition 'mean'"):
+        fused_file(open_corpus(tmp_path), "mean")
+    with pytest.raises(FusionError, match="there are concat, mean, weighted"):
+        fused_file(open_corpus(tmp_path), "../x")
+
+
+@pytest.mark.parametrize(
+    "text", ["video", "film=1", "audio=much", "text=-1", "text=nan", "video=0,audio=0,text=0"]
+)
+def test_unusable_weights_are_refused(text):
+    with pytest.raises(SettingsError, match="CLIPFARM_FUSION_WEIGHTS"):
+        parse_weights(text)
+
+
+def test_vectors_of_one_modality_are_read_once(tmp_path):
+    corpus = open_corpus(tmp_path)
+    made = embed(corpus, Stage.AUDIO, IDS)
+    path, first = modality_vectors(corpus, Stage.AUDIO)
+    embed(corpus, Stage.AUDIO, ["v99"])
+    corpus.store.delete("clipfarm/embeddings/audio/v99.npy")
+
+    path, second = modality_vectors(corpus, Stage.AUDIO)
+
+    assert (first.objects_read, second.objects_read) == (12, 1)
+    assert [lost.video_id for lost in second.dropped] == ["v99"]
+    assert count_vectors(path) == (12, 8)
+    [(ids, vectors)] = read_vectors(path)
+    np.testing.assert_array_equal(vectors, np.stack([made[i] for i in ids]))
+
+
+@pytest.fixture
+def fused(tmp_path):
+    corpus = open_corpus(tmp_path)
+    embed_all(corpus, IDS)
+    _refresh(corpus)
+    path = tmp_path / "fused.parquet"
+    corpus.store.download(corpus.keys.fused_manifest("concat"), path)
+    return path
+
+
+def test_pyarrow_reads_a_fixed_size_list_of_float32(fused):
+    kind = pq.read_schema(fused).field("fused_vector").type
+
+    assert pa.types.is_fixed_size_list(kind)
+    assert (kind.list_size, kind.value_type) == (24, pa.float32())
+
+
+def test_pandas_polars_and_duckdb_read_the_vectors(fused):
+    [(ids, vectors)] = read_vectors(fused)
+
+    frame = pd.read_parquet(fused)
+    np.testing.assert_array_equal(np.stack(frame["fused_vector"]), vectors)
+    assert frame["fused_vector"].iloc[0].dtype == np.float32
+
+    polars = pl.read_parquet(fused)
+    assert polars.schema["fused_vector"] == pl.Array(pl.Float32, 24)
+    np.testing.assert_array_equal(polars["fused_vector"].to_numpy(), vectors)
+
+    with duckdb.connect() as connection:
+        rows = connection.read_parquet(str(fused))
+        assert str(rows.types[rows.columns.index("fused_vector")]) == "FLOAT[]"
+        nearest = connection.sql(
+            "SELECT a.video_id, list_cosine_similarity(a.fused_vector, b.fused_vector) AS score"
+            " FROM rows a, rows b WHERE b.video_id = 'v00' ORDER BY score DESC LIMIT 1"
+        ).fetchall()
+    assert nearest[0][0] == "v00"
+    assert ids == IDS
+
+
+KILLER = """
+import os, random, signal, sys, time
+from pathlib import Path
+import obstore.store, pyarrow.parquet as pq  # used in children only: threads do not survive a fork
+from clipfarm_dagster.stages import Stage
+from clipfarm_dagster_tests.manifests.corpora import embed_all, open_corpus
+from clipfarm_dagster_tests.manifests.test_fusion import IDS, _refresh
+
+home = Path(sys.argv[1])
+
+def write(number, started):
+    corpus = open_corpus(home)
+    for round in range(1000):
+        embed_all(corpus, IDS, version=f"{number}.{round}")
+        os.write(started, b".")
+        _refresh(corpus)
+
+def check():
+    files = [home / "store/clipfarm/fused/concat/fused_manifest.parquet"]
+    files += [home / f"store/clipfarm/manifests/{stage}.parquet" for stage in Stage]
+    for file in files:
+        table = pq.read_table(file)
+        table.validate(full=True)
+        assert table["video_id"].to_pylist() == IDS, file
+
+for number in range(20):
+    heard, started = os.pipe()
+    writer = os.fork()
+    if writer == 0:
+        write(number, started)
+    os.read(heard, 1)
+    time.sleep(random.uniform(0, 0.3))
+    os.kill(writer, signal.SIGKILL)
+    os.waitpid(writer, 0)
+    checker = os.fork()
+    if checker == 0:
+        check()
+        os._exit(0)
+    assert os.waitpid(checker, 0)[1] == 0
+    print((home / "store/clipfarm/fused/concat/fused_manifest.parquet").stat().st_mtime_ns)
+"""
+
+
+def test_a_writer_killed_at_twenty_moments_leaves_whole_manifests(tmp_path):
+    corpus = open_corpus(tmp_path)
+    embed_all(corpus, IDS, version="0")
+    _refresh(corpus)
+
+    done = subprocess.run(
+        [sys.executable, "-c", KILLER, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stderr
+    versions = done.stdout.split()
+    assert len(versions) == 20
+    assert len(set(versions)) > 1  # some writers came far enough to replace the file
+    embed_all(corpus, IDS, version="end")
+    _refresh(corpus)
+    assert list(_fused(corpus)) == IDS
+
+
+def test_an_object_that_cannot_be_read_is_an_error_and_no_loss(tmp_path):
+    corpus = open_corpus(tmp_path)
+    embed_all(corpus, IDS)
+    for stage in Stage:
+        with corpus.ledger(stage) as ledger:
+            refresh_manifest(corpus, ledger)
+    path = tmp_path / "store" / "clipfarm" / "embeddings" / "video" / "v00.npy"
+    path.unlink()
+    path.symlink_to(path)
+
+    with pytest.raises(StoreError, match="v00"):
+        refresh_fused(corpus, make_strategy("concat", ""))
+    with corpus.ledger(Stage.VIDEO) as ledger:
+        assert ledger.rows(["v00"])["v00"].vector_contract_id is not None
+
+
+def test_another_time_of_capture_changes_the_row_without_reading_vectors(tmp_path):
+    corpus = open_corpus(tmp_path)
+    embed_all(corpus, IDS)
+    _refresh(corpus)
+    with corpus.ledger(Stage.TEXT) as ledger:
+        row = ledger.rows(["v00"])["v00"]
+        ledger.record([replace(row, captured_at="2026-03-01T00:00:00.000000Z")])
+
+    result = _refresh(corpus)
+
+    assert (result.changed, result.objects_read) == (True, 0)
+    table = pq.read_table(fused_file(corpus, "concat").path, columns=["captured_at"])
+    assert table["captured_at"][0].as_py().month == 3
+
+
+def test_strategies_are_named_as_they_are_registered():
+    assert [make_strategy(name, "").name for name in STRATEGIES] == list(STRATEGIES)
