@@ -15,6 +15,7 @@ from rich.progress import Progress as Bars
 
 from clipfarm_dagster.cli.output import Json, Stages, console, dagster_instance, print_json, table
 from clipfarm_dagster.corpus import Corpus
+from clipfarm_dagster.embedding.encoder import stage_checkpoint
 from clipfarm_dagster.embedding.engine import Progress
 from clipfarm_dagster.errors import ClipFarmError
 from clipfarm_dagster.ledger.schema import Status
@@ -69,6 +70,8 @@ def sync_corpus(
             started = time.monotonic()
             with corpus.ledger(stage) as ledger:
                 plan = corpus.plan(stage, latest, ledger, in_flight=in_flight[stage])
+                if plan.work.num_rows:  # a model that cannot be had is told before anything is written
+                    stage_checkpoint(stage, corpus.settings).download()
                 restored = corpus.record_settled(ledger, plan)
                 corpus.push_snapshot(ledger)
             announce_restored(instance, corpus, stage, restored)

@@ -18,7 +18,7 @@ HUB_TIMEOUT_SECONDS = 10.0
 """A hub that does not answer in this time is taken as out of reach."""
 
 _FULL_COMMIT_SHA = re.compile(r"[0-9a-f]{40}")
-_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
+_HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", re.ASCII)
 
 # weights only as safetensors: pickled weights can run code as they load
 _CHECKPOINT_FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]
