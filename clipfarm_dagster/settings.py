@@ -126,6 +126,10 @@ class Settings(BaseSettings):
     )
     max_object_bytes: int = Field(2**31, ge=1, description="Raw objects that are larger are refused.")
     max_pixels: int = Field(2**26, ge=1, description="Video frames of more pixels than this are refused.")
+    max_frames: int = Field(2**20, ge=1, description="Videos of more frames than this are refused.")
+    max_prepare_bytes: int = Field(
+        2**32, ge=2**28, description="Preparation of one item that takes more memory than this fails."
+    )
     fusion_weights: str = Field(
         "video=1,audio=1,text=1",
         description="Weight of each modality in the fusion strategy `weighted`; 0 leaves one out.",

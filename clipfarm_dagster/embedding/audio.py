@@ -50,9 +50,15 @@ def audio_contract(settings: AudioSettings, checkpoint: Checkpoint) -> Contract:
 
 @dataclass(frozen=True)
 class AudioPreparer:
-    """Decodes, mixes to mono and resamples with librosa, then runs the checkpoint's own feature extractor."""
+    """Decodes, mixes to mono, resamples and scales.
 
-    extractor_config: Mapping[str, Any]
+    The same numbers, bit for bit, as `librosa.load` and then transformers' `Wav2Vec2FeatureExtractor`, by the
+    same calls to soundfile, numpy and soxr, without importing librosa and transformers: those take seconds
+    and hundreds of megabytes in each worker process.
+    """
+
+    normalise: bool
+    """Whether each sound is scaled to zero mean and unit variance."""
     sample_rate: int
     max_seconds: float
     min_samples: int
@@ -61,24 +67,20 @@ class AudioPreparer:
 
     def __call__(self, raw: bytes, metadata: Mapping[str, str], *, preview: bool = False) -> Prepared:
         """Prepare one sound: float32 (samples,)."""
-        import librosa
         import numpy as np
 
-        recorded, native_rate = self.decode(raw)
-        samples = librosa.resample(
-            recorded, orig_sr=native_rate, target_sr=self.sample_rate, res_type=_RESAMPLER
-        )
+        recorded, rate = self.decode(raw)
+        if not np.isfinite(recorded).all():
+            raise InvalidRawObjectError("the sound holds samples that are not finite")
+        samples = _resample(recorded, rate, self.sample_rate)
         if len(samples) < self.min_samples:
             raise InvalidRawObjectError(
                 f"the sound has {len(samples)} samples at {self.sample_rate} Hz; the model needs at least"
                 f" {self.min_samples}"
             )
-        if not np.isfinite(samples).all():
-            raise InvalidRawObjectError("the sound holds samples that are not finite")
-        features = _feature_extractor(self.extractor_config)(
-            samples, sampling_rate=self.sample_rate, return_tensors="np"
-        )
-        values = features["input_values"][0].astype(np.float32)
+        values = samples
+        if self.normalise:
+            values = (samples - samples.mean()) / np.sqrt(samples.var() + 1e-7)
         picture = None
         if preview:
             from clipfarm_dagster.embedding.previews import data_uri_markdown, waveform_picture
@@ -88,20 +90,29 @@ class AudioPreparer:
 
     def decode(self, raw: bytes) -> tuple[np.ndarray[Any, Any], float]:
         """The sound as it was recorded, mixed to mono: float32 (samples,), and its samples a second."""
-        import librosa
+        import numpy as np
         import soundfile
 
         try:
-            recorded, rate = librosa.load(io.BytesIO(raw), sr=None, mono=True, duration=self.max_seconds)
+            with soundfile.SoundFile(io.BytesIO(raw)) as file:
+                rate = file.samplerate
+                recorded = file.read(frames=int(self.max_seconds * rate), dtype="float32").T
         except soundfile.LibsndfileError as error:
             raise InvalidRawObjectError(f"the sound cannot be decoded: {error.error_string}") from None
-        return recorded, float(rate)
+        return (recorded if recorded.ndim == 1 else np.mean(recorded, axis=0)), float(rate)
 
 
-def _feature_extractor(config: Mapping[str, Any]) -> Any:
-    from transformers import Wav2Vec2FeatureExtractor
+def _resample(samples: np.ndarray[Any, Any], rate: float, target: int) -> np.ndarray[Any, Any]:
+    import math
 
-    return Wav2Vec2FeatureExtractor.from_dict(dict(config))
+    import numpy as np
+    import soxr
+
+    if rate == target or not len(samples):
+        return samples
+    wanted = math.ceil(len(samples) * (target / rate))
+    resampled = soxr.resample(samples, rate, target, quality=_RESAMPLER)[:wanted]
+    return np.pad(resampled, (0, wanted - len(resampled)))
 
 
 def minimum_samples(kernels: Sequence[int], strides: Sequence[int]) -> int:
@@ -140,6 +151,12 @@ class AudioEncoder:
             checkpoint, loading["missing_keys"], loading["unexpected_keys"], allowed=_UNUSED_WEIGHTS
         )
         self._model.eval().to(device)
+        if device == "cpu" and settings.dtype == "float32":
+            from clipfarm_dagster.embedding.onednn import use_onednn
+            from clipfarm_dagster.embedding.wav2vec2_cpu import speed_up_convolutions
+
+            speed_up_convolutions(self._model)
+            use_onednn(self._model)
         config = self._model.config
         self.dimension = int(config.hidden_size)
         self.batch_size = settings.batch_size or (1 if device == "cpu" else 8)
@@ -150,7 +167,7 @@ class AudioEncoder:
                 f" {extractor.sampling_rate} samples a second"
             )
         self.preparer = AudioPreparer(
-            extractor_config=extractor.to_dict(),
+            normalise=bool(extractor.do_normalize),
             sample_rate=settings.sample_rate,
             max_seconds=settings.max_seconds,
             min_samples=minimum_samples(config.conv_kernel, config.conv_stride),

@@ -146,7 +146,8 @@ def _load(settings: Settings, checkpoint: Checkpoint, folder: Path) -> Encoder:
     if isinstance(chosen, VideoSettings):
         from clipfarm_dagster.embedding.video import VideoEncoder
 
-        return VideoEncoder(chosen, checkpoint, folder, device, max_pixels=settings.max_pixels)
+        limits = {"max_pixels": settings.max_pixels, "max_frames": settings.max_frames}
+        return VideoEncoder(chosen, checkpoint, folder, device, **limits)
     if isinstance(chosen, AudioSettings):
         from clipfarm_dagster.embedding.audio import AudioEncoder
 

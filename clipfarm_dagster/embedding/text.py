@@ -96,6 +96,10 @@ class TextEncoder:
         transformer: Any = self._model[0].auto_model
         stored, loaded = _weight_names(folder), set(transformer.state_dict())
         check_weights(checkpoint, sorted(loaded - stored), sorted(stored - loaded), allowed=_UNUSED_WEIGHTS)
+        if device == "cpu" and settings.dtype == "float32":
+            from clipfarm_dagster.embedding.onednn import use_onednn
+
+            use_onednn(transformer)
         self.dimension = 2 * int(self._model.get_embedding_dimension() or 0)
         self.batch_size = settings.batch_size or 32
         self.preparer = TextPreparer()

@@ -139,6 +139,7 @@ class VideoPreparer:
     frames: int
     unknown_count: Literal["first", "count"]
     max_pixels: int
+    max_frames: int
     isolated: bool = True
 
     def __call__(self, raw: bytes, metadata: Mapping[str, str], *, preview: bool = False) -> Prepared:
@@ -159,7 +160,11 @@ class VideoPreparer:
         from clipfarm_dagster.embedding.frames import sample_frames
 
         return sample_frames(
-            raw, count=self.frames, unknown_count=self.unknown_count, max_pixels=self.max_pixels
+            raw,
+            count=self.frames,
+            unknown_count=self.unknown_count,
+            max_pixels=self.max_pixels,
+            max_frames=self.max_frames,
         )
 
 
@@ -171,7 +176,14 @@ class VideoEncoder:
     """
 
     def __init__(
-        self, settings: VideoSettings, checkpoint: Checkpoint, folder: Path, device: str, *, max_pixels: int
+        self,
+        settings: VideoSettings,
+        checkpoint: Checkpoint,
+        folder: Path,
+        device: str,
+        *,
+        max_pixels: int,
+        max_frames: int,
     ) -> None:
         import torch
         from transformers import VideoMAEModel
@@ -191,6 +203,14 @@ class VideoEncoder:
             checkpoint, loading["missing_keys"], loading["unexpected_keys"], allowed=_PRETRAINING_HEAD
         )
         self._model.eval().to(device)
+        if settings.pooling == "first_token" and settings.dtype == "float32":
+            from clipfarm_dagster.embedding.videomae_first_token import keep_first_token
+
+            keep_first_token(self._model)
+        if device == "cpu" and settings.dtype == "float32":
+            from clipfarm_dagster.embedding.onednn import use_onednn
+
+            use_onednn(self._model)
         tubelet = int(self._model.config.tubelet_size)
         if settings.frames % tubelet:
             raise SettingsError(
@@ -206,6 +226,7 @@ class VideoEncoder:
             frames=settings.frames,
             unknown_count=settings.unknown_count,
             max_pixels=max_pixels,
+            max_frames=max_frames,
         )
 
     def tensor(self, pixels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
