@@ -1,9 +1,10 @@
 """How long planning takes, and how much memory: `make bench-delta`.
 
 Makes a corpus of 1,000,000 videos (a CSV of 1.1 times as many rows, a SQLite ledger for each of three
-stages, the three raw listings), in which 1% changed, 1% is new and 0.5% failed, and plans all three stages.
-Every figure is of a process of its own, from reading the CSV and the ledgers to the finished plans, imports
-included in the memory, not in the time. "Row by row" answers the same question the plain way: pandas,
+stages, the three raw listings as tables), in which 1% changed, 1% is new and 0.5% failed, and plans all three
+stages as `clipfarm plan` does. Every figure is of a process of its own, from fetching the CSV from the store
+to the finished plans; imports count for the memory, not for the time. Memory is that of all processes
+together, those that read the ledgers included. "Row by row" answers the same question the plain way: pandas,
 sqlite3 and a loop over the rows.
 """
 
@@ -12,30 +13,38 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
-import resource
+import os
+import re
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
-from datetime import UTC, datetime
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
-from clipfarm_dagster.catalog.delta import DELTA_COLUMNS, plan_stage
 from clipfarm_dagster.catalog.hashing import metadata_hash, metadata_hash_sql, source_hash, source_hash_sql
-from clipfarm_dagster.catalog.metadata import read_latest_rows
-from clipfarm_dagster.ledger.schema import processed_items_table
+from clipfarm_dagster.corpus import Corpus
+from clipfarm_dagster.ledger.ledger import Ledger
+from clipfarm_dagster.settings import load_settings
 from clipfarm_dagster.stages import Stage
 
-NOW = datetime(2026, 3, 1, tzinfo=UTC)
-CONTRACT = "0123456789abcdef"
+SAMPLE_SECONDS = 0.02
 SOURCE_COLUMNS = {Stage.TEXT: ("title", "description", "query")}
+
+
+def open_corpus(folder: Path) -> Corpus:
+    """The corpus in `folder`, with the default models."""
+    return Corpus.open(load_settings(home=folder, store_url=str(folder / "store")))
+
+
+def ledger_path(folder: Path, stage: Stage) -> Path:
+    """Where the corpus in `folder` has a stage's ledger."""
+    return folder / "state" / f"{stage}_embedding.sqlite"
 
 
 def make(folder: Path, videos: int) -> None:
@@ -43,8 +52,10 @@ def make(folder: Path, videos: int) -> None:
     since they were embedded, ten are new and five failed."""
     import adbc_driver_sqlite.dbapi
     import duckdb
-    from sqlalchemy import create_engine
 
+    corpus = open_corpus(folder)
+    table = folder / "store" / corpus.keys.metadata()
+    table.parent.mkdir(parents=True)
     with duckdb.connect() as db:
         db.execute(
             """CREATE TABLE video AS SELECT i, format('{:011x}', (i * 7919) % $n) AS video_id,
@@ -61,7 +72,7 @@ def make(folder: Path, videos: int) -> None:
                     'https://example.org/' || i AS url
                 FROM (SELECT *, '2026-01-01T00:00:00Z' AS captured_at, 0 AS views FROM video WHERE i % 10 = 0
                     UNION ALL SELECT *, '2026-02-0' || (i % 9 + 1) || 'T08:00:00Z', i FROM video)
-            ) TO '{folder}/metadata.csv' (HEADER)"""
+            ) TO '{table}' (HEADER)"""
         )
         for stage in Stage:
             db.execute(
@@ -75,10 +86,11 @@ def make(folder: Path, videos: int) -> None:
                     '2026-02-20T08:00:00.000000Z' AS processed_at, if(failed, 'fail', 'success') AS status,
                     if(failed, 'ConnectionError: the store did not answer', NULL) AS error,
                     'clipfarm/embeddings/{stage}/' || video_id || '.npy' AS artifact_key,
-                    failed::INT AS retry_count, '{CONTRACT}' AS contract_id, 'org/model' AS model_name,
+                    failed::INT AS retry_count, '{corpus.contract(stage).id}' AS contract_id,
+                    'org/model' AS model_name,
                     sha1('revision') AS model_revision, '1' AS preprocess_version, 768 AS embedding_dim,
                     '2026-02-01T08:00:00.000000Z' AS captured_at, raw_etag,
-                    if(failed, '2026-02-20T09:00:00.000000Z', NULL) AS next_attempt_at, metadata_hash,
+                    if(failed, '2001-02-20T09:00:00.000000Z', NULL) AS next_attempt_at, metadata_hash,
                     if(failed, NULL, source_hash) AS vector_source_hash,
                     if(failed, NULL, contract_id) AS vector_contract_id,
                     if(failed, NULL, metadata_hash) AS vector_metadata_hash,
@@ -89,46 +101,24 @@ def make(folder: Path, videos: int) -> None:
                     FROM (SELECT *, if(kind < 10, 'Old ', '') || title AS old_title FROM video)
                     WHERE kind NOT BETWEEN 10 AND 19 ORDER BY hash(i))"""
             ).to_arrow_reader(50_000)
-            path = folder / f"{stage}.sqlite"
-            engine = create_engine(f"sqlite:///{path}")
-            processed_items_table().create(engine)
-            engine.dispose()
+            path = ledger_path(folder, stage)
+            Ledger.open(stage, state_url="", sqlite_path=path).close()
             with closing(adbc_driver_sqlite.dbapi.connect(str(path))) as ledger:
                 with closing(ledger.cursor()) as cursor:
                     cursor.adbc_ingest("processed_items", rows, mode="append")
                 ledger.commit()
 
 
-@contextmanager
-def ledger_columns(path: Path) -> Iterator[pa.RecordBatchReader]:
-    """The columns that planning needs, through ADBC, as they are read."""
-    import adbc_driver_sqlite.dbapi
-
-    # The driver takes a column's type from the first rows, which may all be null.
-    columns = ", ".join(f"coalesce({name}, '') AS {name}" for name in DELTA_COLUMNS)
-    with closing(adbc_driver_sqlite.dbapi.connect(str(path))) as db, closing(db.cursor()) as cursor:
-        cursor.adbc_statement.set_options(**{"adbc.sqlite.query.batch_rows": 8192})
-        cursor.execute(f"SELECT {columns} FROM processed_items")
-        yield cursor.fetch_record_batch()
-
-
 def by_columns(folder: Path, with_listings: bool) -> dict[str, dict[str, int]]:
-    """Reasons by stage, with ClipFarm's planning, two stages at a time."""
-
-    def plan(stage: Stage) -> dict[str, int]:
-        listing = pq.read_table(folder / f"{stage}.parquet") if with_listings else None
-        with ledger_columns(folder / f"{stage}.sqlite") as ledger:
-            return plan_stage(stage, latest, listing, ledger, contract_id=CONTRACT, now=NOW).reasons
-
-    with tempfile.TemporaryDirectory(dir=folder) as cache, ThreadPoolExecutor(2) as pool:
-        latest = read_latest_rows(
-            folder / "metadata.csv",
-            url="metadata.csv",
-            source_columns=SOURCE_COLUMNS,
-            cache_dir=Path(cache),
-            etag="1",
-        )
-        return dict(zip(map(str, Stage), pool.map(plan, Stage), strict=True))
+    """Reasons by stage, as the product plans them; nothing of the CSV was read before."""
+    corpus = open_corpus(folder)
+    shutil.rmtree(folder / "cache", ignore_errors=True)
+    latest = corpus.latest_rows()
+    listings = {
+        stage: pq.read_table(folder / f"{stage}.parquet") if with_listings else None for stage in Stage
+    }
+    plans = corpus.plans(list(Stage), latest, limit=0, listings=listings)
+    return {str(stage): plan.reasons for stage, plan in plans.items()}
 
 
 def row_by_row(folder: Path, with_listings: bool) -> dict[str, dict[str, int]]:
@@ -137,17 +127,19 @@ def row_by_row(folder: Path, with_listings: bool) -> dict[str, dict[str, int]]:
 
     import pandas as pd
 
-    frame = pd.read_csv(folder / "metadata.csv", dtype=str, keep_default_na=False)
+    corpus = open_corpus(folder)
+    frame = pd.read_csv(folder / "store" / corpus.keys.metadata(), dtype=str, keep_default_na=False)
     frame["captured_at"] = pd.to_datetime(frame["captured_at"], utc=True, format="ISO8601")
     frame = frame.sort_values("captured_at", kind="stable").drop_duplicates("video_id", keep="last")
     made = {}
     for stage in Stage:
         reasons: Counter[str] = Counter()
+        contract_id = corpus.contract(stage).id
         etags = None
         if with_listings:
             listing = pd.read_parquet(folder / f"{stage}.parquet")
             etags = dict(zip(listing["key"], listing["etag"], strict=True))
-        with closing(sqlite3.connect(folder / f"{stage}.sqlite")) as ledger:
+        with closing(sqlite3.connect(ledger_path(folder, stage))) as ledger:
             for _, video in frame.iterrows():
                 row = ledger.execute(
                     """SELECT status, contract_id, raw_etag, metadata_hash, vector_source_hash,
@@ -161,13 +153,13 @@ def row_by_row(folder: Path, with_listings: bool) -> dict[str, dict[str, int]]:
                 key = f"clipfarm/raw/{stage}/{video['video_id']}{stage.raw_suffix}"
                 etag = old_etag if etags is None else etags[key]
                 metadata = metadata_hash([video[name] for name in SOURCE_COLUMNS.get(stage, ())])
-                if vector_contract == CONTRACT and vector_source == source_hash(metadata, etag):
+                if vector_contract == contract_id and vector_source == source_hash(metadata, etag):
                     continue
                 if metadata != old_metadata:
                     reasons["source_changed"] += 1
                 elif etag != old_etag:
                     reasons["raw_changed"] += 1
-                elif contract != CONTRACT:
+                elif contract != contract_id:
                     reasons["contract_changed"] += 1
                 elif status == "fail":
                     reasons["retry_due"] += 1
@@ -177,21 +169,38 @@ def row_by_row(folder: Path, with_listings: bool) -> dict[str, dict[str, int]]:
 
 WAYS = {"columns": by_columns, "row by row": row_by_row}
 LIBRARIES = {
-    "columns": ("adbc_driver_sqlite.dbapi", "duckdb", "pyarrow.csv"),
+    "columns": ("duckdb", "obstore.store", "pyarrow.csv"),
     "row by row": ("pandas", "sqlite3"),
 }
 
 
+def cpu_seconds() -> float:
+    """CPU time of this process and of those that it started and that have ended."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
+
+
+def resident_kib(pid: int) -> int:
+    """Memory of a process and its children now; pages that they share count for each."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+        threads = [path / "children" for path in Path(f"/proc/{pid}/task").iterdir()]
+        children = {int(child) for path in threads for child in path.read_text().split()}
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    own = re.search(r"^VmRSS:\s+(\d+)", status, re.MULTILINE)
+    return int(own[1] if own else 0) + sum(resident_kib(child) for child in children)
+
+
 def measure(way: str, folder: Path, with_listings: bool) -> None:
-    """Print, as JSON, the time and the peak memory of one way in this process, and what it found."""
+    """Print, as JSON, the time of one way in this process, and what it found."""
     for library in LIBRARIES[way]:
         importlib.import_module(library)
-    started, used = time.perf_counter(), time.process_time()
+    started, used = time.perf_counter(), cpu_seconds()
     reasons = WAYS[way](folder, with_listings)
     figures = {
         "seconds": time.perf_counter() - started,
-        "cpu": time.process_time() - used,
-        "mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "cpu": cpu_seconds() - used,
         "reasons": reasons,
     }
     print(json.dumps(figures))
@@ -203,6 +212,19 @@ def child(*arguments: str) -> str:
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
+def measured(*arguments: str) -> dict[str, Any]:
+    """The figures that a child prints, with the peak memory, in MiB, of it and its children together."""
+    command, peak = [sys.executable, __file__, *arguments], 0
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        while process.poll() is None:
+            peak = max(peak, resident_kib(process.pid))
+            time.sleep(SAMPLE_SECONDS)
+        output, _ = process.communicate()
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command)
+    return {**json.loads(output), "mib": peak / 1024}
+
+
 def compare(videos: int, repeats: int, naive: bool) -> None:
     """Make a corpus, measure both ways on it, and print a line for each."""
     with tempfile.TemporaryDirectory(prefix="clipfarm-bench-") as folder:
@@ -212,7 +234,7 @@ def compare(videos: int, repeats: int, naive: bool) -> None:
             found = {}
             for way in WAYS if naive else ["columns"]:
                 flags = ["--measure", way, "--folder", folder, *(["--listings"] if listings else [])]
-                runs = [json.loads(child(*flags)) for _ in range(repeats if way == "columns" else 1)]
+                runs = [measured(*flags) for _ in range(repeats if way == "columns" else 1)]
                 best = min(runs, key=lambda run: run["seconds"])
                 found[way] = best
                 peak = max(run["mib"] for run in runs)

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipfarm_dagster.catalog.delta import DELTA_COLUMNS, StagePlan, plan_stage
+from clipfarm_dagster.catalog.explain import Explanation, explain
 from clipfarm_dagster.catalog.hashing import metadata_hash
-from clipfarm_dagster.catalog.metadata import LatestRows, read_latest_rows, rows_for
+from clipfarm_dagster.catalog.metadata import LatestRows, open_latest_rows, read_latest_rows, rows_for
 from clipfarm_dagster.embedding.contract import Contract
 from clipfarm_dagster.embedding.encoder import stage_contract
 from clipfarm_dagster.embedding.outcomes import WorkItem, missing_row, standing_row
@@ -31,6 +33,13 @@ from clipfarm_dagster.store import ObjectStore, StoredObject
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+PLANNED_AT_ONCE = 2
+"""Stages that are planned at the same time; each takes a core, a process that reads its ledger, and memory
+by the number of its changes."""
+
+FAILED_STATUSES = (Status.FAIL, Status.INVALID_RAW_OBJECT, Status.QUARANTINED)
+"""What `clipfarm status` shows as failures and `clipfarm retry` tries again."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +75,8 @@ class Finding:
 
     video_id: str
     key: str
+    processed_at: str | None
+    """Of the row that the vector was compared with."""
     problem: str | None
 
 
@@ -79,6 +90,22 @@ def _vector_problem(row: Mapping[str, Any], answer: StoredObject | ObjectMissing
     if row["artifact_sha256"] is not None and vector_sha256(vector) != row["artifact_sha256"]:
         return "another vector than the one that was recorded"
     return None
+
+
+def _lost_row(row: LedgerRow, now: datetime) -> LedgerRow:
+    """A success whose vector is not in the store any more."""
+    return replace(row, processed_at=timestamp(now), vector_source_hash=None, vector_contract_id=None)
+
+
+def _due_row(row: LedgerRow, now: datetime) -> LedgerRow:
+    """A failure that is tried again now, as if it were the first time."""
+    return replace(
+        row,
+        status=Status.FAIL,
+        retry_count=0,
+        next_attempt_at=timestamp(now),
+        processed_at=timestamp(now),
+    )
 
 
 class Corpus:
@@ -119,25 +146,25 @@ class Corpus:
             MetadataError: the CSV is missing or cannot be read; nothing is changed.
             StoreError: the store cannot be read.
         """
-        source = self.metadata
-        source.etag()
-        cache = self.settings.home / "cache"
+        source, cache = self.metadata, self.settings.home / "cache"
+        columns = self.settings.source_columns()
+        cached = open_latest_rows(url=source.url, source_columns=columns, cache_dir=cache, etag=source.etag())
+        if cached is not None:
+            return cached
         cache.mkdir(parents=True, exist_ok=True)
-
         with tempfile.TemporaryDirectory(dir=cache) as folder:
             copy = Path(folder) / "metadata.csv"
             etag = source.store.download(source.key, copy).etag
-            return read_latest_rows(
-                copy,
-                url=source.url,
-                source_columns=self.settings.source_columns(),
-                cache_dir=cache,
-                etag=etag,
-            )
+            return read_latest_rows(copy, url=source.url, source_columns=columns, cache_dir=cache, etag=etag)
 
     def raw_listing(self, stage: Stage) -> pa.Table:
         """The raw objects of a stage: columns `key`, `etag`, `size`."""
         return self.store.list(self.keys.raw_folder(stage))
+
+    def raw_listings(self, stages: Collection[Stage] = tuple(Stage)) -> dict[Stage, pa.Table]:
+        """The raw objects of several stages, listed at the same time."""
+        with ThreadPoolExecutor(len(Stage)) as pool:
+            return dict(zip(stages, pool.map(self.raw_listing, stages), strict=True))
 
     def contract(self, stage: Stage) -> Contract:
         """The contract that the settings ask for."""
@@ -169,16 +196,82 @@ class Corpus:
         limit: int | None = None,
         listing: pa.Table | None = None,
     ) -> StagePlan:
-        """What needs work in a stage now, and why."""
-        return plan_stage(
+        """What needs work in a stage now, and why. `listing` spares listing the store."""
+        listing = self.raw_listing(stage) if listing is None else listing
+        return self._plan(stage, latest, ledger, listing, in_flight, limit)
+
+    def plans(
+        self,
+        stages: Collection[Stage],
+        latest: LatestRows,
+        *,
+        in_flight: Mapping[Stage, Collection[str]] | None = None,
+        limit: int | None = None,
+        listings: Mapping[Stage, pa.Table | None] | None = None,
+    ) -> dict[Stage, StagePlan]:
+        """The plans of several stages, `PLANNED_AT_ONCE` at a time.
+
+        Args:
+            listings: what lists the raw objects, by stage; None there takes them as the ledger last saw them.
+                By default the store is listed.
+        """
+
+        def plan(stage: Stage) -> StagePlan:
+            listing = self.raw_listing(stage) if listings is None else listings[stage]
+            with self.ledger(stage) as ledger:
+                return self._plan(stage, latest, ledger, listing, (in_flight or {}).get(stage, ()), limit)
+
+        with ThreadPoolExecutor(PLANNED_AT_ONCE) as pool:
+            return dict(zip(stages, pool.map(plan, stages), strict=True))
+
+    def _plan(
+        self,
+        stage: Stage,
+        latest: LatestRows,
+        ledger: Ledger,
+        listing: pa.Table | None,
+        in_flight: Collection[str],
+        limit: int | None,
+    ) -> StagePlan:
+        contract_id = self.contract(stage).id
+        with ledger.stream(DELTA_COLUMNS) as rows:
+            return plan_stage(
+                stage,
+                latest,
+                listing,
+                rows,
+                contract_id=contract_id,
+                now=datetime.now(UTC),
+                in_flight=in_flight,
+                limit=limit,
+                keys=self.keys,
+            )
+
+    def explain(
+        self, stage: Stage, video_id: str, latest: LatestRows, ledger: Ledger, in_flight: Collection[str] = ()
+    ) -> Explanation:
+        """Why one video is in a stage's delta or not, with old and new values.
+
+        Raises:
+            InvalidVideoIdError: it is no `video_id`.
+        """
+        import pyarrow as pa
+
+        raw = self.store.head(self.keys.raw(stage, video_id))
+        row = ledger.rows([video_id]).get(video_id)
+        former = None if row is None or row.contract_id is None else ledger.contract(row.contract_id)
+        texts = [(name, pa.string()) for name in DELTA_COLUMNS]
+        return explain(
             stage,
+            video_id,
             latest,
-            self.raw_listing(stage) if listing is None else listing,
-            ledger.columns(DELTA_COLUMNS),
-            contract_id=self.contract(stage).id,
+            pa.table({"key": [raw.key] if raw else [], "etag": [raw.etag] if raw else []}),
+            pa.Table.from_pylist([asdict(row)] if row else [], pa.schema(texts)),
+            contract=self.contract(stage),
+            recorded={former.id: former} if former is not None else {},
+            source_columns=self.settings.stage(stage).columns(),
             now=datetime.now(UTC),
             in_flight=in_flight,
-            limit=limit,
             keys=self.keys,
         )
 
@@ -215,12 +308,38 @@ class Corpus:
 
     def verify(self, ledger: Ledger) -> Iterator[Finding]:
         """Read the vector of every success row, and compare it with what the row says of it."""
-        names = ["video_id", "status", "embedding_dim", "artifact_sha256"]
+        names = ["video_id", "status", "processed_at", "embedding_dim", "artifact_sha256"]
         rows = [row for row in ledger.columns(names).to_pylist() if row["status"] == Status.SUCCESS]
         by_key = {self.keys.embedding(ledger.stage, row["video_id"]): row for row in rows}
         for key, answer in self.store.get_many(sorted(by_key)):
             row = by_key[key]
-            yield Finding(row["video_id"], key, _vector_problem(row, answer))
+            yield Finding(row["video_id"], key, row["processed_at"], _vector_problem(row, answer))
+
+    def repair(self, ledger: Ledger, findings: Iterable[Finding]) -> list[str]:
+        """Make work of vectors that `verify` found lost or damaged; returns their ids.
+
+        A video that a run has embedded meanwhile is left alone.
+        """
+        now = datetime.now(UTC)
+        bad = {finding.video_id: finding.processed_at for finding in findings if finding.problem is not None}
+        rows = [row for row in ledger.rows(bad).values() if row.processed_at == bad[row.video_id]]
+        ledger.record([_lost_row(row, now) for row in rows])
+        return [row.video_id for row in rows]
+
+    def retry(self, ledger: Ledger, video_ids: Collection[str] | None = None) -> list[str]:
+        """Make failed, invalid and quarantined videos due now, their failures forgotten; returns their ids.
+
+        Args:
+            video_ids: only these; None for all.
+        """
+        now = datetime.now(UTC)
+        rows = [
+            _due_row(row, now)
+            for row in ledger.with_status(FAILED_STATUSES)
+            if video_ids is None or row.video_id in video_ids
+        ]
+        ledger.record(rows)
+        return [row.video_id for row in rows]
 
     def rows(self, video_ids: Sequence[str]) -> dict[str, dict[str, str]]:
         """The latest metadata of some videos; those that the CSV does not have are left out."""

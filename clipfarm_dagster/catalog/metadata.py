@@ -24,7 +24,15 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
-__all__ = ["REQUIRED_COLUMNS", "LatestRows", "metadata_hash", "read_latest_rows", "rows_for", "source_hash"]
+__all__ = [
+    "REQUIRED_COLUMNS",
+    "LatestRows",
+    "metadata_hash",
+    "open_latest_rows",
+    "read_latest_rows",
+    "rows_for",
+    "source_hash",
+]
 
 REQUIRED_COLUMNS = ("video_id", "captured_at", "title", "description", "query")
 
@@ -87,8 +95,7 @@ def read_latest_rows(
         MetadataError: the file cannot be read as a whole, with line and column; nothing has changed.
     """
     hashed = {stage: list(source_columns.get(stage, ())) for stage in Stage}
-    identity = json.dumps([_FORMAT, url, etag or os.urandom(16).hex(), hashed], sort_keys=True)
-    path = cache_dir / f"latest-{hashlib.sha256(identity.encode()).hexdigest()[:32]}.parquet"
+    path = _cache_path(cache_dir, url, hashed, etag or os.urandom(16).hex())
     if cached := _open_cached(path):
         return cached
     cache_dir.mkdir(parents=True, exist_ok=True)
@@ -101,6 +108,14 @@ def read_latest_rows(
         part.unlink(missing_ok=True)
     _prune(cache_dir)
     return replace(latest, path=path)
+
+
+def open_latest_rows(
+    *, url: str, source_columns: Mapping[Stage, Sequence[str]], cache_dir: Path, etag: str
+) -> LatestRows | None:
+    """What `read_latest_rows` has read of this version before, without the CSV; None if it is not there."""
+    hashed = {stage: list(source_columns.get(stage, ())) for stage in Stage}
+    return _open_cached(_cache_path(cache_dir, url, hashed, etag))
 
 
 def rows_for(latest: LatestRows, video_ids: Sequence[str]) -> dict[str, dict[str, str]]:
@@ -265,6 +280,11 @@ def _latest_batches(
         captured_at = winners.captured_at.slice(written, kept.num_rows).combine_chunks()
         written += kept.num_rows
         yield kept.append_column("captured_at", captured_at)
+
+
+def _cache_path(cache_dir: Path, url: str, hashed: Mapping[Stage, Sequence[str]], etag: str) -> Path:
+    identity = json.dumps([_FORMAT, url, etag, hashed], sort_keys=True)
+    return cache_dir / f"latest-{hashlib.sha256(identity.encode()).hexdigest()[:32]}.parquet"
 
 
 def _open_cached(path: Path) -> LatestRows | None:

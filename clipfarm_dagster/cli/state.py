@@ -7,8 +7,7 @@ from typing import Any
 import typer
 
 from clipfarm_dagster.cli.output import Json, Stages, console, print_json, table
-from clipfarm_dagster.cli.sync import FAILED_STATUSES
-from clipfarm_dagster.corpus import Corpus
+from clipfarm_dagster.corpus import FAILED_STATUSES, Corpus
 from clipfarm_dagster.settings import load_settings
 from clipfarm_dagster.stages import Stage
 

@@ -14,15 +14,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bars
 
 from clipfarm_dagster.cli.output import Json, Stages, console, dagster_instance, print_json, table
-from clipfarm_dagster.corpus import Corpus
+from clipfarm_dagster.corpus import FAILED_STATUSES, Corpus
 from clipfarm_dagster.embedding.encoder import stage_checkpoint
 from clipfarm_dagster.embedding.engine import Progress
 from clipfarm_dagster.errors import ClipFarmError
 from clipfarm_dagster.ledger.schema import Status
 from clipfarm_dagster.settings import load_settings
 from clipfarm_dagster.stages import Stage
-
-FAILED_STATUSES = (Status.FAIL, Status.INVALID_RAW_OBJECT, Status.QUARANTINED)
 
 
 def register(app: typer.Typer) -> None:

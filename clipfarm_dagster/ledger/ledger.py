@@ -5,7 +5,8 @@ Writes go through SQLAlchemy in one transaction a batch; large bulk reads go thr
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,7 +35,7 @@ from sqlalchemy.schema import CreateColumn, CreateSchema
 
 from clipfarm_dagster.embedding.contract import Contract
 from clipfarm_dagster.errors import LedgerError
-from clipfarm_dagster.ledger.bulk_read import read_sqlite
+from clipfarm_dagster.ledger.bulk_read import stream_sqlite
 from clipfarm_dagster.ledger.schema import LEDGER_COLUMNS, LedgerRow, Status, processed_items_table
 from clipfarm_dagster.stages import Stage
 
@@ -116,6 +117,15 @@ class Ledger:
 
     def columns(self, names: Sequence[str] = LEDGER_COLUMNS) -> pa.Table:
         """All rows as an Arrow table with the columns `names`, in no particular order."""
+        with self.stream(names) as reader:
+            return reader.read_all()
+
+    @contextmanager
+    def stream(self, names: Sequence[str] = LEDGER_COLUMNS) -> Iterator[pa.RecordBatchReader]:
+        """All rows with the columns `names`, batch by batch, as they are read while the block runs.
+
+        A reading that fails may raise only at the end of the block: what was read counts once it is left.
+        """
         if unknown := set(names) - set(LEDGER_COLUMNS):
             raise ValueError(f"no ledger columns: {sorted(unknown)}")
         table = self._items.name if self._schema is None else f"{self._schema}.{self._items.name}"
@@ -123,15 +133,18 @@ class Ledger:
         query = f"SELECT {casts} FROM {table}"  # noqa: S608 - names are checked above
         schema = _arrow_schema(self._items, names)
         if self.sqlite_path is None:
-            return _read_postgresql(self._url, query).cast(schema)
+            with _stream_postgresql(self._url, query) as reader:
+                yield reader.cast(schema)
+            return
         with self._connection() as connection:
             count = connection.execute(select(func.count()).select_from(self._items)).scalar_one()
-            if count <= _ROWS_READ_HERE:
-                return _to_arrow(connection.exec_driver_sql(query).fetchall(), schema)
-        # ADBC guesses a column's type from its first rows, which may all be null: a row of the right types
-        # goes first and is cut off again
-        typed = ", ".join(_SQL_ZERO[self._items.c[name].type.__visit_name__] for name in names)
-        return _named(read_sqlite(self.sqlite_path, f"SELECT {typed} UNION ALL {query}").slice(1), schema)
+            rows = connection.exec_driver_sql(query).fetchall() if count <= _ROWS_READ_HERE else None
+        if rows is not None:
+            yield _to_arrow(rows, schema).to_reader()
+            return
+        typed = ", ".join(f"{_SQL_ZERO[self._items.c[name].type.__visit_name__]} AS {name}" for name in names)
+        with stream_sqlite(self.sqlite_path, f"SELECT {typed} UNION ALL {query}") as reader:
+            yield reader
 
     def rows(self, video_ids: Iterable[str]) -> dict[str, LedgerRow]:
         """The rows of some ids; ids without a row are absent from the answer."""
@@ -161,6 +174,23 @@ class Ledger:
         )
         with self._connection() as connection:
             return [_ledger_row(row._mapping) for row in connection.execute(query)]
+
+    def video_ids(self, status: Status, *, limit: int) -> list[str]:
+        """At most `limit` ids whose latest attempt ended with `status`, in no particular order."""
+        query = select(self._items.c.video_id).where(self._items.c.status == str(status)).limit(limit)
+        with self._connection() as connection:
+            return list(connection.execute(query).scalars())
+
+    def recent_seconds(self, limit: int) -> list[float]:
+        """Seconds of preparation and inference of the items last processed, at most `limit` of them."""
+        query = (
+            select(self._items.c.seconds)
+            .where(self._items.c.seconds.is_not(None))
+            .order_by(self._items.c.processed_at.desc())
+            .limit(limit)
+        )
+        with self._connection() as connection:
+            return list(connection.execute(query).scalars())
 
     def version(self) -> str:
         """A short text that changes when rows were recorded; equal texts mean nothing was."""
@@ -288,17 +318,14 @@ def _create_engine(url: URL) -> Engine:
     return engine
 
 
-def _read_postgresql(url: URL, query: str) -> pa.Table:
+@contextmanager
+def _stream_postgresql(url: URL, query: str) -> Iterator[pa.RecordBatchReader]:
     import adbc_driver_postgresql.dbapi
 
     plain = url.set(drivername="postgresql").render_as_string(hide_password=False)
     with adbc_driver_postgresql.dbapi.connect(plain) as connection, connection.cursor() as cursor:
         cursor.execute(query)
-        return cursor.fetch_arrow_table()
-
-
-def _named(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    return table.rename_columns(schema.names).cast(schema)
+        yield cursor.fetch_record_batch()
 
 
 def _to_arrow(rows: Sequence[Any], schema: pa.Schema) -> pa.Table:

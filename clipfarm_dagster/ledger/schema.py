@@ -85,6 +85,7 @@ def processed_items_table(schema: str | None = None) -> Table:
         columns.append(Column(name, kind, primary_key=name == "video_id", nullable=name != "video_id"))
     table = Table("processed_items", MetaData(schema=schema), *columns)
     Index("processed_items_status", table.c.status)
+    Index("processed_items_processed_at", table.c.processed_at)
     return table
 
 
