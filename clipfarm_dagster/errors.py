@@ -60,6 +60,10 @@ class InvalidRawObjectError(ClipFarmError):
     """A raw object exists but cannot be decoded, or lacks the needed field or stream."""
 
 
+class PreparationError(ClipFarmError):
+    """A raw object could not be prepared: it took too long or too much, or broke its decoder."""
+
+
 class ManifestError(ClipFarmError):
     """A manifest does not exist, or cannot be read."""
 
@@ -78,3 +82,7 @@ class DriftError(ClipFarmError):
     def __init__(self, problem: str, *, stage: str, step: str) -> None:
         self.stage, self.step = stage, step
         super().__init__(problem)
+
+
+class VideoNotFoundError(ClipFarmError):
+    """There is no vector, or no row, of a video that was named."""

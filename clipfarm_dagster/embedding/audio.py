@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from clipfarm_dagster.embedding.checkpoints import Checkpoint, check_weights
 from clipfarm_dagster.embedding.contract import Contract
-from clipfarm_dagster.embedding.encoder import Prepared, Trace
+from clipfarm_dagster.embedding.encoder import Prepared, Trace, inference, to_device
 from clipfarm_dagster.embedding.vectors import l2_normalise
 from clipfarm_dagster.errors import InvalidRawObjectError, SettingsError
 from clipfarm_dagster.settings import AudioSettings
@@ -160,6 +160,7 @@ class AudioEncoder:
         config = self._model.config
         self.dimension = int(config.hidden_size)
         self.batch_size = settings.batch_size or (1 if device == "cpu" else 8)
+        self.finds_batch_size = settings.batch_size is None and device != "cpu"
         extractor = Wav2Vec2FeatureExtractor.from_pretrained(folder, local_files_only=True)
         if extractor.sampling_rate != settings.sample_rate:
             raise SettingsError(
@@ -176,11 +177,10 @@ class AudioEncoder:
     def encode(self, batch: Sequence[Prepared]) -> np.ndarray[Any, Any]:
         """Vectors of sounds of equal length: float32 (sounds, hidden size), of unit L2 norm."""
         import numpy as np
-        import torch
 
-        values = torch.from_numpy(np.stack([item.inputs for item in batch]))
-        with torch.inference_mode():
-            states = self._model(values.to(self._model.device, self._model.dtype)).last_hidden_state.float()
+        values = to_device(np.stack([item.inputs for item in batch]), self._model)
+        with inference(self.device):
+            states = self._model(values).last_hidden_state.float()
             pooled = states.mean(dim=1)
         return l2_normalise(pooled.cpu().numpy())
 

@@ -66,6 +66,8 @@ class Encoder(Protocol):
     contract: Contract
     dimension: int
     batch_size: int
+    finds_batch_size: bool
+    """Whether `batch_size` is but where to start from."""
     device: str
 
     @property
@@ -171,6 +173,35 @@ def quiet_transformers() -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+@contextlib.contextmanager
+def inference(device: str) -> Iterator[None]:
+    """How `encode` runs its model: without gradients, and on the CPU each operator on one thread.
+
+    How an operator is cut among threads moves the last digits of its sums, and a vector's bytes should not
+    depend on a machine's cores. Whole items side by side use the cores better anyway.
+    """
+    import torch
+
+    threads = torch.get_num_threads()
+    try:
+        if device == "cpu":
+            torch.set_num_threads(1)  # of this thread
+        with torch.inference_mode():
+            yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def to_device(inputs: np.ndarray[Any, Any], model: torch.nn.Module) -> torch.Tensor:
+    """Inputs on a model's device, in its precision; to a GPU through pinned memory, without waiting."""
+    import torch
+
+    weight, tensor = next(model.parameters()), torch.from_numpy(inputs)
+    if weight.device.type != "cuda":
+        return tensor.to(weight.device, weight.dtype)
+    return tensor.pin_memory().to(weight.device, non_blocking=True).to(weight.dtype)
 
 
 def resolve_device(device: str) -> str:

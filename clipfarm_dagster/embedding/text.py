@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from clipfarm_dagster.embedding.checkpoints import Checkpoint, check_weights
 from clipfarm_dagster.embedding.contract import Contract
-from clipfarm_dagster.embedding.encoder import Prepared, Trace
+from clipfarm_dagster.embedding.encoder import Prepared, Trace, inference
 from clipfarm_dagster.embedding.vectors import l2_normalise
 from clipfarm_dagster.errors import InvalidRawObjectError
 from clipfarm_dagster.settings import TextSettings
@@ -101,32 +102,41 @@ class TextEncoder:
 
             use_onednn(transformer)
         self.dimension = 2 * int(self._model.get_embedding_dimension() or 0)
-        self.batch_size = settings.batch_size or 32
+        self.batch_size = settings.batch_size or 128
+        self.finds_batch_size = settings.batch_size is None and device != "cpu"
         self.preparer = TextPreparer()
+        self._tokenizing = threading.Lock()
 
     def encode(self, batch: Sequence[Prepared]) -> np.ndarray[Any, Any]:
         """Vectors of items: float32 (items, 2 * the model's dimension), of unit L2 norm."""
         import numpy as np
 
         texts = [text for item in batch for text in item.inputs]
-        halves = self._encode_texts(texts)
+        halves = l2_normalise(self._encode_texts(texts))
         return l2_normalise(np.concatenate([halves[0::2], halves[1::2]], axis=1))
 
     def _encode_texts(self, texts: Sequence[str]) -> np.ndarray[Any, Any]:
-        """Unit vectors of texts, float32 (texts, dimension); only texts of equal token count share a pass."""
+        """Vectors of texts, float32 (texts, dimension); only texts of equal token count share a pass."""
         import numpy as np
+        import torch
 
-        lengths = self._model.preprocess(list(texts))["attention_mask"].sum(dim=1).tolist()
+        with self._tokenizing:  # a tokenizer's padding and truncation are state that threads would share
+            features = self._model.preprocess(list(texts))
+        tokens = {
+            name: value for name, value in features.items() if torch.is_tensor(value) and value.ndim == 2
+        }
+        lengths = tokens["attention_mask"].sum(dim=1).numpy()
         vectors = np.empty((len(texts), self.dimension // 2), dtype=np.float32)
-        for length in set(lengths):
-            chosen = [i for i, other in enumerate(lengths) if other == length]
-            vectors[chosen] = self._model.encode(
-                [texts[i] for i in chosen],
-                batch_size=self.batch_size,
-                show_progress_bar=False,
-                convert_to_numpy=True,
-                normalize_embeddings=True,
-            )
+        for length in np.unique(lengths):
+            chosen = np.flatnonzero(lengths == length)
+            real = tokens["attention_mask"][chosen].bool()
+            unpadded = {
+                name: value[chosen][real].view(len(chosen), int(length)).to(self._model.device)
+                for name, value in tokens.items()
+            }
+            with inference(self.device):
+                embedded = self._model(unpadded)["sentence_embedding"]
+            vectors[chosen] = embedded.float().cpu().numpy()
         return vectors
 
     def trace(self, raw: bytes, metadata: Mapping[str, str]) -> Trace:

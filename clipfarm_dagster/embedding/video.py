@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from clipfarm_dagster.embedding.checkpoints import Checkpoint, check_weights
 from clipfarm_dagster.embedding.contract import Contract
-from clipfarm_dagster.embedding.encoder import Prepared, Trace
+from clipfarm_dagster.embedding.encoder import Prepared, Trace, inference, to_device
 from clipfarm_dagster.embedding.vectors import l2_normalise
 from clipfarm_dagster.errors import ModelUnavailableError, SettingsError
 from clipfarm_dagster.settings import VideoSettings
@@ -219,6 +219,7 @@ class VideoEncoder:
             )
         self.dimension = int(self._model.config.hidden_size)
         self.batch_size = settings.batch_size or (1 if device == "cpu" else 16)
+        self.finds_batch_size = settings.batch_size is None and device != "cpu"
         processor = VideoMAEImageProcessorPil.from_pretrained(folder, local_files_only=True).to_dict()
         self._pixel_values = pixel_values(processor)
         self.preparer = VideoPreparer(
@@ -242,11 +243,10 @@ class VideoEncoder:
     def encode(self, batch: Sequence[Prepared]) -> np.ndarray[Any, Any]:
         """Vectors of clips of equal shape: float32 (clips, hidden size), of unit L2 norm."""
         import numpy as np
-        import torch
 
-        pixels = torch.from_numpy(np.stack([self.tensor(item.inputs) for item in batch]))
-        with torch.inference_mode():
-            states = self._model(pixels.to(self._model.device, self._model.dtype)).last_hidden_state.float()
+        pixels = to_device(np.stack([self.tensor(item.inputs) for item in batch]), self._model)
+        with inference(self.device):
+            states = self._model(pixels).last_hidden_state.float()
             pooled = states[:, 0] if self.contract.pooling == "first_token" else states.mean(dim=1)
         return l2_normalise(pooled.cpu().numpy())
 

@@ -1,0 +1,176 @@
+"""Where raw objects become model input: in worker processes, each item under limits of time and memory.
+
+Foreign bytes meet native decoders here. Whatever they do to a process costs that item alone: the worker is
+ended and replaced, and the item's future says why.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import resource
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from clipfarm_dagster.embedding.encoder import Prepared, Preparer
+from clipfarm_dagster.errors import InvalidRawObjectError, PreparationError
+
+if TYPE_CHECKING:
+    from multiprocessing.context import ForkServerContext
+
+_IMPORTED_AHEAD = [
+    "clipfarm_dagster.embedding.audio",
+    "clipfarm_dagster.embedding.frames",
+    "clipfarm_dagster.embedding.preparation",
+    "clipfarm_dagster.embedding.video",
+    "PIL.Image",
+    "av",
+    "av.video.reformatter",
+    "numpy",
+    "pebble",
+    "soundfile",
+    "soxr",
+]
+"""What workers share, in memory too: they are forks of a process that has imported these and done nothing
+else. A fork of the main process could hang, since that runs threads; a new interpreter each would take a
+second to start, and twice the memory."""
+
+_SECONDS_OF_GRACE = 10
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the preparation of one item may take."""
+
+    seconds: float
+    memory_bytes: int
+
+
+@dataclass(frozen=True)
+class PreparedItem:
+    """What a worker made of an item, and what that took."""
+
+    prepared: Prepared
+    seconds: float
+    peak_bytes: int
+    """Most memory that the worker has held so far."""
+
+
+class Preparation:
+    """Prepares items, some at a time. Futures raise what went wrong:
+
+    InvalidRawObjectError: the raw object is at fault.
+    PreparationError: it took too long or too much memory, killed its process, or the decoder raised.
+    """
+
+    def __init__(self, preparer: Preparer, limits: Limits, *, previews: bool) -> None:
+        self._preparer, self._limits, self._previews = preparer, limits, previews
+
+    def submit(self, raw: bytes, metadata: Mapping[str, str]) -> Future[PreparedItem]:
+        """Prepare one item."""
+        future: Future[PreparedItem] = Future()
+        try:
+            future.set_result(prepare_item(self._preparer, raw, metadata, self._previews, None))
+        except Exception as error:  # handed to whoever takes the result
+            future.set_exception(error)
+        return future
+
+    def result(self, future: Future[PreparedItem]) -> PreparedItem:
+        """What a finished future holds.
+
+        Raises:
+            InvalidRawObjectError, PreparationError: as above.
+        """
+        from pebble import ProcessExpired
+
+        try:
+            return future.result()
+        except InvalidRawObjectError:
+            raise
+        except TimeoutError:
+            limit = f"CLIPFARM_ITEM_TIMEOUT_SECONDS={self._limits.seconds:g}"
+            raise PreparationError(f"preparation took more than {limit} and was ended") from None
+        except MemoryError:
+            limit = f"CLIPFARM_MAX_PREPARE_BYTES={self._limits.memory_bytes}"
+            raise PreparationError(f"preparation took more memory than {limit}") from None
+        except ProcessExpired as error:
+            raise PreparationError(f"preparation killed its process (exit code {error.exitcode})") from None
+        except Exception as error:  # whatever a codec raises costs this item alone
+            raise PreparationError(f"{type(error).__name__}: {error}") from error
+
+
+class _PoolPreparation(Preparation):
+    def __init__(self, preparer: Preparer, limits: Limits, *, previews: bool, workers: int) -> None:
+        super().__init__(preparer, limits, previews=previews)
+        from pebble import ProcessPool
+
+        self.pool = ProcessPool(
+            max_workers=workers,
+            initializer=_limit_memory,
+            initargs=[limits.memory_bytes],
+            context=_fork_server(),
+        )
+
+    def submit(self, raw: bytes, metadata: Mapping[str, str]) -> Future[PreparedItem]:
+        args = (self._preparer, raw, dict(metadata), self._previews, self._limits.seconds)
+        future: Future[PreparedItem] = self.pool.schedule(
+            prepare_item, args=args, timeout=self._limits.seconds
+        )
+        return future
+
+
+def start_workers_early() -> None:
+    """Start importing what workers need, in the background."""
+    from multiprocessing import forkserver
+
+    _fork_server()
+    forkserver.ensure_running()
+
+
+@contextmanager
+def preparation(
+    preparer: Preparer, limits: Limits, *, workers: int, previews: bool = False
+) -> Iterator[Preparation]:
+    """A preparation for the time of a block: in `workers` processes, or, where no native code is involved,
+    right here."""
+    if not preparer.isolated:
+        yield Preparation(preparer, limits, previews=previews)
+        return
+    pooled = _PoolPreparation(preparer, limits, previews=previews, workers=workers)
+    try:
+        yield pooled
+    finally:
+        pooled.pool.stop()  # type: ignore[no-untyped-call]
+        pooled.pool.join()
+
+
+def prepare_item(
+    preparer: Preparer, raw: bytes, metadata: Mapping[str, str], preview: bool, seconds: float | None
+) -> PreparedItem:
+    """Prepare one item. Worker processes call this, with the time limit that their pool keeps."""
+    start = time.monotonic()
+    if seconds is not None:
+        # a worker whose main process was killed has nobody left to end it
+        signal.setitimer(signal.ITIMER_REAL, seconds + _SECONDS_OF_GRACE)
+    try:
+        prepared = preparer(raw, metadata, preview=preview)
+    finally:
+        if seconds is not None:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return PreparedItem(prepared, time.monotonic() - start, peak)
+
+
+def _limit_memory(limit: int) -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit if hard < 0 else min(limit, hard), hard))
+
+
+def _fork_server() -> ForkServerContext:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_IMPORTED_AHEAD)
+    return context

@@ -1,0 +1,74 @@
+"""Stores vectors and records outcomes, in batches, while the model goes on."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from clipfarm_dagster.embedding.outcomes import Outcome
+from clipfarm_dagster.embedding.run_progress import Progress
+from clipfarm_dagster.ledger.ledger import Ledger
+from clipfarm_dagster.store import ObjectStore
+
+
+class Recorder:
+    """Takes finished items. The order of effects for each is vector, ledger row, then `on_recorded`.
+
+    What fails on the way is raised by a later `add`, or by `close`; of that batch and those after it nothing
+    is recorded that did not happen.
+    """
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        ledger: Ledger,
+        on_recorded: Callable[[Sequence[Outcome]], None],
+        progress: Progress,
+        *,
+        every_items: int,
+        every_seconds: float,
+    ) -> None:
+        self._store, self._ledger, self._on_recorded, self._progress = store, ledger, on_recorded, progress
+        self._every_items, self._every_seconds = every_items, every_seconds
+        self._hand: list[tuple[Outcome, bytes | None]] = []
+        self._since = time.monotonic()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="record")
+        self._writing: deque[Future[None]] = deque()
+
+    def add(self, outcome: Outcome, npy: bytes | None = None) -> None:
+        """Take a finished item, with its vector's file where it has a new one."""
+        self._hand.append((outcome, npy))
+        if len(self._hand) >= self._every_items or time.monotonic() - self._since > self._every_seconds:
+            self._flush()
+        while len(self._writing) > 2 or (self._writing and self._writing[0].done()):
+            self._writing.popleft().result()
+
+    def close(self) -> None:
+        """Write what is in hand and wait until all is written."""
+        self._flush()
+        try:
+            while self._writing:
+                self._writing.popleft().result()
+        finally:
+            self._thread.shutdown(cancel_futures=True)
+
+    def _flush(self) -> None:
+        if self._hand:
+            self._writing.append(self._thread.submit(self._write, self._hand))
+        self._hand, self._since = [], time.monotonic()
+
+    def _write(self, batch: Sequence[tuple[Outcome, bytes | None]]) -> None:
+        vectors = [(o.row.artifact_key, npy) for o, npy in batch if npy is not None and o.row.artifact_key]
+        outcomes = [outcome for outcome, _ in batch]
+        with self._progress.timed("store"):
+            self._ledger.mark_overwriting([o.row.video_id for o, npy in batch if npy is not None])
+            self._store.put_many(vectors)
+        with self._progress.timed("ledger"):
+            self._ledger.record([outcome.row for outcome in outcomes])
+        with self._progress.timed("report"):
+            self._on_recorded(outcomes)
+        for outcome in outcomes:
+            status = str(outcome.row.status)
+            self._progress.outcomes[status] = self._progress.outcomes.get(status, 0) + 1

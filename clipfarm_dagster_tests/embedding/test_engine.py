@@ -1,0 +1,433 @@
+"""The engine over a real store, ledger and model: each item has its own outcome, whatever others do."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from clipfarm_dagster.catalog.hashing import metadata_hash
+from clipfarm_dagster.catalog.keys import Keys
+from clipfarm_dagster.demo.checkpoints import make_audio_checkpoint, minilm_folder
+from clipfarm_dagster.embedding.encoder import Encoder, Prepared, load_encoder
+from clipfarm_dagster.embedding.engine import EngineOptions, Progress, embed_items
+from clipfarm_dagster.embedding.outcomes import Kind, Outcome, RetryPolicy, WorkItem
+from clipfarm_dagster.embedding.vectors import from_npy
+from clipfarm_dagster.errors import ModelUnavailableError, StoreUnavailableError
+from clipfarm_dagster.ledger.ledger import Ledger
+from clipfarm_dagster.ledger.schema import LedgerRow, Status
+from clipfarm_dagster.settings import load_settings
+from clipfarm_dagster.stages import Stage
+from clipfarm_dagster.store import ObjectStore, StoredObject
+from clipfarm_dagster_tests.embedding.faults import (
+    HANGS,
+    KILLS_ITS_PROCESS,
+    RAISES,
+    FaultyPreparer,
+)
+from clipfarm_dagster_tests.embedding.sounds import wav
+
+KEYS = Keys()
+OPTIONS = EngineOptions(
+    workers=2,
+    item_timeout_seconds=60,
+    max_object_bytes=2**20,
+    retry=RetryPolicy(max_attempts=3, wait_seconds=60),
+)
+
+
+@pytest.fixture(scope="module")
+def audio_encoder(tmp_path_factory: pytest.TempPathFactory) -> Encoder:
+    """A small wav2vec2 with random weights, through the real loader."""
+    folder = make_audio_checkpoint(tmp_path_factory.mktemp("audio"), hidden_size=64, intermediate_size=64)
+    settings = load_settings(home=tmp_path_factory.mktemp("home"), audio={"model": str(folder)}, device="cpu")
+    return load_encoder(Stage.AUDIO, settings)
+
+
+@pytest.fixture(scope="module")
+def text_encoder(tmp_path_factory: pytest.TempPathFactory) -> Encoder:
+    """The real MiniLM."""
+    home = tmp_path_factory.mktemp("home")
+    settings = load_settings(home=home, text={"model": str(minilm_folder())}, device="cpu")
+    return load_encoder(Stage.TEXT, settings)
+
+
+@dataclass
+class Bench:
+    """One stage's store and ledger, and what runs over them did."""
+
+    encoder: Encoder
+    store: ObjectStore
+    ledger: Ledger
+    options: EngineOptions = OPTIONS
+    recorded: list[Outcome] = field(default_factory=list)
+    loads: int = 0
+
+    @property
+    def stage(self) -> Stage:
+        return self.encoder.contract.stage
+
+    def put(self, raw: Mapping[str, bytes]) -> None:
+        for video_id, data in raw.items():
+            self.store.put(KEYS.raw(self.stage, video_id), data)
+
+    def items(self, video_ids: Sequence[str]) -> list[WorkItem]:
+        previous = self.ledger.rows(video_ids)
+        return [
+            WorkItem(
+                video_id,
+                {"title": f"Title of {video_id}"},
+                metadata_hash([]),
+                "2026-01-01T00:00:00.000000Z",
+                previous.get(video_id),
+            )
+            for video_id in video_ids
+        ]
+
+    def run(self, video_ids: Sequence[str], **options: Any) -> Progress:
+        def load() -> Encoder:
+            self.loads += 1
+            return self.encoder
+
+        return embed_items(
+            self.items(video_ids),
+            contract=self.encoder.contract,
+            load_encoder=load,
+            store=self.store,
+            keys=KEYS,
+            ledger=self.ledger,
+            options=replace(self.options, **options),
+            on_recorded=self.recorded.extend,
+        )
+
+    def row(self, video_id: str) -> LedgerRow:
+        return self.ledger.rows([video_id])[video_id]
+
+    def vector(self, video_id: str) -> np.ndarray[Any, Any]:
+        return from_npy(self.store.get(KEYS.embedding(self.stage, video_id)).data)
+
+    def kinds(self) -> dict[str, Kind]:
+        """Kind of each recorded outcome; no item has two."""
+        ids = [outcome.row.video_id for outcome in self.recorded]
+        assert len(set(ids)) == len(ids)
+        return {outcome.row.video_id: outcome.kind for outcome in self.recorded}
+
+
+def _bench(encoder: Encoder, store: ObjectStore, folder: Path) -> Iterator[Bench]:
+    ledger = Ledger.open(encoder.contract.stage, state_url="", sqlite_path=folder / "ledger.sqlite")
+    yield Bench(encoder, store, ledger)
+    ledger.close()
+
+
+@pytest.fixture
+def audio(audio_encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
+    """An empty audio stage over a folder, whose preparer breaks where a raw object asks for it."""
+    monkeypatch.setattr(audio_encoder, "preparer", FaultyPreparer(audio_encoder.preparer))
+    yield from _bench(audio_encoder, ObjectStore.open(str(tmp_path / "store")), tmp_path)
+
+
+@pytest.fixture
+def text(
+    text_encoder: Encoder, store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Bench]:
+    """An empty text stage over a folder, and over S3; many batches of a few items."""
+    monkeypatch.setattr(text_encoder, "batch_size", 16)
+    yield from _bench(text_encoder, store, tmp_path)
+
+
+def transcripts(count: int) -> dict[str, bytes]:
+    return {f"clip-{n:03}": b'{"transcript": "number %d"}' % n for n in range(count)}
+
+
+class TestOutcomes:
+    def test_each_item_gets_its_vector_its_row_and_its_outcome(self, text: Bench):
+        raw = transcripts(70)
+        text.put(raw)
+
+        progress = text.run(list(raw))
+
+        assert progress.outcomes == {"success": 70}
+        assert progress.model_calls == 70
+        assert set(text.kinds().values()) == {Kind.EMBEDDED}
+        for video_id in ("clip-000", "clip-069"):
+            prepared = text.encoder.preparer(raw[video_id], {"title": f"Title of {video_id}"})
+            expected = text.encoder.encode([prepared])[0]
+            assert float(expected @ text.vector(video_id)) > 1 - 1e-6
+            row = text.row(video_id)
+            assert (row.status, row.artifact_key) == (Status.SUCCESS, KEYS.embedding(Stage.TEXT, video_id))
+            assert (row.embedding_dim, row.contract_id) == (768, text.encoder.contract.id)
+        assert text.ledger.contract(text.encoder.contract.id) == text.encoder.contract
+
+    def test_sounds_of_many_lengths_go_through_worker_processes(self, audio: Bench):
+        raw = {f"clip-{n}": wav(0.2 + 0.05 * (n % 3), seed=n) for n in range(9)}
+        audio.put(raw)
+
+        progress = audio.run(list(raw))
+
+        assert progress.outcomes == {"success": 9}
+        for video_id, data in raw.items():
+            expected = audio.encoder.encode([audio.encoder.preparer(data, {})])[0]
+            assert float(expected @ audio.vector(video_id)) > 1 - 1e-6
+
+    def test_what_is_up_to_date_is_recognised_without_the_model(self, text: Bench):
+        raw = transcripts(3)
+        text.put(raw)
+        text.run(list(raw))
+        before, text.recorded = text.recorded, []
+
+        progress = text.run(list(raw))
+
+        assert progress.model_calls == 0
+        assert text.loads == 1
+        assert set(text.kinds().values()) == {Kind.UP_TO_DATE}
+        assert [text.row(o.row.video_id).artifact_sha256 for o in before] == [
+            o.row.artifact_sha256 for o in before
+        ]
+
+    def test_the_same_bytes_uploaded_again_keep_their_vector(self, text: Bench):
+        raw = transcripts(2)
+        text.put(raw)
+        text.run(list(raw))
+        text.put({"clip-000": b'{"transcript": "new words"}', "clip-001": b'{"transcript": "other words"}'})
+        text.put({"clip-001": raw["clip-001"]})
+        text.recorded = []
+
+        progress = text.run(list(raw))
+
+        # in S3 equal bytes have an equal ETag, so there is nothing to look at
+        assert text.kinds()["clip-000"] == Kind.EMBEDDED
+        assert text.kinds()["clip-001"] in (Kind.SAME_BYTES, Kind.UP_TO_DATE)
+        assert progress.model_calls == 1
+        current = text.store.head(KEYS.raw(Stage.TEXT, "clip-001"))
+        assert current is not None
+        assert text.row("clip-001").raw_etag == current.etag
+
+    def test_a_missing_object_costs_nobody_else(self, text: Bench):
+        text.put(transcripts(1))
+
+        progress = text.run(["clip-000", "not-there"])
+
+        assert progress.outcomes == {"success": 1, "missing_raw_object": 1}
+        assert text.kinds() == {"clip-000": Kind.EMBEDDED, "not-there": Kind.MISSING}
+
+    def test_a_model_that_cannot_be_loaded_writes_nothing(self, text: Bench):
+        text.put(transcripts(1))
+
+        def unavailable() -> Encoder:
+            raise ModelUnavailableError("no such model")
+
+        with pytest.raises(ModelUnavailableError):
+            embed_items(
+                text.items(["clip-000", "not-there"]),
+                contract=text.encoder.contract,
+                load_encoder=unavailable,
+                store=text.store,
+                keys=KEYS,
+                ledger=text.ledger,
+                options=OPTIONS,
+                on_recorded=text.recorded.extend,
+            )
+        assert text.recorded == []
+        assert text.ledger.counts() == {}
+
+
+class TestIsolation:
+    def test_whatever_breaks_costs_that_item_alone(self, audio: Bench):
+        good = {f"good-{n}": wav(0.2, seed=n) for n in range(8)}
+        bad = {
+            "corrupt": b"RIFF, and nothing else",
+            "empty": b"",
+            "too-short": wav(0.001),
+            "too-large": bytes(OPTIONS.max_object_bytes + 1),
+            "hangs": HANGS,
+            "kills": KILLS_ITS_PROCESS,
+            "raises": RAISES,
+        }
+        audio.put({**good, **bad})
+        order = [name for pair in zip(good, bad, strict=False) for name in pair] + ["good-7"]
+
+        progress = audio.run(order, item_timeout_seconds=2)
+
+        assert progress.outcomes == {"success": 8, "invalid_raw_object": 4, "fail": 3}
+        errors = {name: audio.row(name).error or "" for name in bad}
+        assert "cannot be decoded" in errors["corrupt"]
+        assert "cannot be decoded" in errors["empty"]
+        assert "16 samples" in errors["too-short"]
+        assert "CLIPFARM_MAX_OBJECT_BYTES=1048576" in errors["too-large"]
+        assert "CLIPFARM_ITEM_TIMEOUT_SECONDS=2" in errors["hangs"]
+        assert "killed its process" in errors["kills"]
+        assert errors["raises"] == "RuntimeError: the codec broke"
+        assert all(audio.vector(name).size == 64 for name in good)
+        assert audio.row("hangs").next_attempt_at is not None
+
+    def test_an_item_that_keeps_failing_is_quarantined(self, audio: Bench):
+        audio.put({"raises": RAISES})
+
+        statuses = []
+        for _ in range(3):
+            audio.run(["raises"])
+            statuses.append(audio.row("raises").status)
+
+        assert statuses == [Status.FAIL, Status.FAIL, Status.QUARANTINED]
+
+    def test_an_item_on_which_the_model_fails_costs_its_batch_nothing(
+        self, text: Bench, monkeypatch: pytest.MonkeyPatch
+    ):
+        encode = text.encoder.encode
+
+        def fails_on_one(batch: Sequence[Prepared]) -> np.ndarray[Any, Any]:
+            if any("number 17" in item.inputs[1] for item in batch):
+                raise RuntimeError("not a number")
+            return encode(batch)
+
+        monkeypatch.setattr(text.encoder, "encode", fails_on_one)
+        text.put(transcripts(40))
+
+        progress = text.run(list(transcripts(40)))
+
+        assert progress.outcomes == {"success": 39, "fail": 1}
+        assert text.row("clip-017").error == "the model failed: RuntimeError: not a number"
+
+    def test_a_batch_that_does_not_fit_into_memory_is_halved(
+        self, text: Bench, monkeypatch: pytest.MonkeyPatch
+    ):
+        encode, sizes = text.encoder.encode, []
+
+        def small_memory(batch: Sequence[Prepared]) -> np.ndarray[Any, Any]:
+            sizes.append(len(batch))
+            if len(batch) > 10:
+                raise torch.OutOfMemoryError("out of memory")
+            return encode(batch)
+
+        monkeypatch.setattr(text.encoder, "encode", small_memory)
+        monkeypatch.setattr(text.encoder, "batch_size", 32)
+        text.put(transcripts(64))
+
+        progress = text.run(list(transcripts(64)))
+
+        assert progress.outcomes == {"success": 64}
+        assert sum(size for size in sizes if size <= 10) == 64
+        assert sum(1 for size in sizes if size > 10) <= 4
+
+
+@dataclass
+class FailingPuts:
+    """What a store does whose network goes away after some uploads."""
+
+    after: int
+    put: Callable[[str, bytes], str]
+    done: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __call__(self, key: str, data: bytes) -> str:
+        with self.lock:
+            self.done += 1
+            if self.done > self.after:
+                raise StoreUnavailableError("the store went away")
+        return self.put(key, data)
+
+
+class TestFaults:
+    def test_a_store_that_goes_away_ends_the_run_and_nothing_wrong_is_recorded(
+        self, text: Bench, monkeypatch: pytest.MonkeyPatch
+    ):
+        raw = transcripts(160)
+        text.put(raw)
+        with monkeypatch.context() as broken:
+            broken.setattr(text.store, "put", FailingPuts(80, text.store.put))
+            with pytest.raises(StoreUnavailableError):
+                text.run(list(raw))
+
+        rows = text.ledger.rows(raw)
+        assert 0 < len(rows) < 160
+        assert {row.status for row in rows.values()} == {Status.SUCCESS}
+        assert all(text.vector(video_id).size == 768 for video_id in rows)
+        assert sorted(text.kinds()) == sorted(rows)
+
+        text.recorded = []
+        progress = text.run(list(raw))
+        assert progress.outcomes == {"success": 160}
+        assert progress.model_calls == 160 - len(rows)
+
+    def test_a_store_that_cannot_be_read_ends_the_run(self, text: Bench, monkeypatch: pytest.MonkeyPatch):
+        raw = transcripts(100)
+        text.put(raw)
+        get = text.store.get
+
+        def fails_late(key: str) -> StoredObject:
+            if key.endswith("clip-090.json"):
+                raise StoreUnavailableError("the store went away")
+            return get(key)
+
+        monkeypatch.setattr(text.store, "get", fails_late)
+        with pytest.raises(StoreUnavailableError):
+            text.run(list(raw))
+
+        rows = text.ledger.rows(raw)
+        assert {row.status for row in rows.values()} == {Status.SUCCESS}
+        assert sorted(text.kinds()) == sorted(rows)
+        assert "clip-095" not in rows
+
+    def test_an_interrupt_records_what_is_finished(self, text: Bench, monkeypatch: pytest.MonkeyPatch):
+        raw = transcripts(100)
+        text.put(raw)
+        encode, calls = text.encoder.encode, []
+
+        def interrupted(batch: Sequence[Prepared]) -> np.ndarray[Any, Any]:
+            calls.append(len(batch))
+            if len(calls) == 3:
+                raise KeyboardInterrupt
+            return encode(batch)
+
+        monkeypatch.setattr(text.encoder, "encode", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            text.run(list(raw))
+
+        rows = text.ledger.rows(raw)
+        assert len(rows) == sum(calls) - calls[2]
+        assert {row.status for row in rows.values()} == {Status.SUCCESS}
+        assert sorted(text.kinds()) == sorted(rows)
+
+    def test_a_crash_after_the_upload_repeats_the_item(self, text: Bench, monkeypatch: pytest.MonkeyPatch):
+        raw = transcripts(2)
+        text.put(raw)
+        text.run(list(raw))
+        text.put({"clip-000": b'{"transcript": "new words"}'})
+        with monkeypatch.context() as broken:
+
+            def crash(rows: Sequence[LedgerRow]) -> None:
+                raise KeyboardInterrupt
+
+            broken.setattr(text.ledger, "record", crash)
+            with pytest.raises(KeyboardInterrupt):
+                text.run(list(raw))
+        # the old words are back, but the store holds the vector of the new ones
+        text.put(raw)
+        text.recorded = []
+
+        text.run(list(raw))
+
+        expected = text.encoder.encode(
+            [text.encoder.preparer(raw["clip-000"], {"title": "Title of clip-000"})]
+        )
+        assert text.kinds()["clip-000"] == Kind.EMBEDDED
+        assert float(expected[0] @ text.vector("clip-000")) > 1 - 1e-6
+
+
+class TestProgress:
+    def test_the_line_tells_done_failed_rate_and_time_left(self):
+        progress = Progress(total=10)
+        progress.outcomes = {"success": 4, "fail": 1, "missing_raw_object": 1}
+        progress.add("infer", 2.0)
+
+        line = progress.line()
+
+        assert line.startswith("6/10 done, 1 failed, ")
+        assert "a second" in line
+        assert "left" in line
