@@ -7,10 +7,11 @@ import dagster as dg
 from pydantic import Field
 
 from clipfarm_dagster.assets.beta import accept_beta
-from clipfarm_dagster.assets.manifests import manifest_asset_key
+from clipfarm_dagster.assets.manifests import manifest_asset_key, overview_metadata
 from clipfarm_dagster.corpus import Corpus
 from clipfarm_dagster.errors import FusionError
 from clipfarm_dagster.manifests.fusion import Fusion
+from clipfarm_dagster.manifests.overviews import fused_overview
 from clipfarm_dagster.manifests.refresh import RefreshedFusion, refresh_fused
 from clipfarm_dagster.manifests.strategies import STRATEGIES, make_strategy
 from clipfarm_dagster.recording import data_version_tags, record_events, record_failed_partitions
@@ -72,7 +73,8 @@ def _fused_asset() -> dg.AssetsDefinition:
             context.log.info(f"{name}: {_summary(refreshed.fusion)}")
             for dropped in refreshed.fusion.dropped[:_LISTED]:
                 context.log.warning(f"{name}: {dropped.video_id} left out: {dropped.key}: {dropped.problem}")
-            record_events(context, [_materialization(corpus, name, refreshed)])
+            picture = _picture(context, corpus, name, refreshed)
+            record_events(context, [_materialization(corpus, name, refreshed, picture)])
         if problems:
             record_failed_partitions(context, FUSED_ASSET_KEY, list(problems))
             raise dg.Failure("\n".join(problems.values()), allow_retries=False)
@@ -93,9 +95,18 @@ def _summary(fusion: Fusion) -> str:
     )
 
 
-def _materialization(corpus: Corpus, strategy: str, refreshed: RefreshedFusion) -> dg.AssetMaterialization:
+def _picture(
+    context: dg.AssetExecutionContext, corpus: Corpus, strategy: str, refreshed: RefreshedFusion
+) -> dict[str, Any]:
+    return overview_metadata(context, lambda: fused_overview(corpus, strategy, refreshed))
+
+
+def _materialization(
+    corpus: Corpus, strategy: str, refreshed: RefreshedFusion, picture: dict[str, Any]
+) -> dg.AssetMaterialization:
     fusion = refreshed.fusion
     metadata: dict[str, Any] = {
+        **picture,
         "dagster/row_count": fusion.rows,
         "written": fusion.changed,
         "rows_kept": fusion.reused,

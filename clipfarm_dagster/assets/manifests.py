@@ -1,17 +1,64 @@
 """The manifests, one asset a modality: what its ledger says is done, as a table that other programs read."""
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import dagster as dg
 
 from clipfarm_dagster.assets.embeddings import embedding_asset_key
+from clipfarm_dagster.embedding.previews import data_uri_markdown
+from clipfarm_dagster.errors import ClipFarmError
+from clipfarm_dagster.ledger.schema import LedgerRow, Status
+from clipfarm_dagster.manifests.overviews import manifest_overview
+from clipfarm_dagster.manifests.pictures import Overview, overview_picture
 from clipfarm_dagster.manifests.refresh import refresh_manifest
 from clipfarm_dagster.resources.object_store import ObjectStoreResource
 from clipfarm_dagster.resources.stage_state import StageStateResource
 from clipfarm_dagster.stages import Stage
 
+FAILED_STATUSES = (Status.FAIL, Status.INVALID_RAW_OBJECT, Status.QUARANTINED)
+
+_LISTED = 100
+
 
 def manifest_asset_key(stage: Stage) -> dg.AssetKey:
     """Key of a modality's manifest asset."""
     return dg.AssetKey(f"{stage}_manifest")
+
+
+def overview_metadata(context: dg.AssetExecutionContext, gather: Callable[[], Overview]) -> dict[str, Any]:
+    """The picture of a manifest as metadata.
+
+    A manifest is right without its picture: where metadata or a vector cannot be read, the log says so.
+    """
+    try:
+        overview = gather()
+    except ClipFarmError as error:
+        context.log.warning(f"no picture this time: {error}")
+        return {}
+    alt = f"{overview.title}: {overview.total} vectors on a plane, coverage, norms and pace"
+    return {"overview": dg.MetadataValue.md(data_uri_markdown(overview_picture(overview), alt))}
+
+
+def _failures_metadata(failures: Sequence[LedgerRow]) -> dict[str, Any]:
+    """Videos that failed, with their causes, the latest first."""
+    metadata: dict[str, Any] = {"failed": len(failures)}
+    if failures:
+        metadata["failures"] = dg.MetadataValue.table(
+            [
+                dg.TableRecord(
+                    {
+                        "video_id": row.video_id,
+                        "status": row.status or "",
+                        "cause": row.error or "",
+                        "attempts": row.retry_count,
+                        "at": row.processed_at or "",
+                    }
+                )
+                for row in failures[:_LISTED]
+            ]
+        )
+    return metadata
 
 
 def _manifest_asset(stage: Stage) -> dg.AssetsDefinition:
@@ -32,17 +79,23 @@ def _manifest_asset(stage: Stage) -> dg.AssetsDefinition:
         key = corpus.keys.manifest(stage)
         with corpus.ledger(stage) as ledger:
             refreshed = refresh_manifest(corpus, ledger)
+            picture = overview_metadata(
+                context, lambda: manifest_overview(corpus, ledger, refreshed.manifest)
+            )
+            failures = ledger.with_status(FAILED_STATUSES)
         made = refreshed.manifest
         rows = made.table.num_rows
         done = "written" if refreshed.written else "nothing has changed"
         context.log.info(f"{rows} {stage} vectors; {done}: {key}")
         return dg.MaterializeResult(
             metadata={
+                **picture,
                 "dagster/row_count": rows,
                 "written": refreshed.written,
                 "contract": made.contract.id,
                 "model": f"{made.contract.model_name}@{made.contract.model_revision}",
                 "key": dg.MetadataValue.path(f"{corpus.store.url}/{key}"),
+                **_failures_metadata(failures),
             },
             data_version=dg.DataVersion(refreshed.etag),
         )

@@ -11,7 +11,7 @@ import dagster as dg
 import typer
 from rich.console import Console
 
-from clipfarm_dagster.cli import canary, demo, dev, planning, state, sync
+from clipfarm_dagster.cli import atlas, canary, demo, dev, planning, searching, state, sync, transfer
 from clipfarm_dagster.errors import ClipFarmError
 
 app = typer.Typer(
@@ -24,6 +24,9 @@ app = typer.Typer(
 planning.register(app)
 sync.register(app)
 state.register(app)
+searching.register(app)
+transfer.register(app)
+atlas.register(app)
 canary.register(app)
 demo.register(app)
 dev.register(app)

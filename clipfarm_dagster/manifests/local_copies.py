@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +41,6 @@ class LocalCopies:
             return None
         path = self._path(key, info.etag)
         if path.exists():
-            os.utime(path)
             return LocalCopy(path, info.etag)
         self.folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=self.folder) as scratch:

@@ -1,0 +1,129 @@
+"""`clipfarm search` and `clipfarm duplicates`: videos that are near to words or to each other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from clipfarm_dagster.cli.output import Json, console, print_json, table
+from clipfarm_dagster.corpus import Corpus
+from clipfarm_dagster.errors import SettingsError
+from clipfarm_dagster.manifests.refresh import fused_file, modality_vectors
+from clipfarm_dagster.manifests.search import near_duplicates, nearest, vector_of, words_vector
+from clipfarm_dagster.manifests.strategies import make_strategy
+from clipfarm_dagster.settings import load_settings
+from clipfarm_dagster.stages import Stage
+
+Exact = Annotated[bool, typer.Option("--exact", help="Look at every vector, however many there are.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    app.command()(search)
+    app.command()(duplicates)
+
+
+def search(
+    words: Annotated[str, typer.Argument(help="What the videos shall be about.")] = "",
+    like: Annotated[str, typer.Option(help="A video_id, instead of words.")] = "",
+    modality: Annotated[Stage | None, typer.Option(help="With --like: near in this modality.")] = None,
+    strategy: Annotated[str, typer.Option(help="With --like: near in the vectors fused so.")] = "",
+    top: Annotated[int, typer.Option(min=1, help="How many videos.")] = 10,
+    exact: Exact = False,
+    as_json: Json = False,
+) -> None:
+    """Find videos by words, over the text vectors, or by their likeness to another video."""
+    if bool(words) == bool(like):
+        raise SettingsError("give either words or --like VIDEO_ID")
+    if words and (modality is not None or strategy):
+        raise SettingsError(
+            "words are looked up among text vectors; --modality and --strategy go with --like"
+        )
+    if modality is not None and strategy:
+        raise SettingsError("give --modality or --strategy, not both")
+    corpus = Corpus.open(load_settings())
+    if strategy:
+        path = fused_file(corpus, strategy).path
+    else:
+        path, fusion = modality_vectors(corpus, modality or Stage.TEXT)
+        _warn(len(fusion.dropped))
+    if words:
+        from clipfarm_dagster.embedding.encoder import load_encoder
+
+        query = words_vector(load_encoder(Stage.TEXT, corpus.settings), words)
+    else:
+        query = vector_of(path, like)
+    found = nearest(path, query, top, without=like or None, exact=exact)
+    titles = _titles(corpus, [match.video_id for match in found])
+    results: list[dict[str, Any]] = [
+        {
+            "video_id": match.video_id,
+            "title": titles[match.video_id],
+            "score": round(match.score, 6),
+            "keys": _keys(corpus, match.video_id, modality or Stage.TEXT, strategy),
+        }
+        for match in found
+    ]
+    if as_json:
+        print_json({"results": results})
+        return
+    shown = [[f"{e['score']:.3f}", e["video_id"], e["title"], *e["keys"][: not strategy]] for e in results]
+    asked = f"Nearest to {words!r}" if words else f"Most like {like}"
+    columns = ["cosine", "video_id", "title"] if strategy else ["cosine", "video_id", "title", "key"]
+    console().print(table(asked, columns, shown))
+
+
+def duplicates(
+    modality: Annotated[Stage, typer.Option(help="Which vectors.")] = Stage.VIDEO,
+    strategy: Annotated[str, typer.Option(help="Vectors fused so, instead of one modality's.")] = "",
+    threshold: Annotated[float, typer.Option(min=-1, max=1, help="Least cosine of a pair.")] = 0.98,
+    limit: Annotated[int, typer.Option(min=1, help="List so many pairs at most, the nearest.")] = 1000,
+    exact: Exact = False,
+    as_json: Json = False,
+) -> None:
+    """List pairs of videos that are nearly the same."""
+    corpus = Corpus.open(load_settings())
+    path: Path
+    if strategy:
+        path = fused_file(corpus, strategy).path
+    else:
+        path, fusion = modality_vectors(corpus, modality)
+        _warn(len(fusion.dropped))
+    pairs, count = near_duplicates(path, threshold, limit=limit, exact=exact)
+    titles = _titles(corpus, list({name for pair in pairs for name in (pair.first, pair.second)}))
+    found: list[dict[str, Any]] = [
+        {
+            "video_ids": [pair.first, pair.second],
+            "titles": [titles[pair.first], titles[pair.second]],
+            "score": round(pair.score, 6),
+        }
+        for pair in pairs
+    ]
+    if as_json:
+        print_json({"count": count, "pairs": found})
+        return
+    rows = [
+        [f"{entry['score']:.4f}", *entry["video_ids"], " | ".join(dict.fromkeys(entry["titles"]))]
+        for entry in found
+    ]
+    title = f"{count:,} pairs of cosine {threshold:g} or more"
+    console().print(table(title, ["cosine", "video_id", "video_id", "titles"], rows))
+
+
+def _titles(corpus: Corpus, video_ids: list[str]) -> dict[str, str]:
+    rows = corpus.rows(video_ids)
+    return {video_id: rows.get(video_id, {}).get("title", "") for video_id in video_ids}
+
+
+def _keys(corpus: Corpus, video_id: str, modality: Stage, strategy: str) -> list[str]:
+    stages = make_strategy(strategy, corpus.settings.fusion_weights).stages if strategy else [modality]
+    return [corpus.keys.embedding(stage, video_id) for stage in stages]
+
+
+def _warn(dropped: int) -> None:
+    if dropped:
+        typer.echo(
+            f"clipfarm: {dropped} vectors are missing or wrong; `clipfarm verify` names them", err=True
+        )

@@ -1,0 +1,153 @@
+"""`clipfarm export` and `clipfarm import`: vectors of one modality to a file and from a file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from clipfarm_dagster.cli.output import Json, console, dagster_instance, print_json, table
+from clipfarm_dagster.corpus import Corpus
+from clipfarm_dagster.embedding.contract import Contract
+from clipfarm_dagster.errors import SettingsError
+from clipfarm_dagster.manifests.transfer import Imported, VectorFile, export_vectors, import_vectors
+from clipfarm_dagster.settings import load_settings
+from clipfarm_dagster.stages import Stage
+
+_SHOWN = 50
+
+Modality = Annotated[Stage, typer.Option("--modality", help="Which vectors.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    app.command("export")(export)
+    app.command("import")(import_)
+
+
+def export(
+    modality: Modality,
+    out: Annotated[Path, typer.Option(help="File to write: .parquet or .npz.")],
+    as_json: Json = False,
+) -> None:
+    """Write a modality's vectors, with their video_ids and their contract, to one file."""
+    done = export_vectors(Corpus.open(load_settings()), modality, out)
+    bad = [{"video_id": lost.video_id, "key": lost.key, "problem": lost.problem} for lost in done.dropped]
+    if as_json:
+        print_json(
+            {
+                "out": str(out),
+                "vectors": done.vectors,
+                "dimension": done.dimension,
+                "contract": done.contract.id,
+                "bad": bad,
+            }
+        )
+    else:
+        console().print(f"{done.vectors:,} {modality} vectors of {done.dimension} numbers in {out}")
+        if bad:
+            rows = [[entry["video_id"], entry["problem"]] for entry in bad[:_SHOWN]]
+            console().print(table(f"{len(bad):,} missing or wrong", ["video_id", "problem"], rows))
+    raise typer.Exit(1 if bad else 0)
+
+
+def import_(
+    file: Annotated[Path, typer.Argument(help="Parquet or .npz with `video_id` and `embedding`.")],
+    modality: Modality,
+    model: Annotated[str, typer.Option(help="Model that made the vectors, as the hub names it.")] = "",
+    revision: Annotated[str, typer.Option(help="Full commit SHA of that model.")] = "",
+    preprocess: Annotated[str, typer.Option(help="Preprocessing that was used, as NAME@VERSION.")] = "",
+    preprocess_params: Annotated[str, typer.Option(help="Its parameters, as a JSON object.")] = "{}",
+    pooling: Annotated[str, typer.Option(help="How tokens became one vector.")] = "",
+    dtype: Annotated[str, typer.Option(help="Precision of the model.")] = "float32",
+    configured: Annotated[
+        bool,
+        typer.Option(
+            "--configured", help="The vectors were made exactly as the settings say, on the present inputs."
+        ),
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Store vectors that were made elsewhere, and record how they were made.
+
+    How is named by --model and the options beside it, or by --configured; a file from `clipfarm export` says
+    it itself. Vectors of another contract than the configured one are embedded again by the next sync.
+    """
+    settings = load_settings()
+    corpus = Corpus.open(settings)
+    vectors = VectorFile(file)
+    if configured:
+        contract = corpus.contract(modality)
+    elif model:
+        contract = _named_contract(modality, model, revision, preprocess, preprocess_params, pooling, dtype)
+    elif vectors.contract is not None:
+        contract = vectors.contract
+    else:
+        raise SettingsError(
+            f"{file} does not say how its vectors were made; name --model, --revision, --preprocess and"
+            " --pooling, or --configured"
+        )
+    if contract.stage != modality:
+        raise SettingsError(f"{file} holds {contract.stage} vectors, not {modality}")
+    done = import_vectors(corpus, modality, vectors, contract)
+    current = contract == corpus.contract(modality)
+    if current and done.rows:
+        _tell_dagster(corpus, modality, done)
+    if as_json:
+        print_json(
+            {
+                "imported": len(done.rows),
+                "kept": done.kept,
+                "refused": [{"video_id": name, "problem": why} for name, why in done.refused.items()],
+                "contract": contract.id,
+                "configured": current,
+            }
+        )
+    else:
+        _show(done, current)
+    raise typer.Exit(1 if done.refused else 0)
+
+
+def _named_contract(
+    stage: Stage, model: str, revision: str, preprocess: str, params: str, pooling: str, dtype: str
+) -> Contract:
+    name, _, version = preprocess.partition("@")
+    if not (revision and name and version and pooling):
+        raise SettingsError("beside --model, name --revision, --preprocess NAME@VERSION and --pooling too")
+    try:
+        parameters = json.loads(params)
+    except ValueError:
+        parameters = None
+    if not isinstance(parameters, dict):
+        raise SettingsError("--preprocess-params is no JSON object")
+    return Contract(
+        stage=stage,
+        model_name=model,
+        model_revision=revision,
+        preprocess_name=name,
+        preprocess_version=version,
+        preprocess_params=parameters,
+        pooling=pooling,
+        dtype=dtype,
+    )
+
+
+def _tell_dagster(corpus: Corpus, stage: Stage, done: Imported) -> None:
+    from clipfarm_dagster.partitions import VIDEO_PARTITIONS
+    from clipfarm_dagster.sensors import announce_restored
+
+    with dagster_instance(corpus.settings) as instance:
+        instance.add_dynamic_partitions(VIDEO_PARTITIONS.name or "", [row.video_id for row in done.rows])
+        announce_restored(instance, corpus, stage, done.rows)
+
+
+def _show(done: Imported, current: bool) -> None:
+    out = console()
+    out.print(f"{len(done.rows):,} vectors imported; {done.kept:,} were there already")
+    if not current:
+        out.print("They are of another contract than the settings ask for: the next sync embeds them again.")
+    if done.refused:
+        rows: list[list[Any]] = [[name, why] for name, why in list(done.refused.items())[:_SHOWN]]
+        out.print(table(f"{len(done.refused):,} refused", ["video_id", "problem"], rows))
