@@ -7,13 +7,16 @@ With the environment variable `SCREENSHOTS` the tests leave their screenshots in
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from PIL import Image
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from clipfarm_dagster_tests.browser.platform import Platform
 from clipfarm_dagster_tests.browser.ui import DagsterUI
@@ -43,14 +46,14 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="module")
-def platform(
-    browser: Browser, shared_folder: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Platform]:
+def platform(browser: Browser, shared_folder: Path) -> Iterator[Platform]:
     """`clipfarm dev` over the small corpus; nothing is embedded yet."""
-    platform = Platform(tmp_path_factory.mktemp("platform"), shared_folder / "media")
-    with platform.serving():
-        platform.add_partitions()
-        yield platform
+    # the folder's name is seen on screenshots, so it is a short one
+    with tempfile.TemporaryDirectory(prefix="clipfarm-") as home:
+        platform = Platform(Path(home), shared_folder / "media")
+        with platform.serving():
+            platform.add_partitions()
+            yield platform
 
 
 @pytest.fixture
@@ -73,8 +76,14 @@ def shoot(page: Page) -> Callable[[str], None]:
     folder = os.environ.get("SCREENSHOTS")
 
     def shoot(name: str) -> None:
-        if folder is not None:
-            page.wait_for_timeout(1000)  # for pictures' sake: what fades in has done so
-            page.screenshot(path=Path(folder) / f"{name}.png")
+        if folder is None:
+            return
+        page.mouse.move(0, 0)
+        notices = page.get_by_role("region", name="Notifications").get_by_role("listitem")
+        expect(notices).to_have_count(0)
+        page.wait_for_timeout(1000)  # for pictures' sake: what fades in has done so
+        with Image.open(io.BytesIO(page.screenshot())) as picture:
+            palette = picture.convert("RGB").quantize(256, dither=Image.Dither.NONE)
+            palette.save(Path(folder) / f"{name}.png", optimize=True)
 
     return shoot

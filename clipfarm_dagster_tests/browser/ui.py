@@ -71,9 +71,9 @@ class DagsterUI:
     def runs_of_backfill(self) -> int:
         """The number of runs of the backfill on the page."""
         self.page.get_by_role("tab", name="Runs").click()
-        runs = self.page.get_by_role("link", name=re.compile("^[0-9a-f]{8}$")).filter(visible=True)
+        runs = self.page.get_by_text(re.compile("^[0-9a-f]{8}$"))
         runs.first.wait_for()
-        return runs.count()
+        return len(set(runs.all_inner_texts()))
 
     def open_failed_run(self) -> None:
         """Follow the link from a failed partition to its run."""
