@@ -6,6 +6,7 @@ Drawn on a clear background in colours of middling lightness, so that it reads o
 from __future__ import annotations
 
 import io
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -73,7 +74,10 @@ def overview_picture(overview: Overview) -> bytes:
     _draw_norms(panels["norms"], overview.norms)
     _draw_pace(panels["pace"], overview.processed_at)
     file = io.BytesIO()
-    figure.savefig(file, format="png", transparent=True)
+    with warnings.catch_warnings():
+        # a letter that the font lacks is drawn as a box
+        warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
+        figure.savefig(file, format="png", transparent=True)
     return _quantized(file)
 
 
