@@ -359,7 +359,7 @@ class _Flow:
             run.fail(fetched, str(error))
         else:
             run.progress.add("prepare", made.seconds)
-            run.progress.worker_peak_bytes = max(run.progress.worker_peak_bytes, made.peak_bytes)
+            run.progress.worker_peak_bytes = max(run.progress.worker_peak_bytes, made.worker_peak_bytes)
             ready = _Ready(fetched, made.prepared, made.seconds)
             self._groups.setdefault(made.prepared.batch_key, []).append(ready)
 

@@ -56,8 +56,8 @@ class PreparedItem:
 
     prepared: Prepared
     seconds: float
-    peak_bytes: int
-    """Most memory that the worker has held so far."""
+    worker_peak_bytes: int
+    """Most memory that the worker process has held so far; 0 without one."""
 
 
 class Preparation:
@@ -161,7 +161,7 @@ def prepare_item(
     finally:
         if seconds is not None:
             signal.setitimer(signal.ITIMER_REAL, 0)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = 0 if seconds is None else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return PreparedItem(prepared, time.monotonic() - start, peak)
 
 
