@@ -25,6 +25,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clipfarm_dagster.catalog.hashing import metadata_hash, metadata_hash_sql, source_hash, source_hash_sql
@@ -114,10 +115,11 @@ def by_columns(folder: Path, with_listings: bool) -> dict[str, dict[str, int]]:
     corpus = open_corpus(folder)
     shutil.rmtree(folder / "cache", ignore_errors=True)
     latest = corpus.latest_rows()
-    listings = {
-        stage: pq.read_table(folder / f"{stage}.parquet") if with_listings else None for stage in Stage
-    }
-    plans = corpus.plans(list(Stage), latest, limit=0, listings=listings)
+
+    def listing(stage: Stage) -> pa.Table | None:
+        return pq.read_table(folder / f"{stage}.parquet") if with_listings else None
+
+    plans = corpus.plans(list(Stage), latest, limit=0, listing=listing)
     return {str(stage): plan.reasons for stage, plan in plans.items()}
 
 

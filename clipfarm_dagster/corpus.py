@@ -6,8 +6,10 @@ Plain Python over the settings; Dagster's assets and sensor and the command line
 from __future__ import annotations
 
 import contextlib
+import math
 import tempfile
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -18,7 +20,13 @@ from typing import TYPE_CHECKING, Any
 from clipfarm_dagster.catalog.delta import DELTA_COLUMNS, StagePlan, plan_stage
 from clipfarm_dagster.catalog.explain import Explanation, explain
 from clipfarm_dagster.catalog.hashing import metadata_hash
-from clipfarm_dagster.catalog.metadata import LatestRows, open_latest_rows, read_latest_rows, rows_for
+from clipfarm_dagster.catalog.metadata import (
+    CHANGED_MEANWHILE,
+    LatestRows,
+    open_latest_rows,
+    read_latest_rows,
+    rows_for,
+)
 from clipfarm_dagster.embedding.contract import Contract
 from clipfarm_dagster.embedding.encoder import stage_contract
 from clipfarm_dagster.embedding.outcomes import WorkItem, missing_row, standing_row
@@ -53,6 +61,11 @@ class MetadataSource:
     def url(self) -> str:
         """The CSV's place, for messages."""
         return f"{self.store.url}/{self.key}"
+
+    @property
+    def path(self) -> Path | None:
+        """The CSV's file, where the store is a folder."""
+        return None if self.store.url.startswith("s3://") else Path(self.store.url) / self.key
 
     def etag(self) -> str:
         """The CSV's current version.
@@ -148,14 +161,24 @@ class Corpus:
         """
         source, cache = self.metadata, self.settings.home / "cache"
         columns = self.settings.source_columns()
-        cached = open_latest_rows(url=source.url, source_columns=columns, cache_dir=cache, etag=source.etag())
+        etag = source.etag()
+        cached = open_latest_rows(url=source.url, source_columns=columns, cache_dir=cache, etag=etag)
         if cached is not None:
             return cached
+
+        def read(csv: Path, etag: str | None) -> LatestRows:
+            return read_latest_rows(csv, url=source.url, source_columns=columns, cache_dir=cache, etag=etag)
+
         cache.mkdir(parents=True, exist_ok=True)
+        if source.path is not None:
+            latest = read(source.path, etag)
+            if source.etag() != etag:
+                latest.path.unlink(missing_ok=True)
+                raise MetadataError(source.url, CHANGED_MEANWHILE)
+            return latest
         with tempfile.TemporaryDirectory(dir=cache) as folder:
             copy = Path(folder) / "metadata.csv"
-            etag = source.store.download(source.key, copy).etag
-            return read_latest_rows(copy, url=source.url, source_columns=columns, cache_dir=cache, etag=etag)
+            return read(copy, source.store.download(source.key, copy).etag)
 
     def raw_listing(self, stage: Stage) -> pa.Table:
         """The raw objects of a stage: columns `key`, `etag`, `size`."""
@@ -207,22 +230,28 @@ class Corpus:
         *,
         in_flight: Mapping[Stage, Collection[str]] | None = None,
         limit: int | None = None,
-        listings: Mapping[Stage, pa.Table | None] | None = None,
+        listing: Callable[[Stage], pa.Table | None] | None = None,
+        deadline: float = math.inf,
     ) -> dict[Stage, StagePlan]:
         """The plans of several stages, `PLANNED_AT_ONCE` at a time.
 
         Args:
-            listings: what lists the raw objects, by stage; None there takes them as the ledger last saw them.
-                By default the store is listed.
+            listing: gives a stage's raw objects when the stage is planned; None from it takes them as the
+                ledger last saw them. By default the store is listed.
+            deadline: by `time.monotonic`; stages whose turn comes later are left out.
         """
+        listing = self.raw_listing if listing is None else listing
 
-        def plan(stage: Stage) -> StagePlan:
-            listing = self.raw_listing(stage) if listings is None else listings[stage]
+        def plan(stage: Stage) -> StagePlan | None:
+            if time.monotonic() > deadline:
+                return None
+            raw_objects = listing(stage)
             with self.ledger(stage) as ledger:
-                return self._plan(stage, latest, ledger, listing, (in_flight or {}).get(stage, ()), limit)
+                return self._plan(stage, latest, ledger, raw_objects, (in_flight or {}).get(stage, ()), limit)
 
         with ThreadPoolExecutor(PLANNED_AT_ONCE) as pool:
-            return dict(zip(stages, pool.map(plan, stages), strict=True))
+            plans = zip(stages, pool.map(plan, stages), strict=True)
+            return {stage: made for stage, made in plans if made is not None}
 
     def _plan(
         self,
@@ -275,11 +304,19 @@ class Corpus:
             keys=self.keys,
         )
 
-    def record_settled(self, ledger: Ledger, plan: StagePlan) -> list[LedgerRow]:
+    def record_settled(
+        self,
+        ledger: Ledger,
+        plan: StagePlan,
+        *,
+        most_missing: int | None = None,
+        most_restored: int | None = None,
+    ) -> list[LedgerRow]:
         """Record what a plan settles without any run: raw objects that are missing, vectors that are right
-        again. Returns the rows of the latter."""
+        again. Returns the rows of the latter. The limits take the newest."""
         contract, now = self.contract(ledger.stage), datetime.now(UTC)
-        missing, restored = plan.missing.to_pylist(), plan.restored.to_pylist()
+        missing = plan.missing.slice(0, most_missing).to_pylist()
+        restored = plan.restored.slice(0, most_restored).to_pylist()
         previous = ledger.rows(row["video_id"] for row in (*missing, *restored))
 
         def item(row: Mapping[str, str | datetime]) -> WorkItem:
@@ -307,9 +344,21 @@ class Corpus:
         return set(ledger.columns(["video_id"])["video_id"].to_pylist()).difference(latest.video_ids())
 
     def verify(self, ledger: Ledger) -> Iterator[Finding]:
-        """Read the vector of every success row, and compare it with what the row says of it."""
-        names = ["video_id", "status", "processed_at", "embedding_dim", "artifact_sha256"]
-        rows = [row for row in ledger.columns(names).to_pylist() if row["status"] == Status.SUCCESS]
+        """Read every vector that a row claims, and compare it with what the row says of it: of successes, and
+        of later failures, whose vector may become the right one again."""
+        names = [
+            "video_id",
+            "status",
+            "processed_at",
+            "embedding_dim",
+            "artifact_sha256",
+            "vector_source_hash",
+        ]
+        rows = [
+            row
+            for row in ledger.columns(names).to_pylist()
+            if row["status"] == Status.SUCCESS or row["vector_source_hash"]
+        ]
         by_key = {self.keys.embedding(ledger.stage, row["video_id"]): row for row in rows}
         for key, answer in self.store.get_many(sorted(by_key)):
             row = by_key[key]

@@ -4,24 +4,36 @@ A tick looks at the metadata CSV, the raw listings, the ledgers and the runs in 
 new videos and launches id-list runs for the delta. It keeps no list of its own of what was requested: what a
 run has in hand is in Dagster's run storage, and what it left undone is in the ledger, so nothing is lost by a
 crash.
+
+Where nothing has changed, a tick ends at once. It plans when the CSV's ETag, a contract, a ledger or the runs
+in flight differ from what the last plan saw, when a retry is due, when work was left over, or when the raw
+objects differ. Since listing a large store takes longer than all the rest, it lists
+
+- every stage, at each tick, as long as that takes no longer than `CHEAP_LISTING_SECONDS`;
+- every stage, at most `LISTING_SHARE` of the time, where it takes longer: an object that is overwritten in a
+  store of 100,000 is noticed within minutes;
+- in between, what is recorded as missing: few objects are asked for one by one, for many their stage is
+  listed. So a missing object is always noticed by the next tick.
 """
 
 import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import dagster as dg
 
 from clipfarm_dagster.assets.embeddings import embedding_materialization
+from clipfarm_dagster.catalog.delta import StagePlan, listing_hash
 from clipfarm_dagster.corpus import Corpus
 from clipfarm_dagster.errors import ClipFarmError
-from clipfarm_dagster.in_flight import videos_in_flight
+from clipfarm_dagster.in_flight import fail_dead_runs, videos_in_flight
 from clipfarm_dagster.jobs import EMBEDDING_JOBS, embedding_job_name, id_list_run_config, id_list_run_tags
-from clipfarm_dagster.ledger.schema import LedgerRow, timestamp
+from clipfarm_dagster.ledger.schema import LedgerRow, Status, timestamp
 from clipfarm_dagster.partitions import VIDEO_PARTITIONS
 from clipfarm_dagster.resources.object_store import ObjectStoreResource
 from clipfarm_dagster.resources.stage_state import StageStateResource
@@ -31,17 +43,44 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 MINIMUM_INTERVAL_SECONDS = 30
-TICK_SECONDS = 40.0
+TICK_SECONDS = 30.0
 """After so long a tick takes up no further stage; Dagster ends a tick at 60 seconds by default."""
 MAX_NEW_PARTITIONS = 10_000
 """Partitions that one tick adds; the rest follow in the next ones, newest first."""
+CHEAP_LISTING_SECONDS = 0.25
+LISTING_SHARE = 0.01
+MAX_ASKED_FOR = 300
+"""Missing objects of a stage that are asked for one by one; for more, one listing costs less."""
+ASKED_AT_ONCE = 16
+MAX_MISSING = 10_000
+MAX_RESTORED = 500
+"""Videos of a stage that one tick records as missing, or as restored, which Dagster is told of one by one;
+the rest follow in the next ticks."""
+
+
+@dataclass(frozen=True)
+class State:
+    """All that planning depends on besides the time and the raw objects."""
+
+    digest: str
+    missing: Mapping[Stage, Sequence[str]]
+    """Ids that the ledgers record as missing their raw object, up to one more than `MAX_ASKED_FOR`."""
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What the last tick saw; while nothing of it changes there is nothing to do."""
+    """What the last plan saw; while nothing of it changes there is nothing to do."""
 
-    fingerprint: str = ""
+    digest: str = ""
+    """Of `State`. Empty after a tick that led to runs: the ledgers that they leave are looked at."""
+    raw: Mapping[str, str] = field(default_factory=dict)
+    """Hash of each stage's raw listing."""
+    found: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """By stage, those ids of `State.missing` whose object was there: their videos have left the metadata."""
+    listed_at: float = 0.0
+    """Seconds since 1970."""
+    listing_seconds: float = 0.0
+    """How long the listing of all stages took."""
     next_attempt_at: str | None = None
     """When the earliest failed item may be tried again."""
     unfinished: bool = True
@@ -57,13 +96,19 @@ class Seen:
 
     def to_cursor(self) -> str:
         """As a sensor cursor."""
-        return json.dumps(self.__dict__)
+        return json.dumps(asdict(self))
 
-    def nothing_to_do(self, fingerprint: str, now: datetime) -> bool:
-        """Whether a tick that sees `fingerprint` can end at once."""
-        if self.unfinished or fingerprint != self.fingerprint:
-            return False
-        return self.next_attempt_at is None or timestamp(now) < self.next_attempt_at
+    def must_plan(self, state: State, now: datetime) -> bool:
+        """Whether to plan, whatever the raw objects are."""
+        due = self.next_attempt_at is not None and self.next_attempt_at <= timestamp(now)
+        return self.unfinished or due or state.digest != self.digest
+
+    def to_list(self, state: State, now: datetime) -> list[Stage]:
+        """The stages to list before it is known whether there is anything to do."""
+        wait = 0.0 if self.listing_seconds <= CHEAP_LISTING_SECONDS else self.listing_seconds / LISTING_SHARE
+        if not self.listed_at <= now.timestamp() < self.listed_at + wait:
+            return list(Stage)
+        return [stage for stage in Stage if len(state.missing[stage]) > MAX_ASKED_FOR]
 
 
 def chunks(video_ids: Sequence[str], size: int, limit: int) -> list[Sequence[str]]:
@@ -92,64 +137,137 @@ def embedding_sensor(
 
 
 def _tick(context: dg.SensorEvaluationContext, corpus: Corpus) -> dg.SensorResult | dg.SkipReason:
-    started, now = time.monotonic(), datetime.now(UTC)
+    deadline, now = time.monotonic() + TICK_SECONDS, datetime.now(UTC)
     seen = Seen.from_cursor(context.cursor)
+    for run_id in fail_dead_runs(context.instance):
+        context.log.warning(f"run {run_id} was killed; what it left undone is work again")
     in_flight = videos_in_flight(context.instance)
-    listings = {stage: corpus.raw_listing(stage) for stage in Stage}
-    fingerprint = _fingerprint(corpus, listings, in_flight)
-    if seen.nothing_to_do(fingerprint, now):
-        return dg.SkipReason(_resting(seen, in_flight))
+    state = _look(corpus, in_flight)
+    must_plan = seen.must_plan(state, now)
+
+    listings, seconds = _list(corpus, list(Stage) if must_plan else seen.to_list(state, now))
+    if len(listings) == len(Stage):
+        seen = replace(seen, listed_at=now.timestamp(), listing_seconds=seconds)
+    if not must_plan:
+        if not _raw_objects_differ(corpus, seen, state, listings):
+            context.update_cursor(seen.to_cursor())
+            return dg.SkipReason(_resting(seen, in_flight))
+        listings |= _list(corpus, [stage for stage in Stage if stage not in listings])[0]
 
     latest = corpus.latest_rows()
-    partitions = set(context.instance.get_dynamic_partitions(VIDEO_PARTITIONS.name or ""))
-    added = _add_partitions(context.instance, latest.video_ids(), partitions)
-    partitions.update(added)
-    unfinished = len(partitions) < latest.videos
-
-    requests: list[dg.RunRequest] = []
-    next_attempts: list[str] = []
-    notes: list[str] = [f"{len(added)} partitions added"] if added else []
     if latest.refused_ids:
         names = ", ".join(repr(name) for name in list(latest.refused)[:5])
         context.log.warning(f"{latest.refused_ids} video_ids of the metadata are refused, such as {names}")
-    for stage in Stage:
-        if time.monotonic() - started > TICK_SECONDS:
-            unfinished = True
-            break
-        limit = corpus.settings.run_size * corpus.settings.max_runs_per_tick
+    partitions = set(context.instance.get_dynamic_partitions(VIDEO_PARTITIONS.name or ""))
+    added = _add_partitions(context.instance, latest.video_ids(), partitions)
+    partitions.update(added)
+    settings = corpus.settings
+    plans = corpus.plans(
+        list(Stage),
+        latest,
+        in_flight=in_flight,
+        limit=settings.run_size * settings.max_runs_per_tick,
+        listing=listings.__getitem__,
+        deadline=deadline,
+    )
+    requests: list[dg.RunRequest] = []
+    notes = [f"{len(added)} partitions added"] if added else []
+    unfinished = len(partitions) < latest.videos or len(plans) < len(Stage)
+    for stage, plan in plans.items():
         with corpus.ledger(stage) as ledger:
-            plan = corpus.plan(
-                stage, latest, ledger, in_flight=in_flight[stage], limit=limit, listing=listings[stage]
+            restored = corpus.record_settled(
+                ledger, plan, most_missing=MAX_MISSING, most_restored=MAX_RESTORED
             )
-            restored = corpus.record_settled(ledger, plan)
         announce_restored(context.instance, corpus, stage, restored)
         ids = [video_id for video_id in plan.work["video_id"].to_pylist() if video_id in partitions]
-        for chunk in chunks(ids, corpus.settings.run_size, corpus.settings.max_runs_per_tick):
-            requests.append(
-                dg.RunRequest(
-                    job_name=embedding_job_name(stage),
-                    run_config=id_list_run_config(stage, chunk),
-                    tags=id_list_run_tags(stage, chunk),
-                )
+        requests += [
+            dg.RunRequest(
+                job_name=embedding_job_name(stage),
+                run_config=id_list_run_config(stage, chunk),
+                tags=id_list_run_tags(stage, chunk),
             )
+            for chunk in chunks(ids, settings.run_size, settings.max_runs_per_tick)
+        ]
         unfinished = unfinished or plan.delta > len(ids)
-        if plan.next_attempt_at is not None:
-            next_attempts.append(plan.next_attempt_at)
-        if plan.reasons:
-            reasons = ", ".join(f"{count} {reason}" for reason, count in plan.reasons.items())
-            notes.append(f"{stage}: {reasons}")
-        if plan.missing.num_rows:
-            notes.append(f"{stage}: {plan.missing.num_rows} raw objects missing")
+        unfinished = (
+            unfinished or plan.missing.num_rows > MAX_MISSING or plan.restored.num_rows > MAX_RESTORED
+        )
+        notes += _notes(stage, plan)
 
-    # the fingerprint of this tick is not kept where it led to runs: the ledger that they leave is looked at
-    next_attempt_at = min(next_attempts, default=None)
-    fingerprint = "" if requests or unfinished else _fingerprint(corpus, listings, in_flight)
-    cursor = Seen(fingerprint, next_attempt_at, unfinished).to_cursor()
+    # no digest where there are runs: the ledgers that they leave are looked at
+    state = _look(corpus, in_flight)
+    seen = replace(
+        seen,
+        digest="" if requests else state.digest,
+        raw=_hashes(listings),
+        found={stage: _found(corpus, stage, state.missing[stage], listings[stage]) for stage in Stage},
+        next_attempt_at=min(filter(None, (plan.next_attempt_at for plan in plans.values())), default=None),
+        unfinished=unfinished,
+    )
     context.log.info("; ".join(notes) or "nothing to do")
     if not requests:
-        context.update_cursor(cursor)
-        return dg.SkipReason("; ".join(notes) or _resting(Seen(next_attempt_at=next_attempt_at), in_flight))
-    return dg.SensorResult(run_requests=requests, cursor=cursor)
+        context.update_cursor(seen.to_cursor())
+        return dg.SkipReason("; ".join(notes) or _resting(seen, in_flight))
+    return dg.SensorResult(run_requests=requests, cursor=seen.to_cursor())
+
+
+def _look(corpus: Corpus, in_flight: Mapping[Stage, set[str]]) -> State:
+    parts: list[object] = [corpus.metadata.etag()]
+    missing = {}
+    for stage in Stage:
+        with corpus.ledger(stage) as ledger:
+            parts.append([corpus.contract(stage).id, ledger.version(), sorted(in_flight[stage])])
+            missing[stage] = sorted(ledger.video_ids(Status.MISSING_RAW_OBJECT, limit=MAX_ASKED_FOR + 1))
+    return State(hashlib.sha256(json.dumps(parts).encode()).hexdigest(), missing)
+
+
+def _list(corpus: Corpus, stages: Sequence[Stage]) -> tuple[dict[Stage, "pa.Table"], float]:
+    """Raw listings, and the seconds that they took together."""
+    started = time.monotonic()
+    listings = corpus.raw_listings(stages) if stages else {}
+    return listings, time.monotonic() - started
+
+
+def _hashes(listings: Mapping[Stage, "pa.Table"]) -> dict[str, str]:
+    return {str(stage): listing_hash(listing) for stage, listing in listings.items()}
+
+
+def _raw_objects_differ(
+    corpus: Corpus, seen: Seen, state: State, listings: Mapping[Stage, "pa.Table"]
+) -> bool:
+    """Whether the raw objects differ from what the last plan saw, as far as this tick looks."""
+    if any(seen.raw.get(stage) != digest for stage, digest in _hashes(listings).items()):
+        return True
+    unlisted = [stage for stage in Stage if stage not in listings]
+    return any(seen.found.get(stage) != _found(corpus, stage, state.missing[stage]) for stage in unlisted)
+
+
+def _found(
+    corpus: Corpus, stage: Stage, missing: Sequence[str], listing: "pa.Table | None" = None
+) -> list[str]:
+    """Those of some ids whose raw object is there, by a listing or by asking the store; none of too many."""
+    if not missing or len(missing) > MAX_ASKED_FOR:
+        return []
+    raw_keys = [corpus.keys.raw(stage, video_id) for video_id in missing]
+    if listing is not None:
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        there = pc.is_in(pa.array(raw_keys), value_set=listing["key"]).to_pylist()
+    else:
+        with ThreadPoolExecutor(ASKED_AT_ONCE) as pool:
+            there = [info is not None for info in pool.map(corpus.store.head, raw_keys)]
+    return [video_id for video_id, is_there in zip(missing, there, strict=True) if is_there]
+
+
+def _notes(stage: Stage, plan: StagePlan) -> list[str]:
+    """What a tick says of a stage."""
+    notes = []
+    if plan.reasons:
+        notes.append(f"{stage}: " + ", ".join(f"{count} {reason}" for reason, count in plan.reasons.items()))
+    if plan.missing.num_rows:
+        notes.append(f"{stage}: {plan.missing.num_rows} raw objects missing")
+    return notes
 
 
 def announce_restored(
@@ -168,22 +286,6 @@ def _add_partitions(instance: dg.DagsterInstance, video_ids: Sequence[str], know
     if new:
         instance.add_dynamic_partitions(VIDEO_PARTITIONS.name or "", new)
     return new
-
-
-def _fingerprint(
-    corpus: Corpus, listings: Mapping[Stage, "pa.Table"], in_flight: Mapping[Stage, set[str]]
-) -> str:
-    """A hash of all that planning depends on besides the time."""
-    parts: list[Any] = [corpus.metadata.etag()]
-    for stage in Stage:
-        with corpus.ledger(stage) as ledger:
-            parts.append([corpus.contract(stage).id, ledger.version(), sorted(in_flight[stage])])
-        digest = hashlib.sha256()
-        for column in listings[stage].select(["key", "etag"]).sort_by("key").combine_chunks().columns:
-            for text in column.to_pylist():
-                digest.update(b"%d:" % len(text) + text.encode())
-        parts.append(digest.hexdigest())
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def _resting(seen: Seen, in_flight: Mapping[Stage, set[str]]) -> str:

@@ -159,6 +159,14 @@ def plan_stage(
         )
 
 
+def listing_hash(listing: pa.Table) -> str:
+    """A short text that tells a raw listing from others, whatever the order of its rows."""
+    with duck.connect() as connection:
+        connection.register("listing", listing.select(LISTING_COLUMNS))
+        row = connection.execute("SELECT count(*), sum(hash(key, etag)) FROM listing").fetchall()[0]
+        return ":".join(map(str, row))
+
+
 def define_verdicts(
     connection: duckdb.DuckDBPyConnection,
     stage: Stage,

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from clipfarm_dagster.catalog import csv_file, duck
-from clipfarm_dagster.catalog.hashing import metadata_hash, metadata_hash_sql, source_hash
+from clipfarm_dagster.catalog.hashing import metadata_hash_sql
 from clipfarm_dagster.catalog.keys import VIDEO_ID_PATTERN
 from clipfarm_dagster.errors import MetadataError
 from clipfarm_dagster.ledger.schema import timestamp
@@ -24,20 +24,12 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
-__all__ = [
-    "REQUIRED_COLUMNS",
-    "LatestRows",
-    "metadata_hash",
-    "open_latest_rows",
-    "read_latest_rows",
-    "rows_for",
-    "source_hash",
-]
-
 REQUIRED_COLUMNS = ("video_id", "captured_at", "title", "description", "query")
 
 REFUSED_SAMPLE = 100
 """How many refused ids are kept by name."""
+
+CHANGED_MEANWHILE = "it changed while it was being read; the next try reads it anew"
 
 _FORMAT = 1
 """Raise it when the Parquet file or the reading of the CSV changes, so that older files are not read."""
@@ -174,7 +166,7 @@ def _write_latest(file: BinaryIO, url: str, hashed: Mapping[Stage, Sequence[str]
     with (
         duck.connect() as connection,
         pq.ParquetWriter(
-            path, schema, compression="zstd", use_dictionary=list(hashes), write_statistics=False
+            path, schema, compression="lz4", use_dictionary=list(hashes), write_statistics=False
         ) as writer,
     ):
         texts = pa.schema(
@@ -325,4 +317,4 @@ def _unchanged(file: BinaryIO, url: str) -> Iterator[None]:
         yield
     finally:
         if state() != before:
-            raise MetadataError(url, "it changed while it was being read; the next try reads it anew")
+            raise MetadataError(url, CHANGED_MEANWHILE)

@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Annotated
 
 import typer
+from rich.markup import escape
 
+from clipfarm_dagster.catalog.delta import StagePlan
+from clipfarm_dagster.catalog.explain import Estimate, Explanation, estimate_seconds
+from clipfarm_dagster.catalog.metadata import LatestRows
 from clipfarm_dagster.cli.output import Json, Stages, console, print_json, table
 from clipfarm_dagster.corpus import Corpus
 from clipfarm_dagster.settings import load_settings
 from clipfarm_dagster.stages import Stage
+
+TIMED_ITEMS = 1000
+"""Items of a stage, the latest ones, whose times make an estimate."""
+
+_SHOWN_CHARACTERS = 70
+
+Explain = Annotated[
+    str | None,
+    typer.Option("--explain", metavar="VIDEO_ID", help="Only this video: what the ledger holds and what is."),
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -17,28 +33,30 @@ def register(app: typer.Typer) -> None:
     app.command()(plan)
 
 
-def plan(stage: Stages = None, as_json: Json = False) -> None:
+def plan(stage: Stages = None, explain: Explain = None, as_json: Json = False) -> None:
     """Show what would be embedded now, and why, by stage. Changes nothing."""
     corpus = Corpus.open(load_settings())
     latest = corpus.latest_rows()
-    stages: dict[str, Any] = {}
-    orphaned: set[str] = set()
-    for chosen in stage or list(Stage):
-        with corpus.ledger(chosen) as ledger:
-            made = corpus.plan(chosen, latest, ledger, limit=0)
-            orphaned |= corpus.orphans(latest, ledger)
-        stages[str(chosen)] = {
-            "delta": made.delta,
-            "missing_raw_object": made.missing_raw_object,
-            "reasons": made.reasons,
-        }
+    stages = stage or list(Stage)
+    if explain is not None:
+        _explain(corpus, latest, stages, explain, as_json)
+        return
+    plans = corpus.plans(stages, latest, limit=0)
+    orphaned = _count_orphans(corpus, latest, plans)
     if as_json:
         print_json(
             {
                 "videos": latest.videos,
                 "refused": latest.refused_ids,
-                "orphaned": len(orphaned),
-                "stages": stages,
+                "orphaned": orphaned,
+                "stages": {
+                    str(name): {
+                        "delta": made.delta,
+                        "missing_raw_object": made.missing_raw_object,
+                        "reasons": made.reasons,
+                    }
+                    for name, made in plans.items()
+                },
             }
         )
         return
@@ -48,14 +66,101 @@ def plan(stage: Stages = None, as_json: Json = False) -> None:
         names = ", ".join(repr(name) for name in list(latest.refused)[:10])
         out.print(f"{latest.refused_ids:,} refused for their video_id: {names}", markup=False)
     if orphaned:
-        out.print(f"{len(orphaned):,} embedded earlier and no longer in the CSV; their vectors are kept")
+        out.print(f"{orphaned:,} embedded earlier and no longer in the CSV; their vectors are kept")
+    estimates = _estimates(corpus, plans)
     rows = [
         [
-            name,
-            f"{entry['delta']:,}",
-            f"{entry['missing_raw_object']:,}",
-            ", ".join(f"{count:,} {reason}" for reason, count in entry["reasons"].items()) or "-",
+            str(name),
+            f"{made.delta:,}",
+            f"{made.missing_raw_object:,}",
+            ", ".join(f"{count:,} {reason}" for reason, count in made.reasons.items()) or "-",
+            _shown_estimate(estimates[name]) if made.delta else "-",
         ]
-        for name, entry in stages.items()
+        for name, made in plans.items()
     ]
-    out.print(table("Work now", ["stage", "to embed", "raw object missing", "why"], rows))
+    columns = ["stage", "to embed", "raw object missing", "why", "time, one by one"]
+    out.print(table("Work now", columns, rows))
+
+
+def _count_orphans(corpus: Corpus, latest: LatestRows, plans: dict[Stage, StagePlan]) -> int:
+    """Videos that some ledger has and the metadata has not."""
+    orphaned: set[str] = set()
+    for stage, made in plans.items():
+        if made.orphaned:
+            with corpus.ledger(stage) as ledger:
+                orphaned |= corpus.orphans(latest, ledger)
+    return len(orphaned)
+
+
+def _estimates(corpus: Corpus, plans: dict[Stage, StagePlan]) -> dict[Stage, Estimate | None]:
+    estimates = {}
+    for stage, made in plans.items():
+        with corpus.ledger(stage) as ledger:
+            seen = {stage: ledger.recent_seconds(TIMED_ITEMS)}
+        estimates[stage] = estimate_seconds(seen, {stage: made.delta})
+    return estimates
+
+
+def _shown_estimate(estimate: Estimate | None) -> str:
+    if estimate is None:
+        return "unknown: none was timed yet"
+    low, high = _duration(estimate.low), _duration(estimate.high)
+    return f"{_duration(estimate.seconds)} ({low} to {high})"
+
+
+def _duration(seconds: float) -> str:
+    for size, unit in ((86_400.0, "days"), (3600.0, "h"), (60.0, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
+
+
+def _explain(
+    corpus: Corpus, latest: LatestRows, stages: Sequence[Stage], video_id: str, as_json: bool
+) -> None:
+    found: list[Explanation] = []
+    for stage in stages:
+        with corpus.ledger(stage) as ledger:
+            found.append(corpus.explain(stage, video_id, latest, ledger))
+    if as_json:
+        answer = {}
+        for explanation in found:
+            fields = asdict(explanation)
+            del fields["stage"], fields["video_id"], fields["in_flight"]
+            answer[str(explanation.stage)] = fields
+        print_json({"video_id": video_id, "stages": answer})
+        return
+    out = console()
+    rows = [
+        [
+            str(explanation.stage),
+            str(explanation.verdict or "unknown to metadata and ledger"),
+            explanation.status or "-",
+            explanation.next_attempt_at or "-",
+        ]
+        for explanation in found
+    ]
+    out.print(table(f"Video {video_id}", ["stage", "verdict", "last attempt", "next attempt"], rows))
+    changes = [
+        [str(explanation.stage), change.name, _shown(change.old), _shown(change.new)]
+        for explanation in found
+        for change in explanation.changes
+    ]
+    if changes:
+        out.print()
+        out.print(table("Changes since", ["stage", "what", "then", "now"], changes))
+    sources = [
+        [str(explanation.stage), name, _shown(text)]
+        for explanation in found
+        for name, text in explanation.source.items()
+    ]
+    if sources:
+        out.print()
+        out.print(
+            table("What the source hash covers, besides the raw object", ["stage", "column", "now"], sources)
+        )
+
+
+def _shown(value: object) -> str:
+    text = "-" if value is None else str(value)
+    return escape(text if len(text) <= _SHOWN_CHARACTERS else f"{text[: _SHOWN_CHARACTERS - 1]}…")

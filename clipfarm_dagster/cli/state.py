@@ -1,13 +1,14 @@
-"""`clipfarm status` and `clipfarm verify`: what is done, and whether it is there."""
+"""`clipfarm status`, `verify` and `retry`: what is done, whether it is there, and another try for failures."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
 from clipfarm_dagster.cli.output import Json, Stages, console, print_json, table
-from clipfarm_dagster.corpus import FAILED_STATUSES, Corpus
+from clipfarm_dagster.corpus import FAILED_STATUSES, Corpus, Finding
+from clipfarm_dagster.errors import ClipFarmError
 from clipfarm_dagster.settings import load_settings
 from clipfarm_dagster.stages import Stage
 
@@ -18,6 +19,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
     app.command()(status)
     app.command()(verify)
+    app.command()(retry)
 
 
 def status(stage: Stages = None, as_json: Json = False) -> None:
@@ -54,23 +56,33 @@ def status(stage: Stages = None, as_json: Json = False) -> None:
             out.print(f"… and {len(failures) - SHOWN_FAILURES:,} more; --json lists all")
 
 
-def verify(stage: Stages = None, as_json: Json = False) -> None:
-    """Read every vector that a ledger calls a success, and check that it is there and whole."""
+def verify(
+    stage: Stages = None,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Make work of bad vectors: the next sync embeds them anew.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Read every vector that a ledger calls a success, and check that it is there and whole.
+
+    Exit code 1 says that some were bad, repaired or not.
+    """
     corpus = Corpus.open(load_settings())
-    checked, bad = 0, []
+    checked, repaired, bad = 0, 0, []
     for chosen in stage or list(Stage):
         with corpus.ledger(chosen) as ledger:
+            found: list[Finding] = []
             for finding in corpus.verify(ledger):
                 checked += 1
                 if finding.problem is not None:
-                    bad.append(
-                        {
-                            "stage": str(chosen),
-                            "video_id": finding.video_id,
-                            "key": finding.key,
-                            "problem": finding.problem,
-                        }
-                    )
+                    found.append(finding)
+            if repair and found:
+                repaired += len(corpus.repair(ledger, found))
+                corpus.push_snapshot(ledger)
+        bad += [
+            {"stage": str(chosen), "video_id": one.video_id, "key": one.key, "problem": one.problem}
+            for one in found
+        ]
     if as_json:
         print_json({"checked": checked, "bad": bad})
     else:
@@ -78,5 +90,42 @@ def verify(stage: Stages = None, as_json: Json = False) -> None:
         out.print(f"{checked:,} vectors checked, {len(bad):,} bad")
         if bad:
             columns = ["stage", "video_id", "key", "problem"]
-            out.print(table("Bad vectors", columns, [[entry[column] for column in columns] for entry in bad]))
+            shown = [[str(entry[column]) for column in columns] for entry in bad]
+            out.print(table("Bad vectors", columns, shown))
+        if repaired:
+            out.print(f"{repaired:,} are work now: `clipfarm sync` or the sensor embeds them anew")
+        elif bad and not repair:
+            out.print("`clipfarm verify --repair` makes work of them")
     raise typer.Exit(1 if bad else 0)
+
+
+def retry(
+    video_ids: Annotated[list[str] | None, typer.Argument(metavar="[VIDEO_ID]...")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="All that failed, whatever their ids.")] = False,
+    stage: Stages = None,
+    as_json: Json = False,
+) -> None:
+    """Try failed, invalid and quarantined videos again now, their failures forgotten.
+
+    The next sync, or the sensor's next tick, embeds them. Exit code 1 says that a given video has not failed.
+    """
+    if bool(video_ids) == everything:
+        raise ClipFarmError("name the videos to try again, or give --all")
+    corpus = Corpus.open(load_settings())
+    due: dict[str, list[str]] = {}
+    for chosen in stage or list(Stage):
+        with corpus.ledger(chosen) as ledger:
+            due[str(chosen)] = corpus.retry(ledger, None if everything else set(video_ids or ()))
+            corpus.push_snapshot(ledger)
+    done = {video_id for ids in due.values() for video_id in ids}
+    unknown = [video_id for video_id in dict.fromkeys(video_ids or ()) if video_id not in done]
+    if as_json:
+        print_json({"stages": {name: len(ids) for name, ids in due.items()}, "not_failed": unknown})
+    else:
+        out = console()
+        out.print(
+            table("Due now", ["stage", "videos"], [[name, f"{len(ids):,}"] for name, ids in due.items()])
+        )
+        if unknown:
+            out.print(f"No failure of {', '.join(unknown)} is recorded", markup=False, soft_wrap=True)
+    raise typer.Exit(1 if unknown else 0)

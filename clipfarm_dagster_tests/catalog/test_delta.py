@@ -16,8 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clipfarm_dagster.catalog.delta import DELTA_COLUMNS, Reason, StagePlan, plan_stage
+from clipfarm_dagster.catalog.hashing import metadata_hash, source_hash
 from clipfarm_dagster.catalog.keys import Keys
-from clipfarm_dagster.catalog.metadata import LatestRows, metadata_hash, read_latest_rows, source_hash
+from clipfarm_dagster.catalog.metadata import LatestRows, read_latest_rows
 from clipfarm_dagster.ledger.schema import LedgerRow, Status, timestamp
 from clipfarm_dagster.stages import Stage
 

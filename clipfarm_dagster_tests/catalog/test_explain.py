@@ -11,7 +11,8 @@ import pytest
 
 from clipfarm_dagster.catalog.delta import DELTA_COLUMNS, Reason, Rest
 from clipfarm_dagster.catalog.explain import Change, Explanation, estimate_seconds, explain
-from clipfarm_dagster.catalog.metadata import LatestRows, metadata_hash, read_latest_rows, source_hash
+from clipfarm_dagster.catalog.hashing import metadata_hash, source_hash
+from clipfarm_dagster.catalog.metadata import LatestRows, read_latest_rows
 from clipfarm_dagster.embedding.contract import Contract
 from clipfarm_dagster.stages import Stage
 

@@ -14,13 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from clipfarm_dagster.catalog import metadata
-from clipfarm_dagster.catalog.metadata import (
-    REFUSED_SAMPLE,
-    LatestRows,
-    metadata_hash,
-    read_latest_rows,
-    rows_for,
-)
+from clipfarm_dagster.catalog.hashing import metadata_hash
+from clipfarm_dagster.catalog.metadata import REFUSED_SAMPLE, LatestRows, read_latest_rows, rows_for
 from clipfarm_dagster.errors import MetadataError
 from clipfarm_dagster.stages import Stage
 
