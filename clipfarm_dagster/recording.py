@@ -100,16 +100,28 @@ def record_failed_partitions(context: Context, asset_key: dg.AssetKey, partition
         _store(context.instance, entries)
 
 
-def report_observations(instance: dg.DagsterInstance, observations: Sequence[dg.AssetObservation]) -> None:
-    """Record observations outside a run, in a sensor or a script, as `report_runless_asset_event` does.
+def report_events(instance: dg.DagsterInstance, events: Sequence[AssetEvent]) -> None:
+    """Record events outside a run, in a sensor or a script, as `report_runless_asset_event` does; order and
+    inputs as with `record_events`.
 
     Raises whatever the storage raises; what was written before that stays.
     """
+    report_observations(instance, [event for event in events if isinstance(event, dg.AssetObservation)])
+    made = [event for event in events if isinstance(event, dg.AssetMaterialization)]
+    _report(instance, _tie_inputs(instance, made))
+
+
+def report_observations(instance: dg.DagsterInstance, observations: Sequence[dg.AssetObservation]) -> None:
+    """`report_events` for observations alone."""
+    _report(instance, observations)
+
+
+def _report(instance: dg.DagsterInstance, events: Sequence[AssetEvent]) -> None:
     try:
-        entries = [_runless_entry(event) for event in observations]
+        entries = [_runless_entry(event) for event in events]
     except _INTERNALS_DIFFER as error:
         _log.warning("Dagster's internals are not as expected, recording one by one: %s", error)
-        for event in observations:
+        for event in events:
             instance.report_runless_asset_event(event)
     else:
         _store(instance, entries)
@@ -187,15 +199,23 @@ def _planned_entry(step: StepExecutionContext, asset_key: dg.AssetKey, partition
     return _entry(dagster_event, step.run_id, step_key=step.step.key)
 
 
-def _runless_entry(observation: dg.AssetObservation) -> EventLogEntry:
-    """The entry that `instance.report_runless_asset_event(observation)` would store."""
-    from dagster._core.events import AssetObservationData, DagsterEvent, DagsterEventType
+def _runless_entry(event: AssetEvent) -> EventLogEntry:
+    """The entry that `instance.report_runless_asset_event(event)` would store."""
+    from dagster._core.events import (
+        AssetObservationData,
+        DagsterEvent,
+        DagsterEventType,
+        StepMaterializationData,
+    )
     from dagster._core.instance.utils import RUNLESS_JOB_NAME, RUNLESS_RUN_ID
 
+    data: StepMaterializationData | AssetObservationData
+    if isinstance(event, dg.AssetMaterialization):
+        kind, data = DagsterEventType.ASSET_MATERIALIZATION, StepMaterializationData(event)
+    else:
+        kind, data = DagsterEventType.ASSET_OBSERVATION, AssetObservationData(event)
     dagster_event = DagsterEvent(
-        event_type_value=DagsterEventType.ASSET_OBSERVATION.value,
-        job_name=RUNLESS_JOB_NAME,
-        event_specific_data=AssetObservationData(observation),
+        event_type_value=kind.value, job_name=RUNLESS_JOB_NAME, event_specific_data=data
     )
     return _entry(dagster_event, RUNLESS_RUN_ID, level=logging.INFO)
 

@@ -11,7 +11,18 @@ import dagster as dg
 import typer
 from rich.console import Console
 
-from clipfarm_dagster.cli import atlas, canary, demo, dev, planning, searching, state, sync, transfer
+from clipfarm_dagster.cli import (
+    atlas,
+    canary,
+    demo,
+    dev,
+    planning,
+    reconcile,
+    searching,
+    state,
+    sync,
+    transfer,
+)
 from clipfarm_dagster.errors import ClipFarmError
 
 app = typer.Typer(
@@ -28,6 +39,7 @@ searching.register(app)
 transfer.register(app)
 atlas.register(app)
 canary.register(app)
+reconcile.register(app)
 demo.register(app)
 dev.register(app)
 

@@ -1,0 +1,35 @@
+"""`clipfarm reconcile`: tells Dagster what the ledgers know and it does not."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import typer
+
+from clipfarm_dagster.cli.output import Json, Stages, console, dagster_instance, print_json, table
+from clipfarm_dagster.corpus import Corpus
+from clipfarm_dagster.settings import load_settings
+from clipfarm_dagster.stages import Stage
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    app.command()(reconcile)
+
+
+def reconcile(stage: Stages = None, as_json: Json = False) -> None:
+    """Show Dagster the successes that a crash kept from it. Embeds nothing."""
+    from clipfarm_dagster.reconcile import reconcile as reconcile_stage
+
+    settings = load_settings()
+    corpus = Corpus.open(settings)
+    with dagster_instance(settings) as instance:
+        found = {str(chosen): reconcile_stage(corpus, instance, chosen) for chosen in stage or list(Stage)}
+    if as_json:
+        print_json({"stages": {name: asdict(one) for name, one in found.items()}})
+        return
+    rows = [
+        [name, f"{one.successes:,}", f"{one.mended:,}", f"{one.unknown:,}"] for name, one in found.items()
+    ]
+    columns = ["stage", "successes", "now told to Dagster", "materialized, not in the ledger"]
+    console().print(table("Ledgers and Dagster", columns, rows))
