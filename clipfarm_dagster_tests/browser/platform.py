@@ -179,12 +179,13 @@ class Platform:
         self.corpus.store.put(self.corpus.keys.metadata(), text.getvalue().encode())
 
     def add_partitions(self) -> None:
-        """Add the partitions of all clips, as the sensor does."""
+        """Add the partitions of all clips but the last, which is left to the sensor."""
         settings = self.corpus.settings
         with pytest.MonkeyPatch.context() as patch:
             patch.delenv("DAGSTER_HOME", raising=False)
             with dagster_instance(settings) as instance:
-                instance.add_dynamic_partitions(VIDEO_PARTITIONS.name or "", [c.video_id for c in CLIPS])
+                video_ids = [clip.video_id for clip in CLIPS[:-1]]
+                instance.add_dynamic_partitions(VIDEO_PARTITIONS.name or "", video_ids)
 
     def statuses(self, stage: Stage) -> dict[str, str]:
         """Ledger status by `video_id`."""

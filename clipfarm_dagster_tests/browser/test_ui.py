@@ -97,7 +97,7 @@ def test_one_partition_with_its_text(ui: DagsterUI, platform: Platform, shoot: S
 
 
 @pytest.mark.slow
-def test_backfill_of_three(ui: DagsterUI, platform: Platform, shoot: Shoot) -> None:
+def test_backfill_of_three(ui: DagsterUI, platform: Platform) -> None:
     three = ["mirror-inspection", "singing-bird", "webcam-hello"]
 
     ui.backfill("audio_embedding", three)
@@ -121,6 +121,8 @@ def test_backfill_with_a_broken_clip(ui: DagsterUI, platform: Platform, shoot: S
     ui.open_failed_run()
     expect(ui.page.get_by_text("1 of 3 video items failed; the others are done.").first).to_be_visible()
     expect(ui.page.get_by_text("cannot open the file (50386 bytes)").first).to_be_visible()
+    ui.filter_log("type:STEP_FAILURE")
+    expect(ui.page.get_by_role("cell", name="truncated-upload", exact=True)).to_be_visible()
     shoot("failed-run")
     statuses = platform.statuses(Stage.VIDEO)
     assert statuses["truncated-upload"] == Status.INVALID_RAW_OBJECT

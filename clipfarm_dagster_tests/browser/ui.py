@@ -80,6 +80,12 @@ class DagsterUI:
         notice = self.page.get_by_text("failed, and did not materialize this asset")
         notice.get_by_role("link").click()
 
+    def filter_log(self, words: str) -> None:
+        """Show only some events of the run on the page."""
+        box = self.page.get_by_placeholder("Filter…")
+        box.fill(words)
+        box.press("Enter")
+
     def open_preview(self) -> Locator:
         """Open the preview among the metadata of the partition on the page."""
         self.page.get_by_role("row").filter(has_text="preview").get_by_text("[Show Markdown]").click()
