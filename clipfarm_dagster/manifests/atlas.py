@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import io
 import os
@@ -27,7 +28,7 @@ def atlas_table(corpus: Corpus, strategy: str, *, thumbnails: int) -> pa.Table:
     """A row for each fused vector: `video_id`, `title`, `description`, `query`, `captured_at`,
     its place `x`, `y`, and `thumbnail` for the first `thumbnails` videos.
 
-    A thumbnail is a struct of `bytes`, the middle frame as WebP; null where the clip cannot be decoded.
+    A thumbnail is the middle frame as the data URI of a JPEG; null where the clip cannot be decoded.
 
     Raises:
         ManifestError: the strategy has no fused manifest.
@@ -44,6 +45,7 @@ def atlas_table(corpus: Corpus, strategy: str, *, thumbnails: int) -> pa.Table:
     return pa.table(
         {
             "video_id": pa.array(places.video_ids, pa.string()),
+            "thumbnail": pa.array([picture and _data_uri(picture) for picture in made], pa.string()),
             **{
                 name: pa.array(values, pa.string())
                 for name, values in metadata_columns(corpus, places.video_ids, _TEXTS).items()
@@ -51,12 +53,12 @@ def atlas_table(corpus: Corpus, strategy: str, *, thumbnails: int) -> pa.Table:
             "captured_at": pq.read_table(path, columns=["captured_at"])["captured_at"],
             "x": pa.array(places.points[:, 0], pa.float32()),
             "y": pa.array(places.points[:, 1], pa.float32()),
-            "thumbnail": pa.array(
-                [None if picture is None else {"bytes": picture} for picture in made],
-                pa.struct([("bytes", pa.binary())]),
-            ),
         }
     )
+
+
+def _data_uri(jpeg: bytes) -> str:
+    return f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"
 
 
 def _thumbnails(corpus: Corpus, video_ids: Sequence[str]) -> list[bytes | None]:
@@ -70,7 +72,7 @@ def _thumbnails(corpus: Corpus, video_ids: Sequence[str]) -> list[bytes | None]:
     etags = dict(zip(listing["key"].to_pylist(), listing["etag"].to_pylist(), strict=True))
     files = {
         key: folder
-        / f"{hashlib.sha256(f'{corpus.store.url} {key} {etags.get(key)}'.encode()).hexdigest()}.webp"
+        / f"{hashlib.sha256(f'{corpus.store.url} {key} {etags.get(key)}'.encode()).hexdigest()}.jpg"
         for key in (corpus.keys.raw(Stage.VIDEO, video_id) for video_id in video_ids)
     }
     missing = [key for key, file in files.items() if key in etags and not file.exists()]
@@ -83,7 +85,7 @@ def _thumbnails(corpus: Corpus, video_ids: Sequence[str]) -> list[bytes | None]:
 
 
 def _thumbnail(data: bytes, max_pixels: int) -> bytes:
-    """The middle frame of a clip, upright, as WebP; empty where the clip cannot be decoded any more."""
+    """The middle frame of a clip, upright, as JPEG; empty where the clip cannot be decoded any more."""
     from PIL import Image
 
     from clipfarm_dagster.embedding.frames import sample_frames
@@ -95,5 +97,5 @@ def _thumbnail(data: bytes, max_pixels: int) -> bytes:
     picture = Image.fromarray(sampled.frames[1])
     picture.thumbnail(_THUMBNAIL)
     file = io.BytesIO()
-    picture.save(file, "WEBP", quality=75)
+    picture.save(file, "JPEG", quality=80)
     return file.getvalue()
