@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING
 import dagster as dg
 
 from clipfarm_dagster.assets.embeddings import embedding_materialization
+from clipfarm_dagster.broken_runs import waiting_stages
 from clipfarm_dagster.catalog.delta import StagePlan, listing_hash
 from clipfarm_dagster.corpus import Corpus
 from clipfarm_dagster.errors import ClipFarmError
@@ -170,6 +171,7 @@ def _tick(context: dg.SensorEvaluationContext, corpus: Corpus) -> dg.SensorResul
         listing=listings.__getitem__,
         deadline=deadline,
     )
+    waiting = waiting_stages(context.instance, list(Stage), now)
     requests: list[dg.RunRequest] = []
     notes = [f"{len(added)} partitions added"] if added else []
     unfinished = len(partitions) < latest.videos or len(plans) < len(Stage)
@@ -179,7 +181,14 @@ def _tick(context: dg.SensorEvaluationContext, corpus: Corpus) -> dg.SensorResul
                 ledger, plan, most_missing=MAX_MISSING, most_restored=MAX_RESTORED
             )
         announce_restored(context.instance, corpus, stage, restored)
+        notes += _notes(stage, plan)
         ids = [video_id for video_id in plan.work["video_id"].to_pylist() if video_id in partitions]
+        if ids and stage in waiting:
+            notes.append(
+                f"{stage}: the last run could not do its work; the next starts after {waiting[stage]}"
+            )
+            unfinished = True
+            continue
         requests += [
             dg.RunRequest(
                 job_name=embedding_job_name(stage),
@@ -192,7 +201,6 @@ def _tick(context: dg.SensorEvaluationContext, corpus: Corpus) -> dg.SensorResul
         unfinished = (
             unfinished or plan.missing.num_rows > MAX_MISSING or plan.restored.num_rows > MAX_RESTORED
         )
-        notes += _notes(stage, plan)
 
     # no digest where there are runs: the ledgers that they leave are looked at
     state = _look(corpus, in_flight)

@@ -199,7 +199,8 @@ def variables() -> dict[str, tuple[str, str]]:
         if name not in set(Stage):
             found[f"{_PREFIX}{name.upper()}"] = (_default(field), field.description or "")
             continue
-        assert isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+        assert isinstance(field.annotation, type)
+        assert issubclass(field.annotation, BaseModel)
         for part, inner in field.annotation.model_fields.items():
             found[f"{_PREFIX}{name.upper()}_{part.upper()}"] = (_default(inner), inner.description or "")
     return found

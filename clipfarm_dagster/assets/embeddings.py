@@ -16,6 +16,7 @@ from clipfarm_dagster.embedding.encoder import Encoder
 from clipfarm_dagster.embedding.engine import EngineOptions, Progress, embed_items
 from clipfarm_dagster.embedding.environment import current_environment
 from clipfarm_dagster.embedding.outcomes import Kind, Outcome
+from clipfarm_dagster.errors import ClipFarmError
 from clipfarm_dagster.ledger.schema import LedgerRow
 from clipfarm_dagster.partitions import VIDEO_PARTITIONS
 from clipfarm_dagster.progress import ProgressListener
@@ -32,6 +33,9 @@ from clipfarm_dagster.stages import Stage
 
 PARTITIONS_PER_RUN = 500
 """Most partitions of one run of a backfill: enough to pay for starting it and loading a model."""
+
+BROKEN_TAG = "clipfarm/broken"
+"""Run tag of a run that could not do its work as a whole, whatever its items: the error's name."""
 
 FAILED_ITEMS_KEY = "failed"
 """Metadata key of the failure that ends a run with failed items; their number."""
@@ -118,6 +122,21 @@ def embed_videos(
         dagster.Failure: items failed, or are unknown to the metadata; the others are done.
         ClipFarmError: the metadata, the store, the ledger or the model cannot be used.
     """
+    try:
+        _embed_videos(context, stage, video_ids, corpus, encoders, listener)
+    except ClipFarmError as error:
+        context.instance.add_run_tags(context.run_id, {BROKEN_TAG: type(error).__name__})
+        raise
+
+
+def _embed_videos(
+    context: Context,
+    stage: Stage,
+    video_ids: Sequence[str],
+    corpus: Corpus,
+    encoders: EncodersResource,
+    listener: ProgressListener,
+) -> None:
     contract = corpus.contract(stage)
     single = len(video_ids) == 1
     failures: list[LedgerRow] = []
