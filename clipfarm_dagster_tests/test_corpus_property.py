@@ -414,12 +414,9 @@ def live(history: Sequence[tuple[Sequence[tuple[str, str, int]], str, int]]) -> 
             for mutations, ending, number in history:
                 for mutation in mutations:
                     world.mutate(*mutation)
-                if ending in ("crash", "interrupt"):
-                    world.sync(
-                        crash=ending == "crash", interrupt_after=number if ending == "interrupt" else None
-                    )
-                    world.mutations += 1
-                world.sync()
+                # what a crash or an interrupt left is met by whatever happens until the next sync
+                world.sync(crash=ending == "crash", interrupt_after=number if ending == "interrupt" else None)
+                world.mutations += ending in ("crash", "interrupt")
                 if ending == "twice":
                     world.sync()
         finally:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import time
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import pytest
+from dagster._core.events import EngineEventData
 
+from clipfarm_dagster import sensors
 from clipfarm_dagster.corpus import Corpus
 from clipfarm_dagster.definitions import build_definitions
 from clipfarm_dagster.errors import ClipFarmError
@@ -16,7 +23,7 @@ from clipfarm_dagster.ledger.schema import Status
 from clipfarm_dagster.partitions import VIDEO_PARTITIONS
 from clipfarm_dagster.resources.object_store import ObjectStoreResource
 from clipfarm_dagster.resources.stage_state import StageStateResource
-from clipfarm_dagster.sensors import chunks, embedding_sensor
+from clipfarm_dagster.sensors import Seen, chunks, embedding_sensor
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster_tests.raw import metadata_row, put_metadata, put_transcript, wav
 
@@ -118,6 +125,109 @@ def test_a_missing_raw_object_costs_no_run_and_comes_back_within_a_tick(corpus: 
     put_transcript(corpus, "a", "here now")
 
     assert requested(daemon.tick()) == {"text": ["a"]}
+
+
+def test_an_object_that_is_overwritten_is_noticed_within_a_tick(corpus: Corpus, daemon: Daemon):
+    put_texts(corpus, "a", "b")
+    daemon.run(daemon.tick())
+    daemon.tick()
+    put_transcript(corpus, "b", "another")
+
+    assert requested(daemon.tick()) == {"text": ["b"]}
+
+
+def test_a_store_that_is_slow_to_list_is_listed_now_and_then_and_missing_objects_are_asked_for(
+    corpus: Corpus, daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+):
+    put_texts(corpus, "a", "b", "late")
+    corpus.store.delete(corpus.keys.raw(Stage.TEXT, "late"))
+    daemon.run(daemon.tick())
+    daemon.tick()
+    slow = replace(Seen.from_cursor(daemon.cursor), listing_seconds=30.0, listed_at=time.time())
+    daemon.cursor = slow.to_cursor()
+
+    put_transcript(corpus, "b", "another")
+    assert daemon.tick() == []
+    put_transcript(corpus, "late", "here now")
+    requests = daemon.tick()
+    assert requested(requests) == {"text": ["b", "late"]}
+    daemon.run(requests)
+
+    # more than can be asked for one by one
+    monkeypatch.setattr(sensors, "MAX_ASKED_FOR", 1)
+    more = ("a", "b", "late", "x", "y", "z")
+    put_metadata(corpus, [metadata_row(video_id) for video_id in more])
+    daemon.tick()
+    daemon.cursor = replace(Seen.from_cursor(daemon.cursor), listing_seconds=30.0).to_cursor()
+    assert daemon.tick() == []
+    put_transcript(corpus, "y", "here now")
+    assert requested(daemon.tick()) == {"text": ["y"]}
+
+    # and in the end everything is listed again
+    put_transcript(corpus, "b", "yet another")
+    daemon.run(daemon.tick())
+    daemon.tick()
+    seen = Seen.from_cursor(daemon.cursor)
+    put_transcript(corpus, "b", "the last")
+    daemon.cursor = replace(seen, listing_seconds=30.0, listed_at=time.time() - 4000).to_cursor()
+    assert requested(daemon.tick()) == {"text": ["b"]}
+
+
+def test_an_object_of_a_video_that_left_the_metadata_does_not_keep_the_sensor_busy(
+    corpus: Corpus, daemon: Daemon
+):
+    put_texts(corpus, "a", "gone")
+    corpus.store.delete(corpus.keys.raw(Stage.TEXT, "gone"))
+    daemon.run(daemon.tick())
+    put_metadata(corpus, [metadata_row("a")])
+    put_transcript(corpus, "gone", "too late")
+    daemon.tick()
+
+    assert daemon.tick() == []
+    assert "nothing new" in (daemon.skip or "")
+    daemon.cursor = replace(
+        Seen.from_cursor(daemon.cursor), listing_seconds=30.0, listed_at=time.time()
+    ).to_cursor()
+    assert daemon.tick() == []
+    assert "nothing new" in (daemon.skip or "")
+
+
+def test_the_csv_is_not_read_again_while_it_is_the_same(
+    corpus: Corpus, daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+):
+    put_texts(corpus, "a")
+    daemon.run(daemon.tick())
+    files = sorted((corpus.settings.home / "cache").iterdir())
+    put_transcript(corpus, "a", "another")
+    size = corpus.store.head(corpus.keys.metadata()).size
+    path = Path(corpus.store.url) / corpus.keys.metadata()
+    stat = path.stat()
+    with path.open("r+b") as file:
+        file.write(b"x" * size)  # unreadable, were it read
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+    assert requested(daemon.tick()) == {"text": ["a"]}
+    assert sorted((corpus.settings.home / "cache").iterdir()) == files
+
+
+def test_a_run_whose_process_was_killed_gives_its_videos_back(corpus: Corpus, daemon: Daemon):
+    put_texts(corpus, "a")
+    job = build_definitions().resolve_job_def(embedding_job_name(Stage.TEXT))
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        run = daemon.instance.create_run_for_job(
+            job,
+            run_config=id_list_run_config(Stage.TEXT, ["a"]),
+            tags=id_list_run_tags(Stage.TEXT, ["a"]),
+            status=dg.DagsterRunStatus.STARTED,
+        )
+        daemon.instance.report_engine_event(
+            "Executing steps in process", run, EngineEventData.in_process(process.pid)
+        )
+        assert daemon.tick() == []
+        process.kill()
+
+    assert requested(daemon.tick()) == {"text": ["a"]}
+    assert daemon.instance.get_run_by_id(run.run_id).status == dg.DagsterRunStatus.FAILURE
 
 
 def test_ids_of_a_run_in_flight_are_not_requested_again(corpus: Corpus, daemon: Daemon):

@@ -6,7 +6,6 @@ import logging
 import sys
 import warnings
 
-import click
 import dagster as dg
 import typer
 from rich.console import Console
@@ -58,9 +57,9 @@ def main() -> None:
     except ClipFarmError as error:
         stderr.print(f"clipfarm: {error}", markup=False, soft_wrap=True)
         sys.exit(2)
-    except click.exceptions.Abort:
+    except typer.Abort:
         stderr.print("clipfarm: interrupted; what was finished is recorded")
         sys.exit(2)
-    except click.ClickException as error:
-        error.show()
+    except typer.TyperException as error:  # the command line itself is wrong
+        stderr.print(f"clipfarm: {error.format_message()} (see --help)", markup=False, soft_wrap=True)
         sys.exit(2)

@@ -20,7 +20,7 @@ from clipfarm_dagster.stages import Stage
 TIMED_ITEMS = 1000
 """Items of a stage, the latest ones, whose times make an estimate."""
 
-_SHOWN_CHARACTERS = 70
+_SHOWN_CHARACTERS = 80
 
 Explain = Annotated[
     str | None,

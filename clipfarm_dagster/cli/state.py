@@ -1,4 +1,4 @@
-"""`clipfarm status`, `verify` and `retry`: what is done, whether it is there, and another try for failures."""
+"""`clipfarm status`, `verify` and `retry`: what is done, whether it is there, another try for failures."""
 
 from __future__ import annotations
 

@@ -1,0 +1,162 @@
+"""`clipfarm sync`, `status`, `verify` and `retry`, from the first embedding to repair."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from clipfarm_dagster.corpus import Corpus
+from clipfarm_dagster.ledger.schema import LedgerRow, Status
+from clipfarm_dagster.stages import Stage
+from clipfarm_dagster_tests.cli.conftest import Ended
+from clipfarm_dagster_tests.raw import metadata_row, put_metadata, put_transcript
+
+pytestmark = pytest.mark.parametrize("store", ["folder"], indirect=True)
+
+Command = Callable[..., Ended]
+
+
+def put_texts(corpus: Corpus, *video_ids: str) -> None:
+    put_metadata(corpus, [metadata_row(video_id) for video_id in video_ids])
+    for video_id in video_ids:
+        put_transcript(corpus, video_id, f"said in {video_id}")
+
+
+def sync_text(clipfarm: Command) -> tuple[int, dict[str, int]]:
+    """Exit code and counts of the text stage, its time checked and left out."""
+    ended = clipfarm("sync", "--stage", "text", "--json")
+    assert set(ended.json) == {"stages"}
+    counts = ended.json["stages"]["text"]
+    assert counts.pop("seconds") > 0
+    return ended.code, counts
+
+
+def test_sync_counts_what_it_did_and_then_has_nothing_to_do(corpus: Corpus, clipfarm: Command):
+    put_texts(corpus, "a", "b")
+    put_metadata(corpus, [metadata_row(video_id) for video_id in ("a", "b", "absent")])
+
+    assert sync_text(clipfarm) == (0, {"success": 2, "missing_raw_object": 1, "model_calls": 2})
+    assert sync_text(clipfarm) == (0, {"model_calls": 0})
+    assert clipfarm("status", "--stage", "text", "--json").json == {
+        "stages": {"text": {"success": 2, "missing_raw_object": 1}},
+        "failures": [],
+    }
+
+
+def test_a_bad_item_is_exit_code_1_and_told_with_its_cause(corpus: Corpus, clipfarm: Command):
+    put_texts(corpus, "a", "b")
+    corpus.store.put(corpus.keys.raw(Stage.TEXT, "b"), b"{}")
+
+    assert sync_text(clipfarm) == (1, {"success": 1, "invalid_raw_object": 1, "model_calls": 1})
+    ended = clipfarm("status", "--json")
+    [failure] = ended.json["failures"]
+    assert "transcript" in failure.pop("error")
+    assert failure == {
+        "stage": "text",
+        "video_id": "b",
+        "status": "invalid_raw_object",
+        "retry_count": 0,
+    }
+    assert ended.json["stages"] == {
+        "video": {},
+        "audio": {},
+        "text": {"success": 1, "invalid_raw_object": 1},
+    }
+    assert ended.code == 0
+
+    # it is left alone until somebody asks for it
+    assert sync_text(clipfarm) == (0, {"model_calls": 0})
+    assert clipfarm("retry", "b", "--json").json == {
+        "stages": {"video": 0, "audio": 0, "text": 1},
+        "not_failed": [],
+    }
+    assert sync_text(clipfarm) == (1, {"invalid_raw_object": 1, "model_calls": 0})
+
+
+def test_lost_and_damaged_vectors_are_found_and_repaired(corpus: Corpus, clipfarm: Command):
+    put_texts(corpus, "a", "b", "c")
+    sync_text(clipfarm)
+    assert clipfarm("verify", "--json").json == {"checked": 3, "bad": []}
+    keys = {video_id: corpus.keys.embedding(Stage.TEXT, video_id) for video_id in "abc"}
+    before = corpus.store.get(keys["b"]).data
+    corpus.store.delete(keys["a"])
+    corpus.store.put(keys["b"], before[:-1])
+
+    found = clipfarm("verify", "--json")
+
+    assert found.code == 1
+    assert found.json["checked"] == 3
+    assert [(entry["stage"], entry["video_id"], entry["key"]) for entry in found.json["bad"]] == [
+        ("text", "a", keys["a"]),
+        ("text", "b", keys["b"]),
+    ]
+    assert all(entry["problem"] for entry in found.json["bad"])
+    assert sync_text(clipfarm) == (0, {"model_calls": 0})
+
+    repaired = clipfarm("verify", "--repair", "--json")
+    assert (repaired.code, repaired.json) == (1, found.json)
+    plan = clipfarm("plan", "--stage", "text", "--json").json
+    assert plan["stages"]["text"]["reasons"] == {"artifact_lost": 2}
+    assert sync_text(clipfarm) == (0, {"success": 2, "model_calls": 2})
+    assert corpus.store.get(keys["b"]).data == before
+    assert clipfarm("verify").code == 0
+
+
+def test_retry_forgets_failures_of_the_ids_and_stages_asked_for(corpus: Corpus, clipfarm: Command):
+    failed = LedgerRow(
+        video_id="a",
+        status=Status.QUARANTINED,
+        processed_at="2026-01-01T00:00:00.000000Z",
+        retry_count=5,
+        error="why",
+    )
+    rows = [
+        failed,
+        replace(failed, video_id="b", status=Status.FAIL, next_attempt_at="2999", retry_count=2),
+        replace(failed, video_id="c", status=Status.SUCCESS, retry_count=0),
+    ]
+    for stage in (Stage.TEXT, Stage.AUDIO):
+        with corpus.ledger(stage) as ledger:
+            ledger.record(rows)
+            before = ledger.version()
+
+    ended = clipfarm("retry", "a", "c", "--stage", "text", "--json")
+    assert (ended.code, ended.json) == (1, {"stages": {"text": 1}, "not_failed": ["c"]})
+    with corpus.ledger(Stage.TEXT) as ledger:
+        found = ledger.rows("abc")
+        assert ledger.version() != before
+    assert (found["a"].status, found["a"].retry_count, found["a"].error) == (Status.FAIL, 0, "why")
+    assert (found["a"].next_attempt_at or "") < "2999"
+    assert (found["b"], found["c"]) == (rows[1], rows[2])
+
+    assert clipfarm("retry", "--all", "--stage", "audio", "--json").json["stages"] == {"audio": 2}
+    assert clipfarm("retry", "--all").code == 0
+
+
+@pytest.mark.parametrize("arguments", [[], ["a", "--all"]])
+def test_retry_wants_ids_or_all(clipfarm: Command, arguments: list[str]):
+    ended = clipfarm("retry", *arguments)
+
+    assert (ended.code, ended.output) == (2, "")
+    assert ended.errors == "clipfarm: name the videos to try again, or give --all\n"
+
+
+def test_a_vector_that_cannot_be_read_is_exit_code_2_and_not_taken_for_lost(
+    corpus: Corpus, clipfarm: Command
+):
+    put_texts(corpus, "a")
+    sync_text(clipfarm)
+    path = Path(corpus.store.url) / corpus.keys.embedding(Stage.TEXT, "a")
+    path.unlink()
+    path.symlink_to(path)
+    with corpus.ledger(Stage.TEXT) as ledger:
+        before = ledger.rows(["a"])
+
+        ended = clipfarm("verify", "--repair", "--json")
+
+        assert (ended.code, ended.output) == (2, "")
+        assert "a.npy" in ended.errors
+        assert ledger.rows(["a"]) == before
