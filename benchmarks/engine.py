@@ -33,6 +33,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 SIZES = ((640, 360), (854, 480), (1280, 720), (360, 640), (480, 854))
 KEYFRAMES_EVERY = (48, 60, 120, 250)
 STAGES = ("video", "audio")
+SAMPLED_EVERY_SECONDS = 1.0
+"""Reading a process's memory stops it for some milliseconds."""
 
 
 def main() -> None:
@@ -236,7 +238,7 @@ def _measured(way: str, given: dict[str, Any]) -> dict[str, Any]:
         while process.poll() is None:
             now, memory = _session_cpu_and_memory(process.pid)
             cpu, peak = {**cpu, **now}, max(peak, memory)
-            time.sleep(0.25)
+            time.sleep(SAMPLED_EVERY_SECONDS)
         if process.returncode:
             raise SystemExit(f"{way} failed")
         wall = time.perf_counter() - start
@@ -298,7 +300,7 @@ def _frames(rng: np.random.Generator, size: tuple[int, int], count: int) -> Iter
     width, height = size
     coarse = rng.integers(0, 255, (height // 8 + 1, width // 8 + 1, 3))
     scene = np.kron(coarse, np.ones((8, 8, 1)))[:height, :width]
-    scene = (scene * 0.7 + rng.integers(0, 70, (height, width, 3))).astype(np.uint8)
+    scene = (scene * 0.7 + rng.integers(0, 8, (height, width, 3))).astype(np.uint8)
     for n in range(count):
         frame = np.roll(scene, (n // 2, n), axis=(0, 1))
         top, left = (7 * n) % (height - 64), (11 * n) % (width - 64)

@@ -1,6 +1,7 @@
 """The embeddings, one asset a stage, and how a run embeds the videos that it was given."""
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -170,12 +171,14 @@ def _embed_videos(
         finally:
             listener(stage, progress)
             corpus.push_snapshot(ledger)
+    summary = progress.summary()
     context.log.info(f"{stage}: {progress.line()}")
-    context.log.info(f"{stage}: {_summary(progress)}")
+    context.log.info(f"{stage}: {json.dumps(summary)}")
+    context.instance.add_run_tags(context.run_id, _summary_tags(summary))
     if failures or unknown:
         failed = [*(row.video_id for row in failures), *unknown]
         record_failed_partitions(context, embedding_asset_key(stage), failed)
-        raise _failure(stage, failures, unknown, len(video_ids))
+        raise _failure(stage, failures, unknown, len(video_ids), summary)
 
 
 def _checked_encoder(context: Context, stage: Stage, corpus: Corpus, encoders: EncodersResource) -> Encoder:
@@ -238,7 +241,13 @@ def embedding_materialization(
     )
 
 
-def _failure(stage: Stage, failures: Sequence[LedgerRow], unknown: Sequence[str], total: int) -> dg.Failure:
+def _failure(
+    stage: Stage,
+    failures: Sequence[LedgerRow],
+    unknown: Sequence[str],
+    total: int,
+    summary: Mapping[str, float | int | str],
+) -> dg.Failure:
     """The failure that ends a run with failed items, saying which and why."""
     rows = [(row.video_id, str(row.status), row.error or "") for row in failures]
     rows += [(video_id, "not in the metadata", "the metadata CSV has no row of it") for video_id in unknown]
@@ -252,18 +261,16 @@ def _failure(stage: Stage, failures: Sequence[LedgerRow], unknown: Sequence[str]
     ]
     return dg.Failure(
         description=f"{len(rows)} of {total} {stage} items failed; the others are done.\n{listed}{more}",
-        metadata={FAILED_ITEMS_KEY: len(rows), "failures": dg.MetadataValue.table(records)},
+        metadata={FAILED_ITEMS_KEY: len(rows), "failures": dg.MetadataValue.table(records), **summary},
         allow_retries=False,
     )
 
 
-def _summary(progress: Progress) -> str:
-    statuses = ", ".join(f"{count} {status}" for status, count in sorted(progress.outcomes.items()))
-    steps = ", ".join(f"{step} {seconds:.1f} s" for step, seconds in progress.seconds.items())
-    return (
-        f"{statuses or 'nothing to do'}; {progress.model_calls} through the model; {progress.elapsed:.1f} s"
-        + (f" ({steps})" if steps else "")
-    )
+def _summary_tags(summary: Mapping[str, float | int | str]) -> dict[str, str]:
+    """Run tags with a run's speed and what bounded it: a run's own metadata, to which Dagster gives no other
+    place. The log has the whole summary."""
+    names = ("items_per_second", "model_busy_share", "bottleneck", "peak_memory_mb")
+    return {f"clipfarm/{name}": str(summary[name]) for name in names}
 
 
 class _ProgressLog:

@@ -57,7 +57,8 @@ RECORD_EVERY_SECONDS = 5.0
 """Finished items wait for no longer than this before they are stored and recorded. A crash repeats them, and
 those of the batch that is being recorded."""
 
-_FETCHED_AHEAD = 8
+_SMALL_OBJECTS_AHEAD = 32
+"""Text is fetched further ahead than media, of which a few fill the memory."""
 _GPU_STREAMS = 2
 
 
@@ -217,16 +218,17 @@ class _Run:
             encoder.preparer, limits, workers=options.workers, previews=options.previews
         ) as prepare:
             flow = _Flow(self, prepare, model, waiting_batches=2 * threads)
+            ahead = options.workers if encoder.preparer.isolated else _SMALL_OBJECTS_AHEAD
             try:
-                self._feed(flow, items)
+                self._feed(flow, items, ahead)
                 flow.drain()
             finally:
                 model.close()
                 flow.take_inferred()
 
-    def _feed(self, flow: _Flow, items: Sequence[WorkItem]) -> None:
+    def _feed(self, flow: _Flow, items: Sequence[WorkItem], ahead: int) -> None:
         by_key = {self.keys.raw(self.stage, item.video_id): item for item in items}
-        for key, answer in self._fetch(list(by_key)):
+        for key, answer in self._fetch(list(by_key), ahead):
             item = by_key[key]
             if isinstance(answer, ObjectMissingError):
                 row = missing_row(item, self.contract, datetime.now(UTC), raw_key=key)
@@ -234,8 +236,10 @@ class _Run:
             elif (fetched := self._look_at(item, answer)) is not None:
                 flow.add(fetched, answer.data)
 
-    def _fetch(self, raw_keys: Sequence[str]) -> Iterator[tuple[str, StoredObject | ObjectMissingError]]:
-        objects = self.store.get_many(raw_keys, max_concurrency=_FETCHED_AHEAD)
+    def _fetch(
+        self, raw_keys: Sequence[str], ahead: int
+    ) -> Iterator[tuple[str, StoredObject | ObjectMissingError]]:
+        objects = self.store.get_many(raw_keys, max_concurrency=ahead)
         while True:
             with self.progress.timed("fetch"):
                 answer = next(objects, None)
