@@ -6,7 +6,8 @@ PORT ?= 3000
 PIP_INSTALL = .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo dev test lint lock clean bench bench-delta bench-frames bench-fusion bench-recording chaos browser
+.PHONY: help demo dev test test-slow chaos property browser lint lock clean \
+	bench bench-delta bench-ticks bench-frames bench-fusion bench-recording bench-precision
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 20
@@ -32,7 +33,19 @@ dev: .venv/installed ## Dagster's UI on 127.0.0.1:3000 over the demo's data (or 
 	CLIPFARM_HOME=$(CLIPFARM_HOME) .venv/bin/clipfarm dev --port $(PORT)
 
 test: .venv/installed-dev ## All tests but the slow ones
-	.venv/bin/python -m pytest -n 2 --dist loadgroup -m 'not slow'
+	.venv/bin/python -m pytest -n 2 --dist loadfile -m 'not slow'
+
+test-slow: .venv/installed-dev ## The slow tests: chaos, random histories and the browser at length
+	.venv/bin/python -m pytest -m slow
+
+chaos: .venv/installed-dev ## Two thousand items under kills, a store that goes away and poisonous objects
+	.venv/bin/python -m pytest -m slow clipfarm_dagster_tests/test_chaos.py
+
+property: .venv/installed-dev ## More than ten thousand random changes to a corpus
+	.venv/bin/python -m pytest -m slow clipfarm_dagster_tests/test_corpus_property.py
+
+browser: .venv/installed-dev ## All of Dagster's UI that people use, in a real browser (Debian's chromium)
+	.venv/bin/python -m pytest -m 'slow or not slow' clipfarm_dagster_tests/browser
 
 lint: .venv/installed-dev ## Formatting, lint and types
 	.venv/bin/ruff format --check .
@@ -43,8 +56,20 @@ lock: .venv/installed-dev ## Pin the versions that are installed now
 	.venv/bin/python -m pip freeze --exclude-editable --exclude pip --exclude setuptools \
 		| sed 's/^\(torch==[0-9.]*\)+.*/\1/' > constraints.txt
 
+bench: .venv/installed-dev ## The engine beside a straightforward script
+	.venv/bin/python benchmarks/engine.py
+
 bench-delta: .venv/installed-dev ## Planning a million videos
 	.venv/bin/python benchmarks/delta.py
+
+bench-ticks: .venv/installed-dev ## Sensor ticks over a hundred thousand partitions
+	.venv/bin/python benchmarks/ticks.py
+
+bench-fusion: .venv/installed-dev ## Fusing a hundred thousand videos
+	.venv/bin/python benchmarks/fusion.py
+
+bench-precision: .venv/installed-dev ## What lower precision costs and saves
+	.venv/bin/python benchmarks/precision.py
 
 bench-frames: .venv/installed-dev ## Sparse decoding beside a full decode
 	.venv/bin/python benchmarks/frames.py

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from clipfarm_dagster.errors import SettingsError
-from clipfarm_dagster.instance import ensure_instance
+from clipfarm_dagster.instance import WORKSPACE, ensure_instance
 from clipfarm_dagster.settings import load_settings
 
 
@@ -35,5 +35,5 @@ def dev(port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 3000) ->
         flush=True,
     )
     arguments = ["-m", "dagster", "dev", "-h", "127.0.0.1", "-p", str(port)]
-    arguments += ["-m", "clipfarm_dagster.definitions"]
+    arguments += ["-w", str(WORKSPACE)]
     os.execve(sys.executable, [sys.executable, *arguments], environment)  # noqa: S606 - no shell is wanted

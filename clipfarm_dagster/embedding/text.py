@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import textwrap
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -75,7 +76,9 @@ class TextPreparer:
 def _quoted(text: str) -> str:
     longest_run = max(map(len, re.findall("~+", text)), default=0)
     fence = "~" * max(3, longest_run + 1)
-    return f"{fence}\n{text}\n{fence}"
+    # Dagster's UI does not wrap what is fenced
+    lines = [wrapped for line in text.splitlines() for wrapped in textwrap.wrap(line, 76) or [""]]
+    return "\n".join([fence, *lines, fence])
 
 
 class TextEncoder:

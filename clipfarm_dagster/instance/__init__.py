@@ -7,6 +7,10 @@ from pathlib import Path
 
 SETTINGS_FILE = "dagster.yaml"
 
+WORKSPACE = Path(__file__).with_name("workspace.yaml")
+"""The workspace of `clipfarm dev`. The repository's own is the same, so that sensors keep their state
+whichever of the two is used."""
+
 
 def ensure_instance(home: Path) -> Path:
     """Make `home` a folder that may serve as `DAGSTER_HOME`, and return it as an absolute path.

@@ -9,7 +9,7 @@ import dagster as dg
 import pytest
 import yaml
 
-from clipfarm_dagster.instance import SETTINGS_FILE, ensure_instance
+from clipfarm_dagster.instance import SETTINGS_FILE, WORKSPACE, ensure_instance
 from clipfarm_dagster.instance.event_log import PooledSqliteEventLogStorage
 
 
@@ -54,3 +54,7 @@ def test_dagster_command_migrates_it(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert (home / "history" / "runs" / "index.db").exists()
+
+
+def test_the_shipped_workspace_is_the_repository_s():
+    assert WORKSPACE.read_text() == (Path(__file__).parents[2] / "workspace.yaml").read_text()
