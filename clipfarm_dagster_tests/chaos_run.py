@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -39,7 +40,8 @@ class FaultyEncoders(EncodersResource):
 
             def logged(batch: Sequence[Prepared]) -> Any:
                 vectors = encode(batch)
-                os.write(log, b"." * len(batch))
+                if threading.current_thread().name.startswith("model"):  # and not for the canary
+                    os.write(log, b"." * len(batch))
                 return vectors
 
             encoder.encode = logged

@@ -64,7 +64,9 @@ def test_every_item_ends_as_it_should(chaos: Chaos, tmp_path: Path, monkeypatch:
     folder = tmp_path / "seaweedfs"
     folder.mkdir()
     with running_seaweedfs(folder) as seaweedfs:
-        corpus = corpus_over(seaweedfs, tmp_path, monkeypatch)
+        server = seaweedfs.server
+        store = {**server.environment, "CLIPFARM_STORE_URL": server.url}
+        corpus = corpus_over(store, tmp_path, monkeypatch)
         names = sorted([*raw, *absent], key=lambda name: random.Random(name).random())
         put_metadata(corpus, [metadata_row(name) for name in names])
         corpus.store.put_many([(corpus.keys.raw(STAGE, name), data) for name, data in raw.items()])
@@ -102,6 +104,32 @@ def test_every_item_ends_as_it_should(chaos: Chaos, tmp_path: Path, monkeypatch:
         assert versions.keys() == set(healthy)
 
 
+def test_a_run_that_is_asked_to_end_records_what_has_been_through_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    corpus = corpus_over({"CLIPFARM_STORE_URL": str(tmp_path / "store")}, tmp_path, monkeypatch)
+    raw = {f"good-{n}": wav(10, seed=n) for n in range(60)}
+    put_metadata(corpus, [metadata_row(name) for name in raw])
+    corpus.store.put_many([(corpus.keys.raw(STAGE, name), data) for name, data in raw.items()])
+    model_log = tmp_path / "model.log"
+    model_log.touch()
+    command = [sys.executable, "-m", "clipfarm_dagster_tests.chaos_run", str(model_log)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        while model_log.stat().st_size < 10 and process.poll() is None:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGTERM)
+        process.wait(60)
+
+    with corpus.ledger(STAGE) as ledger:
+        rows, columns = ledger.rows(raw), ledger.columns()
+    assert process.returncode != 0
+    assert len(rows) == model_log.stat().st_size < 60
+    assert {row.status for row in rows.values()} == {Status.SUCCESS}
+    assert vectors(corpus).keys() == rows.keys()
+    with dg.DagsterInstance.get() as instance:
+        assert untold(columns, materialized_versions(instance, embedding_asset_key(STAGE))) == []
+
+
 def raw_objects(chaos: Chaos) -> dict[str, bytes]:
     """What lies in the store; ids say what it is."""
     good = chaos.items - chaos.corrupt - chaos.missing - chaos.hanging - chaos.killing
@@ -113,16 +141,15 @@ def raw_objects(chaos: Chaos) -> dict[str, bytes]:
     }
 
 
-def corpus_over(seaweedfs: SeaweedFS, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Corpus:
-    """A corpus over the server; settings all from the environment, which the runs inherit."""
+def corpus_over(store: Mapping[str, str], folder: Path, monkeypatch: pytest.MonkeyPatch) -> Corpus:
+    """A corpus over the store that some settings name; all come from the environment, which runs inherit."""
     for name in [name for name in os.environ if name.startswith(("CLIPFARM_", "AWS_", "DAGSTER_"))]:
         monkeypatch.delenv(name)
     checkpoint = make_audio_checkpoint(folder / "audio", hidden_size=64, intermediate_size=64)
     settings = {
-        **seaweedfs.server.environment,
+        **store,
         "AWS_CONFIG_FILE": str(folder / "none"),
         "AWS_SHARED_CREDENTIALS_FILE": str(folder / "none"),
-        "CLIPFARM_STORE_URL": seaweedfs.server.url,
         "CLIPFARM_HOME": str(folder / "home"),
         "CLIPFARM_AUDIO_MODEL": str(checkpoint),
         "CLIPFARM_DEVICE": "cpu",
