@@ -27,7 +27,7 @@ def watch(event, args):
 sys.addaudithook(watch)
 import clipfarm_dagster.definitions
 clipfarm_dagster.definitions.defs.resolve_all_job_defs()
-heavy = {"torch", "transformers", "sentence_transformers", "librosa", "av", "boto3", "duckdb", "pandas", "pyarrow"}
+heavy = {"torch", "transformers", "sentence_transformers", "librosa", "av", "boto3", "duckdb", "pandas"}
 print(touched, sorted(heavy & set(sys.modules)))
 """
 
