@@ -31,7 +31,7 @@ from clipfarm_dagster.corpus import Corpus
 from clipfarm_dagster.embedding.outcomes import WorkItem, success_row
 from clipfarm_dagster.embedding.vectors import l2_normalise, to_npy, vector_sha256
 from clipfarm_dagster.errors import StoreError
-from clipfarm_dagster.manifests.refresh import refresh_fused, refresh_manifest
+from clipfarm_dagster.manifests.refresh import fused_file, refresh_fused, refresh_manifest
 from clipfarm_dagster.manifests.strategies import make_strategy
 from clipfarm_dagster.settings import load_settings
 from clipfarm_dagster.stages import Stage
@@ -90,7 +90,11 @@ def seaweedfs(folder: Path) -> Iterator[str]:
         yield store.url
     finally:
         server.terminate()
-        server.wait(20)
+        try:
+            server.wait(20)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.wait()
 
 
 def open_corpus(home: Path) -> Corpus:
@@ -208,6 +212,14 @@ def main() -> None:
         update = in_a_process(home)
         share = update["seconds"] / full["seconds"]
         print(f"1% changed      {_line(update)}; {share:.1%} of the full build", flush=True)
+        path = fused_file(corpus, "concat").path
+        started = time.perf_counter()
+        corpus.store.put_file("bench/upload", path)
+        seconds = time.perf_counter() - started
+        print(
+            f"of which the upload of {path.stat().st_size / 1e6:,.0f} MB alone takes {seconds:.1f} s",
+            flush=True,
+        )
         idle = in_a_process(home)
         print(f"nothing changed {_line(idle)}", flush=True)
 
@@ -226,7 +238,8 @@ def main() -> None:
 def _line(figures: dict[str, float]) -> str:
     return (
         f"{figures['seconds']:6.1f} s (manifests {figures['manifests_seconds']:.1f} s),"
-        f" {figures['rows']:,} rows, {figures['read']:,} vectors read, peak memory {figures['peak_mib']:,.0f} MiB"
+        f" {figures['rows']:,} rows, {figures['read']:,} vectors read, peak memory"
+        f" {figures['peak_mib']:,.0f} MiB"
     )
 
 
