@@ -50,7 +50,7 @@ def sync_corpus(
         ClipFarmError: the metadata, the store, a ledger or a model cannot be used.
     """
     from clipfarm_dagster.definitions import build_definitions
-    from clipfarm_dagster.in_flight import videos_in_flight
+    from clipfarm_dagster.in_flight import fail_dead_runs, videos_in_flight
     from clipfarm_dagster.jobs import embedding_job_name, id_list_run_config, id_list_run_tags
     from clipfarm_dagster.partitions import VIDEO_PARTITIONS
     from clipfarm_dagster.sensors import announce_restored
@@ -59,6 +59,7 @@ def sync_corpus(
     known = set(instance.get_dynamic_partitions(VIDEO_PARTITIONS.name or ""))
     if new := [video_id for video_id in latest.video_ids() if video_id not in known]:
         instance.add_dynamic_partitions(VIDEO_PARTITIONS.name or "", new)
+    fail_dead_runs(instance)
     in_flight = videos_in_flight(instance)
     answer: dict[str, dict[str, Any]] = {}
     with progress_bars(quiet) as bars:
