@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,6 +143,9 @@ def load_encoder(stage: Stage, settings: Settings) -> Encoder:
 def _load(settings: Settings, checkpoint: Checkpoint, folder: Path) -> Encoder:
     import torch
 
+    # oneDNN keeps machine code for each length of sound that it meets, 1,024 pieces of up to a megabyte where
+    # nothing is said; it reads this when it makes the first
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
     # cuDNN convolves float32 in TF32 by default, which moves vectors by a thousand times float32's rounding
     torch.backends.cudnn.allow_tf32 = False
     chosen, device = settings.stage(checkpoint.stage), resolve_device(settings.device)
