@@ -22,7 +22,9 @@ def watch(event, args):
         touched.append((event, args))
     if event == "open" and isinstance(args[0], str):
         name = args[0]
-        if not name.endswith((".py", ".pyc", ".so", ".pth", "METADATA", "/mime.types", "entry_points.txt")):
+        # Python's own search for modules: zip files on its path, and hooks of editable installs
+        searching = name in sys.path or "__path_hook__" in name
+        if not searching and not name.endswith((".py", ".pyc", ".so", ".pth", "METADATA", "/mime.types", "entry_points.txt")):
             touched.append((event, name))
 sys.addaudithook(watch)
 import clipfarm_dagster.definitions

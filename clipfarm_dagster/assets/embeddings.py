@@ -126,7 +126,7 @@ def embed_videos(
     try:
         _embed_videos(context, stage, video_ids, corpus, encoders, listener)
     except ClipFarmError as error:
-        context.instance.add_run_tags(context.run_id, {BROKEN_TAG: type(error).__name__})
+        context.instance.add_run_tags(context.run.run_id, {BROKEN_TAG: type(error).__name__})
         raise
 
 
@@ -174,7 +174,7 @@ def _embed_videos(
     summary = progress.summary()
     context.log.info(f"{stage}: {progress.line()}")
     context.log.info(f"{stage}: {json.dumps(summary)}")
-    context.instance.add_run_tags(context.run_id, _summary_tags(summary))
+    context.instance.add_run_tags(context.run.run_id, _summary_tags(summary))
     if failures or unknown:
         failed = [*(row.video_id for row in failures), *unknown]
         record_failed_partitions(context, embedding_asset_key(stage), failed)
@@ -191,7 +191,7 @@ def _checked_encoder(context: Context, stage: Stage, corpus: Corpus, encoders: E
     encoder = encoders.load(stage, corpus.settings)
     environment, contract = current_environment(encoder.device), encoder.contract
     tags = {CONTRACT_TAG: contract.id, ENVIRONMENT_TAG: environment.id}
-    context.instance.add_run_tags(context.run_id, tags)
+    context.instance.add_run_tags(context.run.run_id, tags)
     context.log.info(f"contract {contract.id}: {contract.to_json()}")
     context.log.info(f"environment {environment.id}: {environment.to_json()}")
     check_before_writing(encoder, environment, corpus.store, corpus.keys, corpus.settings.home)

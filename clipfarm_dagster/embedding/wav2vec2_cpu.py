@@ -85,7 +85,7 @@ def _fold_norm(first: Any, windows: torch.Tensor) -> tuple[torch.Tensor, torch.T
     variance = ((weight @ covariance) * weight).sum(dim=1).clamp(min=0)
     scale = norm.weight.double() / (variance + norm.eps).sqrt()
     folded, bias = weight * scale[:, None], norm.bias.double() - scale * (weight @ mean)
-    return folded.float(), bias.float()
+    return folded.to(first.conv.weight.dtype), bias.to(first.conv.weight.dtype)
 
 
 def _frames(layers: Sequence[Any], windows: int) -> tuple[int, int, int]:
@@ -104,10 +104,14 @@ def _positional_convolution(original: Any) -> torch.nn.Module:
     class PositionalConvolution(torch.nn.Module):
         """The same, with its weight norm folded in once, and in the layout that oneDNN is quick with."""
 
+        _weight: torch.Tensor
+
         def __init__(self) -> None:
             super().__init__()
             self.conv, self.padding, self.activation = original.conv, original.padding, original.activation
-            self._weight = _channels_last(original.conv.weight.detach())[:, :, None]
+            self.register_buffer(
+                "_weight", _channels_last(original.conv.weight.detach())[:, :, None], persistent=False
+            )
 
         def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
             state = torch.nn.functional.conv2d(

@@ -131,7 +131,8 @@ def another_resampler() -> Iterator[None]:
 
 def change_one_tensor(encoder: Any) -> None:
     with torch.no_grad():
-        list(encoder.parameters())[5].view(-1)[0] += 1e-2
+        weight = list(encoder.parameters())[5]
+        weight[(0,) * weight.ndim] += 1e-2
 
 
 def to_float16(encoder: Any) -> None:
