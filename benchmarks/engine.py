@@ -148,7 +148,7 @@ _encoders: dict[str, Any] = {}
 
 
 def _encoder(stage: str, given: dict[str, Any]) -> Any:
-    from clipfarm_dagster.embedding.encoder import load_encoder
+    from clipfarm_dagster.embedding.loading import load_encoder
     from clipfarm_dagster.settings import load_settings
     from clipfarm_dagster.stages import Stage
 
@@ -164,8 +164,8 @@ def _encoder(stage: str, given: dict[str, Any]) -> Any:
 def _engine_pass(given: dict[str, Any]) -> dict[str, Any]:
     """Both stages, one after the other, from an empty ledger."""
     from clipfarm_dagster.catalog.keys import Keys
-    from clipfarm_dagster.embedding.encoder import stage_contract
     from clipfarm_dagster.embedding.engine import EngineOptions, embed_items
+    from clipfarm_dagster.embedding.loading import stage_contract
     from clipfarm_dagster.embedding.outcomes import WorkItem
     from clipfarm_dagster.ledger.ledger import Ledger
     from clipfarm_dagster.settings import load_settings

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from clipfarm_dagster.embedding.canary import canary_input
-from clipfarm_dagster.embedding.encoder import load_encoder
+from clipfarm_dagster.embedding.loading import load_encoder
 from clipfarm_dagster.settings import load_settings
 from clipfarm_dagster.stages import Stage
 

@@ -28,7 +28,7 @@ from clipfarm_dagster.catalog.metadata import (
     rows_for,
 )
 from clipfarm_dagster.embedding.contract import Contract
-from clipfarm_dagster.embedding.encoder import stage_contract
+from clipfarm_dagster.embedding.loading import stage_contract
 from clipfarm_dagster.embedding.outcomes import WorkItem, missing_row, standing_row
 from clipfarm_dagster.embedding.vectors import VectorProblem, from_npy, vector_sha256
 from clipfarm_dagster.errors import MetadataError, ObjectMissingError, SettingsError

@@ -19,8 +19,8 @@ from clipfarm_dagster.assets.embeddings import embedding_asset_key
 from clipfarm_dagster.checks import materialized_versions
 from clipfarm_dagster.corpus import Corpus
 from clipfarm_dagster.demo.checkpoints import make_audio_checkpoint
-from clipfarm_dagster.embedding.encoder import load_encoder
 from clipfarm_dagster.embedding.engine import RECORD_EVERY_ITEMS, EngineOptions, embed_items
+from clipfarm_dagster.embedding.loading import load_encoder
 from clipfarm_dagster.embedding.outcomes import WorkItem
 from clipfarm_dagster.instance import ensure_instance
 from clipfarm_dagster.ledger.ledger import Ledger

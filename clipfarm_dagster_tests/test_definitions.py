@@ -24,7 +24,8 @@ def watch(event, args):
         name = args[0]
         # Python's own search for modules: zip files on its path, and hooks of editable installs
         searching = name in sys.path or "__path_hook__" in name
-        if not searching and not name.endswith((".py", ".pyc", ".so", ".pth", "METADATA", "/mime.types", "entry_points.txt")):
+        code = name.endswith((".py", ".pyc", ".so", ".pth", "METADATA", "/mime.types", "entry_points.txt"))
+        if not searching and not code:
             touched.append((event, name))
 sys.addaudithook(watch)
 import clipfarm_dagster.definitions

@@ -12,8 +12,10 @@ import typer
 from clipfarm_dagster.cli.output import Json, console, dagster_instance, print_json, table
 from clipfarm_dagster.cli.sync import Listener, check_result, progress_bars, quiet_run_config
 from clipfarm_dagster.corpus import Corpus
-from clipfarm_dagster.embedding.encoder import quiet_transformers
-from clipfarm_dagster.search import load_vectors, nearest
+from clipfarm_dagster.embedding.loading import quiet_transformers
+from clipfarm_dagster.ledger.schema import Status
+from clipfarm_dagster.manifests.refresh import modality_vectors
+from clipfarm_dagster.manifests.search import nearest, vector_of
 from clipfarm_dagster.settings import SETTINGS_FILE, load_settings
 from clipfarm_dagster.stages import Stage
 
@@ -139,19 +141,18 @@ def _describe(corpus: Corpus, embedded: dict[Stage, int]) -> dict[str, Any]:
     stages = {}
     for stage in Stage:
         with corpus.ledger(stage) as ledger:
-            ids, vectors = load_vectors(corpus, ledger)
-        stages[str(stage)] = {"vectors": len(ids), "embedded": embedded.get(stage, 0)}
-    titles = {video_id: row["title"] for video_id, row in corpus.rows(ids).items()}
-    like = ids[0]
-    neighbours = [
-        (video_id, score, titles.get(video_id, ""))
-        for video_id, score in nearest(ids, vectors, vectors[0], 5)
-        if video_id != like
-    ]
+            vectors = ledger.counts().get(Status.SUCCESS, 0)
+        stages[str(stage)] = {"vectors": vectors, "embedded": embedded.get(stage, 0)}
+    path, _ = modality_vectors(corpus, Stage.TEXT)
+    titles = {
+        video_id: row["title"] for video_id, row in corpus.rows(corpus.latest_rows().video_ids()).items()
+    }
+    like = min(titles)
+    found = nearest(path, vector_of(path, like), 4, without=like)
     return {
         "home": str(corpus.settings.home),
         "store": corpus.store.url,
         "stages": stages,
         "like": like,
-        "neighbours": neighbours,
+        "neighbours": [(match.video_id, match.score, titles.get(match.video_id, "")) for match in found],
     }

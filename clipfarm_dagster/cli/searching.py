@@ -50,7 +50,7 @@ def search(
         path, fusion = modality_vectors(corpus, modality or Stage.TEXT)
         _warn(len(fusion.dropped))
     if words:
-        from clipfarm_dagster.embedding.encoder import load_encoder
+        from clipfarm_dagster.embedding.loading import load_encoder
 
         query = words_vector(load_encoder(Stage.TEXT, corpus.settings), words)
     else:

@@ -15,8 +15,8 @@ from rich.progress import Progress as Bars
 
 from clipfarm_dagster.cli.output import Json, Stages, console, dagster_instance, print_json, table
 from clipfarm_dagster.corpus import FAILED_STATUSES, Corpus
-from clipfarm_dagster.embedding.encoder import stage_checkpoint
 from clipfarm_dagster.embedding.engine import Progress
+from clipfarm_dagster.embedding.loading import stage_checkpoint
 from clipfarm_dagster.errors import ClipFarmError
 from clipfarm_dagster.ledger.schema import Status
 from clipfarm_dagster.settings import load_settings

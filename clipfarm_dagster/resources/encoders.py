@@ -5,7 +5,8 @@ import threading
 import dagster as dg
 from pydantic import Field
 
-from clipfarm_dagster.embedding.encoder import Encoder, load_encoder, stage_contract
+from clipfarm_dagster.embedding.encoder import Encoder
+from clipfarm_dagster.embedding.loading import load_encoder, stage_contract
 from clipfarm_dagster.settings import Settings
 from clipfarm_dagster.stages import Stage
 

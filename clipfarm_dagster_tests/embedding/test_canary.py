@@ -29,8 +29,9 @@ from clipfarm_dagster.embedding.canary import (
     check_before_writing,
     check_canary,
 )
-from clipfarm_dagster.embedding.encoder import Encoder, load_encoder
+from clipfarm_dagster.embedding.encoder import Encoder
 from clipfarm_dagster.embedding.environment import Environment, current_environment
+from clipfarm_dagster.embedding.loading import load_encoder
 from clipfarm_dagster.errors import DriftError
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.store import ObjectStore

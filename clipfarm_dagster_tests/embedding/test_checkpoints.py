@@ -18,7 +18,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from clipfarm_dagster.embedding.checkpoints import Checkpoint, folder_revision, resolve_checkpoint
-from clipfarm_dagster.embedding.encoder import load_encoder
+from clipfarm_dagster.embedding.loading import load_encoder
 from clipfarm_dagster.errors import ModelUnavailableError, SettingsError
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster_tests.embedding.models import model_settings

@@ -11,7 +11,7 @@ import pytest
 
 from clipfarm_dagster.embedding.canary import canary_input
 from clipfarm_dagster.embedding.contract import Contract
-from clipfarm_dagster.embedding.encoder import load_encoder, stage_contract
+from clipfarm_dagster.embedding.loading import load_encoder, stage_contract
 from clipfarm_dagster.errors import SettingsError
 from clipfarm_dagster.settings import load_settings
 from clipfarm_dagster.stages import Stage

@@ -15,8 +15,9 @@ import torch
 from clipfarm_dagster.catalog.hashing import metadata_hash
 from clipfarm_dagster.catalog.keys import Keys
 from clipfarm_dagster.demo.checkpoints import make_audio_checkpoint, minilm_folder
-from clipfarm_dagster.embedding.encoder import Encoder, Prepared, load_encoder
+from clipfarm_dagster.embedding.encoder import Encoder, Prepared
 from clipfarm_dagster.embedding.engine import EngineOptions, Progress, embed_items
+from clipfarm_dagster.embedding.loading import load_encoder
 from clipfarm_dagster.embedding.outcomes import Kind, Outcome, RetryPolicy, WorkItem
 from clipfarm_dagster.embedding.vectors import from_npy
 from clipfarm_dagster.errors import ModelUnavailableError, StoreUnavailableError

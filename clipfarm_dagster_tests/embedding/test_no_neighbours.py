@@ -14,8 +14,9 @@ import pytest
 
 from clipfarm_dagster.catalog.hashing import metadata_hash
 from clipfarm_dagster.catalog.keys import Keys
-from clipfarm_dagster.embedding.encoder import Encoder, load_encoder
+from clipfarm_dagster.embedding.encoder import Encoder
 from clipfarm_dagster.embedding.engine import EngineOptions, embed_items
+from clipfarm_dagster.embedding.loading import load_encoder
 from clipfarm_dagster.embedding.outcomes import RetryPolicy, WorkItem
 from clipfarm_dagster.embedding.vectors import from_npy
 from clipfarm_dagster.errors import StoreUnavailableError
