@@ -102,7 +102,8 @@ def to_device(inputs: np.ndarray[Any, Any], model: torch.nn.Module) -> torch.Ten
     """Inputs on a model's device, in its precision; to a GPU through pinned memory, without waiting."""
     import torch
 
-    weight, tensor = next(model.parameters()), torch.from_numpy(inputs)
+    # copied, since torch aligns its memory and NumPy does not, and the last digits of a sum can depend on that
+    weight, tensor = next(model.parameters()), torch.from_numpy(inputs).clone()
     if weight.device.type != "cuda":
         return tensor.to(weight.device, weight.dtype)
     return tensor.pin_memory().to(weight.device, non_blocking=True).to(weight.dtype)
