@@ -102,7 +102,7 @@ def to_device(inputs: np.ndarray[Any, Any], model: torch.nn.Module) -> torch.Ten
     """Inputs on a model's device, in its precision; to a GPU through pinned memory, without waiting."""
     import torch
 
-    # copied, since torch aligns its memory and NumPy does not, and the last digits of a sum can depend on that
+    # copied, since torch aligns its memory and NumPy does not; the last digits of a sum can depend on that
     weight, tensor = next(model.parameters()), torch.from_numpy(inputs).clone()
     if weight.device.type != "cuda":
         return tensor.to(weight.device, weight.dtype)
