@@ -14,7 +14,8 @@ from clipfarm_dagster.stages import Stage
 from clipfarm_dagster_tests.browser.platform import CLIPS, LATE_CLIP, Clip, Platform
 from clipfarm_dagster_tests.browser.ui import RUN_PATIENCE, DagsterUI
 
-pytestmark = pytest.mark.xdist_group("browser")
+# a browser that draws without a GPU can take both cores from the tests beside it: `make browser` runs these
+pytestmark = [pytest.mark.xdist_group("browser"), pytest.mark.slow]
 
 Shoot = Callable[[str], None]
 
@@ -74,7 +75,6 @@ def test_one_partition_with_its_contact_sheet(ui: DagsterUI, platform: Platform,
     check_vector(platform, Stage.VIDEO, "mirror-inspection")
 
 
-@pytest.mark.slow
 def test_one_partition_with_its_waveform(ui: DagsterUI, platform: Platform, shoot: Shoot) -> None:
     ui.materialize("audio_embedding", "singing-bird")
 
@@ -84,7 +84,6 @@ def test_one_partition_with_its_waveform(ui: DagsterUI, platform: Platform, shoo
     check_vector(platform, Stage.AUDIO, "singing-bird")
 
 
-@pytest.mark.slow
 def test_one_partition_with_its_text(ui: DagsterUI, platform: Platform, shoot: Shoot) -> None:
     ui.materialize("text_embedding", "singing-bird")
 
@@ -96,7 +95,6 @@ def test_one_partition_with_its_text(ui: DagsterUI, platform: Platform, shoot: S
     check_vector(platform, Stage.TEXT, "singing-bird")
 
 
-@pytest.mark.slow
 def test_backfill_of_three(ui: DagsterUI, platform: Platform) -> None:
     three = ["mirror-inspection", "singing-bird", "webcam-hello"]
 
@@ -110,7 +108,6 @@ def test_backfill_of_three(ui: DagsterUI, platform: Platform) -> None:
         check_vector(platform, Stage.AUDIO, video_id)
 
 
-@pytest.mark.slow
 def test_backfill_with_a_broken_clip(ui: DagsterUI, platform: Platform, shoot: Shoot) -> None:
     ui.backfill("video_embedding", ["rooftop-crane", "evening-skyline", "truncated-upload"])
 
@@ -146,7 +143,6 @@ def test_sensor_embeds_everything(ui: DagsterUI, platform: Platform, shoot: Shoo
     shoot("asset-graph")
 
 
-@pytest.mark.slow
 def test_sensor_follows_what_changes(ui: DagsterUI, platform: Platform, shoot: Shoot) -> None:
     ui.turn_sensor_on("embedding_sensor")
     expected = {stage: {clip.video_id: expected_status(stage, clip) for clip in CLIPS} for stage in Stage}
