@@ -5,6 +5,9 @@ Writes go through SQLAlchemy in one transaction a batch; large bulk reads go thr
 
 from __future__ import annotations
 
+import random
+import sqlite3
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -44,6 +47,9 @@ if TYPE_CHECKING:
 
 _ROWS_READ_HERE = 20_000
 """Up to so many rows are read in this process; for more, starting another one pays."""
+
+_BUSY_SECONDS = 60.0
+"""How long a connection waits for another one's lock on an SQLite file."""
 
 _IDS_PER_QUERY = 500
 """SQLite as Debian ships it allows 32,766 bound values a statement, older ones 999."""
@@ -302,11 +308,11 @@ class _Guarded:
 def _create_engine(url: URL) -> Engine:
     if url.get_backend_name() == "postgresql":
         return create_engine(url, pool_pre_ping=True)
-    engine = create_engine(url, connect_args={"timeout": 60, "isolation_level": None})
+    engine = create_engine(url, connect_args={"timeout": _BUSY_SECONDS, "isolation_level": None})
 
     @event.listens_for(engine, "connect")
     def _set_pragmas(connection: Any, _record: Any) -> None:
-        connection.execute("PRAGMA journal_mode=WAL")
+        _use_wal(connection)
         connection.execute("PRAGMA synchronous=NORMAL")
 
     @event.listens_for(engine, "begin")
@@ -316,6 +322,20 @@ def _create_engine(url: URL) -> Engine:
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
     return engine
+
+
+def _use_wal(connection: sqlite3.Connection) -> None:
+    """Switch to a write-ahead log. SQLite does not wait for a lock here, so several processes that open a new
+    file at the same time would meet `database is locked` at once."""
+    deadline = time.monotonic() + _BUSY_SECONDS
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(random.uniform(0.005, 0.05))  # noqa: S311 - only so that processes do not go in step
 
 
 @contextmanager

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 import sqlite3
+import threading
+from contextlib import closing
 from dataclasses import fields, replace
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
@@ -199,6 +201,20 @@ def test_processes_write_at_the_same_time_and_lose_nothing(state_url: str, tmp_p
     assert [writer.exitcode for writer in writers] == [0, 0, 0]
     ledger = Ledger.open(Stage.VIDEO, state_url=state_url, sqlite_path=path)
     assert ledger.columns(["video_id"]).num_rows == 600
+    ledger.close()
+
+
+def test_opening_a_new_file_waits_for_another_process_that_opens_it(tmp_path: Path):
+    path = tmp_path / "new.sqlite"
+    with closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        timer = threading.Timer(0.3, other.execute, ["COMMIT"])
+        timer.start()
+
+        ledger = Ledger.open(Stage.VIDEO, state_url="", sqlite_path=path)
+
+        timer.join()
+    ledger.record([LedgerRow(video_id="a")])
     ledger.close()
 
 
