@@ -7,7 +7,7 @@ PIP_INSTALL = .venv/bin/python -m pip install --quiet --disable-pip-version-chec
 
 .DEFAULT_GOAL := help
 .PHONY: help demo dev test test-slow chaos property browser lint lock clean \
-	bench bench-delta bench-ticks bench-frames bench-fusion bench-recording bench-precision
+	bench bench-text bench-delta bench-ticks bench-frames bench-fusion bench-recording bench-precision
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 20
@@ -58,6 +58,9 @@ lock: .venv/installed-dev ## Pin the versions that are installed now
 
 bench: .venv/installed-dev ## The engine beside a straightforward script
 	.venv/bin/python benchmarks/engine.py
+
+bench-text: .venv/installed-dev ## Ten thousand text items in one run through Dagster
+	.venv/bin/python benchmarks/engine.py --text 10000
 
 bench-delta: .venv/installed-dev ## Planning a million videos
 	.venv/bin/python benchmarks/delta.py
