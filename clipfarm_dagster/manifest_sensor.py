@@ -5,9 +5,8 @@ the following ticks, since it sees single materializations. What counts here is 
 once they have changed and then come to rest.
 """
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -17,6 +16,7 @@ from dagster._core.storage.dagster_run import IN_PROGRESS_RUN_STATUSES
 from clipfarm_dagster.assets.fusion import FUSED_ASSET_KEY
 from clipfarm_dagster.assets.manifests import manifest_asset_key
 from clipfarm_dagster.corpus import Corpus
+from clipfarm_dagster.cursor import Cursor
 from clipfarm_dagster.errors import ClipFarmError
 from clipfarm_dagster.in_flight import videos_in_flight
 from clipfarm_dagster.ledger.schema import timestamp
@@ -42,7 +42,7 @@ MANIFESTS_JOB = dg.define_asset_job(
 
 
 @dataclass(frozen=True)
-class Seen:
+class Seen(Cursor):
     """What the sensor keeps between ticks."""
 
     done: Mapping[str, str] = field(default_factory=dict)
@@ -51,18 +51,6 @@ class Seen:
     """What the last tick saw."""
     since: str = ""
     """When a run was launched, or, where `last` differs from `done`, when that was first seen."""
-
-    @classmethod
-    def from_cursor(cls, cursor: str | None) -> "Seen":
-        """Read a sensor cursor; one that is not ours counts as nothing seen."""
-        try:
-            return cls(**json.loads(cursor or "{}"))
-        except (TypeError, ValueError):
-            return cls()
-
-    def to_cursor(self) -> str:
-        """As a sensor cursor."""
-        return json.dumps(asdict(self))
 
 
 @dataclass(frozen=True)

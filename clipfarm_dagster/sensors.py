@@ -21,7 +21,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -31,6 +31,7 @@ from clipfarm_dagster.assets.embeddings import embedding_materialization
 from clipfarm_dagster.broken_runs import waiting_stages
 from clipfarm_dagster.catalog.delta import StagePlan, listing_hash
 from clipfarm_dagster.corpus import Corpus
+from clipfarm_dagster.cursor import Cursor
 from clipfarm_dagster.errors import ClipFarmError
 from clipfarm_dagster.in_flight import fail_dead_runs, videos_in_flight
 from clipfarm_dagster.jobs import EMBEDDING_JOBS, embedding_job_name, id_list_run_config, id_list_run_tags
@@ -69,7 +70,7 @@ class State:
 
 
 @dataclass(frozen=True)
-class Seen:
+class Seen(Cursor):
     """What the last plan saw; while nothing of it changes there is nothing to do."""
 
     digest: str = ""
@@ -86,18 +87,6 @@ class Seen:
     """When the earliest failed item may be tried again."""
     unfinished: bool = True
     """Whether the last tick left work to later ones."""
-
-    @classmethod
-    def from_cursor(cls, cursor: str | None) -> "Seen":
-        """Read a sensor cursor; one that is not ours counts as nothing seen."""
-        try:
-            return cls(**json.loads(cursor or "{}"))
-        except (TypeError, ValueError):
-            return cls()
-
-    def to_cursor(self) -> str:
-        """As a sensor cursor."""
-        return json.dumps(asdict(self))
 
     def must_plan(self, state: State, now: datetime) -> bool:
         """Whether to plan, whatever the raw objects are."""

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
@@ -123,26 +124,11 @@ def embed_videos(
         dagster.Failure: items failed, or are unknown to the metadata; the others are done.
         ClipFarmError: the metadata, the store, the ledger or the model cannot be used.
     """
-    try:
-        _embed_videos(context, stage, video_ids, corpus, encoders, listener)
-    except ClipFarmError as error:
-        context.instance.add_run_tags(context.run.run_id, {BROKEN_TAG: type(error).__name__})
-        raise
-
-
-def _embed_videos(
-    context: Context,
-    stage: Stage,
-    video_ids: Sequence[str],
-    corpus: Corpus,
-    encoders: EncodersResource,
-    listener: ProgressListener,
-) -> None:
-    contract = corpus.contract(stage)
     single = len(video_ids) == 1
     failures: list[LedgerRow] = []
 
-    with corpus.ledger(stage) as ledger:
+    with _breakage_tagged(context), corpus.ledger(stage) as ledger:
+        contract = corpus.contract(stage)
         items = corpus.work_items(stage, video_ids, ledger)
         known = {item.video_id for item in items}
         unknown = [video_id for video_id in video_ids if video_id not in known]
@@ -179,6 +165,16 @@ def _embed_videos(
         failed = [*(row.video_id for row in failures), *unknown]
         record_failed_partitions(context, embedding_asset_key(stage), failed)
         raise _failure(stage, failures, unknown, len(video_ids), summary)
+
+
+@contextmanager
+def _breakage_tagged(context: Context) -> Iterator[None]:
+    """Tag the run where the block, and not some of its items, goes wrong."""
+    try:
+        yield
+    except ClipFarmError as error:
+        context.instance.add_run_tags(context.run.run_id, {BROKEN_TAG: type(error).__name__})
+        raise
 
 
 def _checked_encoder(context: Context, stage: Stage, corpus: Corpus, encoders: EncodersResource) -> Encoder:

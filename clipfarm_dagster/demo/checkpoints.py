@@ -67,10 +67,7 @@ def make_video_checkpoint(
 
     config = VideoMAEConfig(
         architectures=["VideoMAEForPreTraining"],
-        hidden_size=hidden_size,
-        intermediate_size=intermediate_size,
-        num_hidden_layers=layers,
-        num_attention_heads=hidden_size // 64,
+        **_encoder_size(layers, hidden_size, intermediate_size),
         decoder_hidden_size=64,
         decoder_intermediate_size=64,
         decoder_num_attention_heads=1,
@@ -92,10 +89,7 @@ def make_audio_checkpoint(
 
     config = Wav2Vec2Config(
         architectures=["Wav2Vec2ForCTC"],
-        hidden_size=hidden_size,
-        intermediate_size=intermediate_size,
-        num_hidden_layers=layers,
-        num_attention_heads=hidden_size // 64,
+        **_encoder_size(layers, hidden_size, intermediate_size),
         num_conv_pos_embeddings=32,
         feat_extract_norm="group",
         vocab_size=len(_AUDIO_VOCABULARY),
@@ -135,6 +129,15 @@ def minilm_folder() -> Path:
     if not (folder / "model.safetensors").is_file():
         raise ModelUnavailableError(f"{folder} holds no model.safetensors; reinstall {MINILM_PACKAGE}")
     return folder
+
+
+def _encoder_size(layers: int, hidden_size: int, intermediate_size: int) -> dict[str, Any]:
+    return {
+        "hidden_size": hidden_size,
+        "intermediate_size": intermediate_size,
+        "num_hidden_layers": layers,
+        "num_attention_heads": hidden_size // 64,
+    }
 
 
 def _write_checkpoint(config: Any, folder: Path, seed: int, files: Mapping[str, Mapping[str, Any]]) -> Path:

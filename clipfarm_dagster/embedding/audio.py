@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from clipfarm_dagster.embedding.checkpoints import Checkpoint, check_weights
+from clipfarm_dagster.embedding.checkpoints import Checkpoint, load_model
 from clipfarm_dagster.embedding.contract import Contract
 from clipfarm_dagster.embedding.encoder import Prepared, Trace, inference, to_device
 from clipfarm_dagster.embedding.vectors import l2_normalise
@@ -135,22 +135,12 @@ class AudioEncoder:
     """
 
     def __init__(self, settings: AudioSettings, checkpoint: Checkpoint, folder: Path, device: str) -> None:
-        import torch
         from transformers import Wav2Vec2FeatureExtractor, Wav2Vec2Model
 
         self.contract, self.device = audio_contract(settings, checkpoint), device
-        loaded: Any = Wav2Vec2Model.from_pretrained(
-            folder,
-            use_safetensors=True,
-            local_files_only=True,
-            dtype=getattr(torch, settings.dtype),
-            output_loading_info=True,
+        self._model = load_model(
+            Wav2Vec2Model, checkpoint, folder, device, dtype=settings.dtype, unused=_UNUSED_WEIGHTS
         )
-        self._model, loading = loaded
-        check_weights(
-            checkpoint, loading["missing_keys"], loading["unexpected_keys"], allowed=_UNUSED_WEIGHTS
-        )
-        self._model.eval().to(device)
         if device == "cpu" and settings.dtype == "float32":
             from clipfarm_dagster.embedding.onednn import use_onednn
             from clipfarm_dagster.embedding.wav2vec2_cpu import speed_up_convolutions

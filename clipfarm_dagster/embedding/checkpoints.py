@@ -202,6 +202,38 @@ def _digest(folder: Path, files: Sequence[Path], stamp: Any) -> str:
     return _digests[stamp]
 
 
+def load_model(
+    model_class: Any,
+    checkpoint: Checkpoint,
+    folder: Path,
+    device: str,
+    *,
+    dtype: str,
+    unused: Sequence[str],
+    **options: Any,
+) -> Any:
+    """A transformers model out of a folder, on a device, ready for inference.
+
+    `unused` names prefixes of weights that the class has no use for, as `check_weights` takes them; `options`
+    go to `from_pretrained`.
+
+    Raises:
+        ModelUnavailableError: the weights do not fit.
+    """
+    import torch
+
+    model, loading = model_class.from_pretrained(
+        folder,
+        use_safetensors=True,
+        local_files_only=True,
+        dtype=getattr(torch, dtype),
+        output_loading_info=True,
+        **options,
+    )
+    check_weights(checkpoint, loading["missing_keys"], loading["unexpected_keys"], allowed=unused)
+    return model.eval().to(device)
+
+
 def check_weights(
     checkpoint: Checkpoint, missing: Sequence[str], unexpected: Sequence[str], *, allowed: Sequence[str] = ()
 ) -> None:

@@ -80,6 +80,21 @@ def _attempt(item: WorkItem, contract: Contract, now: datetime) -> LedgerRow:
     )
 
 
+def standing_row(
+    item: WorkItem, contract: Contract, now: datetime, *, source_hash: str, raw_etag: str
+) -> LedgerRow:
+    """The row of an item whose stored vector is already the right one."""
+    return replace(
+        _attempt(item, contract, now),
+        status=Status.SUCCESS,
+        source_hash=source_hash,
+        raw_etag=raw_etag,
+        retry_count=0,
+        vector_source_hash=source_hash,
+        vector_contract_id=contract.id,
+    )
+
+
 def success_row(
     item: WorkItem,
     contract: Contract,
@@ -97,36 +112,15 @@ def success_row(
 ) -> LedgerRow:
     """The row of an item whose new vector is in the store."""
     return replace(
-        _attempt(item, contract, now),
-        status=Status.SUCCESS,
-        source_hash=source_hash,
-        raw_etag=raw_etag,
-        retry_count=0,
+        standing_row(item, contract, now, source_hash=source_hash, raw_etag=raw_etag),
         artifact_key=artifact_key,
         artifact_sha256=artifact_sha256,
         embedding_dim=embedding_dim,
         vector_norm=vector_norm,
-        vector_source_hash=source_hash,
-        vector_contract_id=contract.id,
         vector_metadata_hash=item.metadata_hash,
         vector_raw_sha256=raw_sha256,
         seconds=seconds,
         note=note,
-    )
-
-
-def standing_row(
-    item: WorkItem, contract: Contract, now: datetime, *, source_hash: str, raw_etag: str
-) -> LedgerRow:
-    """The row of an item whose stored vector is already the right one."""
-    return replace(
-        _attempt(item, contract, now),
-        status=Status.SUCCESS,
-        source_hash=source_hash,
-        raw_etag=raw_etag,
-        retry_count=0,
-        vector_source_hash=source_hash,
-        vector_contract_id=contract.id,
     )
 
 

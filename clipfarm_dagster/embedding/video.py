@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from clipfarm_dagster.embedding.checkpoints import Checkpoint, check_weights
+from clipfarm_dagster.embedding.checkpoints import Checkpoint, load_model
 from clipfarm_dagster.embedding.contract import Contract
 from clipfarm_dagster.embedding.encoder import Prepared, Trace, inference, to_device
 from clipfarm_dagster.embedding.vectors import l2_normalise
@@ -185,24 +185,19 @@ class VideoEncoder:
         max_pixels: int,
         max_frames: int,
     ) -> None:
-        import torch
         from transformers import VideoMAEModel
         from transformers.models.videomae.image_processing_pil_videomae import VideoMAEImageProcessorPil
 
         self.contract, self.device = video_contract(settings, checkpoint), device
-        loaded: Any = VideoMAEModel.from_pretrained(
+        self._model = load_model(
+            VideoMAEModel,
+            checkpoint,
             folder,
+            device,
+            dtype=settings.dtype,
+            unused=_PRETRAINING_HEAD,
             num_frames=settings.frames,
-            use_safetensors=True,
-            local_files_only=True,
-            dtype=getattr(torch, settings.dtype),
-            output_loading_info=True,
         )
-        self._model, loading = loaded
-        check_weights(
-            checkpoint, loading["missing_keys"], loading["unexpected_keys"], allowed=_PRETRAINING_HEAD
-        )
-        self._model.eval().to(device)
         if settings.pooling == "first_token" and settings.dtype == "float32":
             from clipfarm_dagster.embedding.videomae_first_token import keep_first_token
 
