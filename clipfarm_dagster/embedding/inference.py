@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from clipfarm_dagster.embedding.encoder import Encoder, Prepared
 from clipfarm_dagster.embedding.run_progress import Progress
+from clipfarm_dagster.errors import ModelUnavailableError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -67,7 +68,11 @@ class ModelThreads:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="model")
 
     def submit(self, batch: Sequence[Prepared]) -> Future[Inferred]:
-        """Run a batch; an item on which the model fails costs the others nothing."""
+        """Run a batch; an item on which the model fails costs the others nothing.
+
+        The future raises ModelUnavailableError where the device itself fails, on which nothing can be made
+        any more.
+        """
         return self._pool.submit(self._infer, batch)
 
     def close(self) -> None:
@@ -97,6 +102,10 @@ class ModelThreads:
                 if torch.cuda.is_available():
                     torch.cuda.empty_cache()
             if len(batch) == 1:
+                if isinstance(error, torch.AcceleratorError):
+                    raise ModelUnavailableError(
+                        f"the device {self._encoder.device} fails: {error}; start the run again"
+                    ) from error
                 return [error]
             half = len(batch) // 2
             return self._encode(batch[:half]) + self._encode(batch[half:])

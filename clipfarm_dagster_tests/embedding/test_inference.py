@@ -13,6 +13,7 @@ import torch
 from clipfarm_dagster.embedding.encoder import Prepared
 from clipfarm_dagster.embedding.inference import LARGEST_BATCH, BatchSize, ModelThreads
 from clipfarm_dagster.embedding.run_progress import Progress
+from clipfarm_dagster.errors import ModelUnavailableError
 
 
 def found(seconds_of: Any, start: int = 8) -> int:
@@ -69,9 +70,12 @@ class SmallDevice:
     finds_batch_size: bool = True
     device: str = "cpu"
     sizes: list[int] = field(default_factory=list)
+    broken: bool = False
 
     def encode(self, batch: Sequence[Prepared]) -> np.ndarray[Any, Any]:
         self.sizes.append(len(batch))
+        if self.broken:
+            raise torch.AcceleratorError("an illegal memory access was encountered")
         if len(batch) > self.holds:
             raise torch.OutOfMemoryError("out of memory")
         if any(item.inputs < 0 for item in batch):
@@ -102,6 +106,11 @@ def test_an_item_on_which_the_model_fails_is_told_from_its_batch():
 
     assert [isinstance(vector, ValueError) for vector in vectors] == [False, False, True, False]
     assert model.batch_size.now == 8
+
+
+def test_a_device_that_fails_costs_no_item_an_attempt():
+    with pytest.raises(ModelUnavailableError, match="the device cpu fails: an illegal memory access"):
+        run(SmallDevice(holds=8, broken=True), range(4))
 
 
 def test_an_item_that_fits_nowhere_fails_alone():
