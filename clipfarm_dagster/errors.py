@@ -64,6 +64,10 @@ class PreparationError(ClipFarmError):
     """A raw object could not be prepared: it took too long or too much, or broke its decoder."""
 
 
+class WorkersLostError(ClipFarmError):
+    """Worker processes end by themselves or cannot be started, whatever they are given to prepare."""
+
+
 class ManifestError(ClipFarmError):
     """A manifest does not exist, or cannot be read."""
 

@@ -204,6 +204,8 @@ def _open_video(data: bytes, max_pixels: int | None) -> Iterator[_Video]:
         options["max_pixels"] = str(max_pixels)
     try:
         container = av.open(io.BytesIO(data), "r", options=options, io_open=_refuse)
+    except MemoryError:  # FFmpeg's own is an FFmpegError too; it says nothing about the file
+        raise
     except av.error.FFmpegError as error:
         cause = f"its format is not one of {CONTAINERS}" if error.errno == errno.EINVAL else error.strerror
         raise InvalidRawObjectError(f"cannot open the file ({len(data)} bytes): {cause}") from error
@@ -261,6 +263,8 @@ def _decode_in_order(
             decoded += 1
             if len(taken) == len(wanted):
                 break
+    except MemoryError:
+        raise
     except av.error.FFmpegError as error:
         problem = error.strerror
     if not taken:
@@ -298,6 +302,8 @@ def _decode_planned(
                 given, latest = given + 1, frame.pts
                 if frame.pts in wanted:
                     taken.append(to_rgb(frame))
+        except MemoryError:
+            raise
         except av.error.FFmpegError:
             return None
         if given != sum(1 for packet in fed if not packet.is_discard):

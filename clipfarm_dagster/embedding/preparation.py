@@ -11,13 +11,13 @@ import resource
 import signal
 import time
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future
-from contextlib import contextmanager
+from concurrent.futures import BrokenExecutor, Future
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from clipfarm_dagster.embedding.encoder import Prepared, Preparer
-from clipfarm_dagster.errors import InvalidRawObjectError, PreparationError
+from clipfarm_dagster.errors import InvalidRawObjectError, PreparationError, WorkersLostError
 
 if TYPE_CHECKING:
     from multiprocessing.context import ForkServerContext
@@ -61,17 +61,17 @@ class PreparedItem:
 
 
 class Preparation:
-    """Prepares items, some at a time. Futures raise what went wrong:
-
-    InvalidRawObjectError: the raw object is at fault.
-    PreparationError: it took too long or too much memory, killed its process, or the decoder raised.
-    """
+    """Prepares items, some at a time."""
 
     def __init__(self, preparer: Preparer, limits: Limits, *, previews: bool) -> None:
         self._preparer, self._limits, self._previews = preparer, limits, previews
 
     def submit(self, raw: bytes, metadata: Mapping[str, str]) -> Future[PreparedItem]:
-        """Prepare one item."""
+        """Prepare one item; `result` gives what its future holds.
+
+        Raises:
+            WorkersLostError: there are no workers to do it.
+        """
         future: Future[PreparedItem] = Future()
         try:
             future.set_result(prepare_item(self._preparer, raw, metadata, self._previews, None))
@@ -83,7 +83,9 @@ class Preparation:
         """What a finished future holds.
 
         Raises:
-            InvalidRawObjectError, PreparationError: as above.
+            InvalidRawObjectError: the raw object is at fault.
+            PreparationError: it took too long or too much memory, killed its process, or the decoder raised.
+            WorkersLostError: no item is at fault; its worker was lost before it began.
         """
         from pebble import ProcessExpired
 
@@ -97,6 +99,8 @@ class Preparation:
         except MemoryError:
             limit = f"CLIPFARM_MAX_PREPARE_BYTES={self._limits.memory_bytes}"
             raise PreparationError(f"preparation took more memory than {limit}") from None
+        except BrokenExecutor as error:
+            raise _workers_lost(error) from error
         except ProcessExpired as error:
             raise PreparationError(f"preparation killed its process (exit code {error.exitcode})") from None
         except Exception as error:  # whatever a codec raises costs this item alone
@@ -108,19 +112,24 @@ class _PoolPreparation(Preparation):
         super().__init__(preparer, limits, previews=previews)
         from pebble import ProcessPool
 
-        self.pool = ProcessPool(
-            max_workers=workers,
-            initializer=_limit_memory,
-            initargs=[limits.memory_bytes],
-            context=_fork_server(),
-        )
+        self.pool = ProcessPool(max_workers=workers, context=_fork_server())
 
     def submit(self, raw: bytes, metadata: Mapping[str, str]) -> Future[PreparedItem]:
-        args = (self._preparer, raw, dict(metadata), self._previews, self._limits.seconds)
-        future: Future[PreparedItem] = self.pool.schedule(
-            prepare_item, args=args, timeout=self._limits.seconds
-        )
+        args = (self._preparer, raw, dict(metadata), self._previews, self._limits)
+        try:
+            future: Future[PreparedItem] = self.pool.schedule(
+                prepare_item, args=args, timeout=self._limits.seconds
+            )
+        except RuntimeError as error:  # what Pebble raises for a pool that has broken
+            raise _workers_lost(error) from error
         return future
+
+
+def _workers_lost(error: Exception) -> WorkersLostError:
+    return WorkersLostError(
+        f"the worker processes that prepare items are lost ({error}); if the machine ran out of memory, set"
+        " CLIPFARM_WORKERS lower"
+    )
 
 
 def start_workers_early() -> None:
@@ -149,25 +158,33 @@ def preparation(
 
 
 def prepare_item(
-    preparer: Preparer, raw: bytes, metadata: Mapping[str, str], preview: bool, seconds: float | None
+    preparer: Preparer, raw: bytes, metadata: Mapping[str, str], preview: bool, limits: Limits | None
 ) -> PreparedItem:
-    """Prepare one item. Worker processes call this, with the time limit that their pool keeps."""
+    """Prepare one item. Worker processes call this, with limits."""
     start = time.monotonic()
-    if seconds is not None:
-        # a worker whose main process was killed has nobody left to end it
-        signal.setitimer(signal.ITIMER_REAL, seconds + _SECONDS_OF_GRACE)
-    try:
+    with nullcontext() if limits is None else _limited(limits):
         prepared = preparer(raw, metadata, preview=preview)
-    finally:
-        if seconds is not None:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-    peak = 0 if seconds is None else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = 0 if limits is None else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return PreparedItem(prepared, time.monotonic() - start, peak)
 
 
-def _limit_memory(limit: int) -> None:
-    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    resource.setrlimit(resource.RLIMIT_DATA, (limit if hard < 0 else min(limit, hard), hard))
+@contextmanager
+def _limited(limits: Limits) -> Iterator[None]:
+    """Limit what this process may take, for the time of a block.
+
+    Not for longer: a worker that runs out of memory while it reads its next item from the pipe that all share
+    leaves the rest of it there, which the others would take for items of theirs.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    limit = limits.memory_bytes if hard == resource.RLIM_INFINITY else min(limits.memory_bytes, hard)
+    # the pool ends what takes too long; a worker whose main process was killed has nobody left to end it
+    signal.setitimer(signal.ITIMER_REAL, limits.seconds + _SECONDS_OF_GRACE)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def _fork_server() -> ForkServerContext:

@@ -15,3 +15,13 @@ def wav(seconds: float, *, seed: int = 0, rate: int = 16_000, channels: int = 1)
     with io.BytesIO() as file:
         soundfile.write(file, samples, rate, format="WAV", subtype="PCM_16")
         return file.getvalue()
+
+
+def silence(seconds: int, rate: int, channels: int, container: str) -> bytes:
+    """16-bit silence as WAV or FLAC; the latter takes few bytes, however much sound it is."""
+    second = np.zeros((rate, channels), dtype=np.int16)
+    with io.BytesIO() as file:
+        with soundfile.SoundFile(file, "w", rate, channels, "PCM_16", format=container) as sound:
+            for _ in range(seconds):
+                sound.write(second)
+        return file.getvalue()
