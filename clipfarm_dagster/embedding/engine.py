@@ -111,6 +111,7 @@ def embed_items(
     Raises:
         ModelUnavailableError: from `load_encoder`; nothing was written.
         StoreError: the store stays away.
+        WorkersLostError: the processes that prepare items end by themselves.
         LedgerError: the ledger cannot be written.
     """
     progress = progress or Progress(len(items))
@@ -345,14 +346,16 @@ class _Flow:
                 self._settle(group, future.result())
 
     def _step(self, timeout: float | None = None) -> None:
-        """Wait until something is done, and hand it on."""
+        """Wait until something is done, and hand it on; finished items are recorded when they are due."""
         waiting: list[Future[Any]] = [*self._preparing, *self._inferring]
+        timeout = RECORD_EVERY_SECONDS if timeout is None else timeout
         done, _ = wait(waiting, timeout, return_when=FIRST_COMPLETED)
         for future in done & self._preparing.keys():
             self._take_prepared(self._preparing.pop(future), future)
         self._infer_full_groups()
         for batch_future in done & self._inferring.keys():
             self._settle(self._inferring.pop(batch_future), batch_future.result())
+        self._run.recorder.write_if_due()
 
     def _take_prepared(self, fetched: _Fetched, future: Future[PreparedItem]) -> None:
         run = self._run

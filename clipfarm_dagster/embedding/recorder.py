@@ -16,8 +16,8 @@ from clipfarm_dagster.store import ObjectStore
 class Recorder:
     """Takes finished items. The order of effects for each is vector, ledger row, then `on_recorded`.
 
-    What fails on the way is raised by a later `add`, or by `close`; of that batch and those after it nothing
-    is recorded that did not happen.
+    What fails on the way is raised by a later call. Of that batch nothing is recorded that did not happen,
+    and those after it are left unwritten: where the store is away, each would wait for it as the first did.
     """
 
     def __init__(
@@ -36,10 +36,17 @@ class Recorder:
         self._since = time.monotonic()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="record")
         self._writing: deque[Future[None]] = deque()
+        self._failed = False
 
     def add(self, outcome: Outcome, npy: bytes | None = None) -> None:
         """Take a finished item, with its vector's file where it has a new one."""
+        if not self._hand:
+            self._since = time.monotonic()
         self._hand.append((outcome, npy))
+        self.write_if_due()
+
+    def write_if_due(self) -> None:
+        """Begin to write what is in hand, if that is enough or has waited for long enough."""
         if len(self._hand) >= self._every_items or time.monotonic() - self._since > self._every_seconds:
             self._flush()
         while len(self._writing) > 1 or (self._writing and self._writing[0].done()):
@@ -57,9 +64,18 @@ class Recorder:
     def _flush(self) -> None:
         if self._hand:
             self._writing.append(self._thread.submit(self._write, self._hand))
-        self._hand, self._since = [], time.monotonic()
+        self._hand = []
 
     def _write(self, batch: Sequence[tuple[Outcome, bytes | None]]) -> None:
+        if self._failed:
+            return
+        try:
+            self._write_in_order(batch)
+        except BaseException:
+            self._failed = True
+            raise
+
+    def _write_in_order(self, batch: Sequence[tuple[Outcome, bytes | None]]) -> None:
         vectors = [(o.row.artifact_key, npy) for o, npy in batch if npy is not None and o.row.artifact_key]
         outcomes = [outcome for outcome, _ in batch]
         with self._progress.timed("store"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,8 +17,9 @@ import torch
 from clipfarm_dagster.catalog.hashing import metadata_hash
 from clipfarm_dagster.catalog.keys import Keys
 from clipfarm_dagster.demo.checkpoints import make_audio_checkpoint, minilm_folder
+from clipfarm_dagster.embedding import engine
 from clipfarm_dagster.embedding.encoder import Encoder, Prepared
-from clipfarm_dagster.embedding.engine import EngineOptions, Progress, embed_items
+from clipfarm_dagster.embedding.engine import RECORD_EVERY_ITEMS, EngineOptions, Progress, embed_items
 from clipfarm_dagster.embedding.loading import load_encoder
 from clipfarm_dagster.embedding.outcomes import Kind, Outcome, RetryPolicy, WorkItem
 from clipfarm_dagster.embedding.vectors import from_npy
@@ -27,12 +30,13 @@ from clipfarm_dagster.settings import load_settings
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.store import ObjectStore, StoredObject
 from clipfarm_dagster_tests.embedding.faults import (
+    EATS_MEMORY,
     HANGS,
     KILLS_ITS_PROCESS,
     RAISES,
     FaultyPreparer,
 )
-from clipfarm_dagster_tests.embedding.sounds import wav
+from clipfarm_dagster_tests.embedding.sounds import silence, wav
 
 KEYS = Keys()
 OPTIONS = EngineOptions(
@@ -68,6 +72,8 @@ class Bench:
     ledger: Ledger
     options: EngineOptions = OPTIONS
     recorded: list[Outcome] = field(default_factory=list)
+    batches: list[list[str]] = field(default_factory=list)
+    """Ids that were recorded together."""
     loads: int = 0
 
     @property
@@ -104,8 +110,12 @@ class Bench:
             keys=KEYS,
             ledger=self.ledger,
             options=replace(self.options, **options),
-            on_recorded=self.recorded.extend,
+            on_recorded=self.remember,
         )
+
+    def remember(self, outcomes: Sequence[Outcome]) -> None:
+        self.recorded.extend(outcomes)
+        self.batches.append([outcome.row.video_id for outcome in outcomes])
 
     def row(self, video_id: str) -> LedgerRow:
         return self.ledger.rows([video_id])[video_id]
@@ -140,6 +150,13 @@ def text(
     """An empty text stage over a folder, and over S3; many batches of a few items."""
     monkeypatch.setattr(text_encoder, "batch_size", 16)
     yield from _bench(text_encoder, store, tmp_path)
+
+
+def options_with(monkeypatch: pytest.MonkeyPatch, **variables: int) -> EngineOptions:
+    """The engine's options as the environment sets them."""
+    for name, value in variables.items():
+        monkeypatch.setenv(name, str(value))
+    return EngineOptions.from_settings(load_settings(workers=2))
 
 
 def transcripts(count: int) -> dict[str, bytes]:
@@ -267,6 +284,35 @@ class TestIsolation:
         assert all(audio.vector(name).size == 64 for name in good)
         assert audio.row("hangs").next_attempt_at is not None
 
+    def test_an_item_that_takes_too_much_memory_costs_itself_alone(
+        self, audio: Bench, monkeypatch: pytest.MonkeyPatch
+    ):
+        limit = 2**28
+        good = {f"good-{n}": wav(0.2, seed=n) for n in range(6)}
+        bad = {
+            "few-bytes-much-sound": silence(45, rate=192_000, channels=8, container="FLAC"),
+            "eats-memory": EATS_MEMORY,
+            "larger-than-the-limit": silence(limit // 32_000 + 1, rate=16_000, channels=1, container="WAV"),
+        }
+        audio.put({**good, **bad})
+        audio.options = options_with(monkeypatch, CLIPFARM_MAX_PREPARE_BYTES=limit)
+
+        progress = audio.run(
+            [name for pair in zip(bad, good, strict=False) for name in pair] + list(good)[3:]
+        )
+
+        assert progress.outcomes == {"success": 6, "fail": 3}
+        cause = f"preparation took more memory than CLIPFARM_MAX_PREPARE_BYTES={limit}"
+        assert {name: audio.row(name).error for name in bad} == dict.fromkeys(bad, cause)
+        assert all(audio.row(name).next_attempt_at is not None for name in bad)
+        for name, data in good.items():
+            expected = audio.encoder.encode([audio.encoder.preparer(data, {})])[0]
+            assert float(expected @ audio.vector(name)) > 1 - 1e-6
+
+        audio.recorded = []
+        audio.options = options_with(monkeypatch, CLIPFARM_MAX_PREPARE_BYTES=2**31)
+        assert audio.run(["few-bytes-much-sound"]).outcomes == {"success": 1}
+
     def test_an_item_that_keeps_failing_is_quarantined(self, audio: Bench):
         audio.put({"raises": RAISES})
 
@@ -334,19 +380,34 @@ class FailingPuts:
         return self.put(key, data)
 
 
+@pytest.fixture
+def interrupted_after() -> Iterator[Callable[[float], None]]:
+    """Has the main thread interrupted after some seconds, as by SIGTERM."""
+
+    def interrupt(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    yield lambda seconds: signal.setitimer(signal.ITIMER_REAL, seconds) and None
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, before)
+
+
 class TestFaults:
     def test_a_store_that_goes_away_ends_the_run_and_nothing_wrong_is_recorded(
         self, text: Bench, monkeypatch: pytest.MonkeyPatch
     ):
         raw = transcripts(160)
         text.put(raw)
+        puts = FailingPuts(80, text.store.put)
         with monkeypatch.context() as broken:
-            broken.setattr(text.store, "put", FailingPuts(80, text.store.put))
+            broken.setattr(text.store, "put", puts)
             with pytest.raises(StoreUnavailableError):
                 text.run(list(raw))
 
         rows = text.ledger.rows(raw)
         assert 0 < len(rows) < 160
+        assert puts.done <= 3 * RECORD_EVERY_ITEMS, "the batches after the one that failed were tried"
         assert {row.status for row in rows.values()} == {Status.SUCCESS}
         assert all(text.vector(video_id).size == 768 for video_id in rows)
         assert sorted(text.kinds()) == sorted(rows)
@@ -394,6 +455,30 @@ class TestFaults:
         assert len(rows) == sum(calls) - calls[2]
         assert {row.status for row in rows.values()} == {Status.SUCCESS}
         assert sorted(text.kinds()) == sorted(rows)
+
+    def test_a_run_that_is_asked_to_end_while_workers_hang_ends(
+        self, audio: Bench, interrupted_after: Callable[[float], None]
+    ):
+        good = {f"good-{n}": wav(0.2, seed=n) for n in range(3)}
+        hanging = {f"hangs-{n}": HANGS + bytes(2**19) for n in range(8)}  # fill the pipe to the workers
+        audio.put({**good, **hanging})
+
+        interrupted_after(3)
+        with pytest.raises(KeyboardInterrupt):
+            audio.run([*good, *hanging])
+
+        assert audio.ledger.counts() == {Status.SUCCESS: 3}
+        assert multiprocessing.active_children() == []
+
+    def test_what_is_finished_is_recorded_while_another_item_hangs(
+        self, audio: Bench, monkeypatch: pytest.MonkeyPatch
+    ):
+        monkeypatch.setattr(engine, "RECORD_EVERY_SECONDS", 0.2)
+        audio.put({"good": wav(0.2), "hangs": HANGS})
+
+        audio.run(["good", "hangs"], item_timeout_seconds=5)
+
+        assert audio.batches == [["good"], ["hangs"]]
 
     def test_a_crash_after_the_upload_repeats_the_item(self, text: Bench, monkeypatch: pytest.MonkeyPatch):
         raw = transcripts(2)
