@@ -4,8 +4,8 @@ Makes a corpus of 1,000,000 videos (a CSV of 1.1 times as many rows, a SQLite le
 stages, the three raw listings as tables), in which 1% changed, 1% is new and 0.5% failed, and plans all three
 stages as `clipfarm plan` does. Every figure is of a process of its own, from fetching the CSV from the store
 to the finished plans; imports count for the memory, not for the time. Memory is that of all processes
-together, those that read the ledgers included. "Row by row" answers the same question the plain way: pandas,
-sqlite3 and a loop over the rows.
+together, those that read the ledgers included, and is looked at in a further run. "Row by row" answers the
+same question the plain way: pandas, sqlite3 and a loop over the rows.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ import time
 from collections import Counter
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -182,16 +181,20 @@ def cpu_seconds() -> float:
     return times.user + times.system + times.children_user + times.children_system
 
 
-def resident_kib(pid: int) -> int:
-    """Memory of a process and its children now; pages that they share count for each."""
+def memory_kib(pid: int, parent_command: bytes = b"") -> int:
+    """Memory of a process and its children now; what they share counts once (proportional set size)."""
+    folder = Path(f"/proc/{pid}")
     try:
-        status = Path(f"/proc/{pid}/status").read_text()
-        threads = [path / "children" for path in Path(f"/proc/{pid}/task").iterdir()]
+        command = (folder / "cmdline").read_bytes()
+        if command == parent_command:
+            return 0  # being started: for this instant it still runs in its parent's memory
+        rollup = (folder / "smaps_rollup").read_text()
+        threads = [path / "children" for path in (folder / "task").iterdir()]
         children = {int(child) for path in threads for child in path.read_text().split()}
     except (FileNotFoundError, ProcessLookupError):
         return 0
-    own = re.search(r"^VmRSS:\s+(\d+)", status, re.MULTILINE)
-    return int(own[1] if own else 0) + sum(resident_kib(child) for child in children)
+    own = re.search(r"^Pss:\s+(\d+)", rollup, re.MULTILINE)
+    return int(own[1] if own else 0) + sum(memory_kib(child, command) for child in children)
 
 
 def measure(way: str, folder: Path, with_listings: bool) -> None:
@@ -214,17 +217,16 @@ def child(*arguments: str) -> str:
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
-def measured(*arguments: str) -> dict[str, Any]:
-    """The figures that a child prints, with the peak memory, in MiB, of it and its children together."""
+def peak_mib(*arguments: str) -> float:
+    """Peak memory, in MiB, of a child and its children together. Looking at it slows the child down."""
     command, peak = [sys.executable, __file__, *arguments], 0
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
         while process.poll() is None:
-            peak = max(peak, resident_kib(process.pid))
+            peak = max(peak, memory_kib(process.pid))
             time.sleep(SAMPLE_SECONDS)
-        output, _ = process.communicate()
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, command)
-    return {**json.loads(output), "mib": peak / 1024}
+    return peak / 1024
 
 
 def compare(videos: int, repeats: int, naive: bool) -> None:
@@ -236,13 +238,13 @@ def compare(videos: int, repeats: int, naive: bool) -> None:
             found = {}
             for way in WAYS if naive else ["columns"]:
                 flags = ["--measure", way, "--folder", folder, *(["--listings"] if listings else [])]
-                runs = [measured(*flags) for _ in range(repeats if way == "columns" else 1)]
+                runs = [json.loads(child(*flags)) for _ in range(repeats if way == "columns" else 1)]
                 best = min(runs, key=lambda run: run["seconds"])
                 found[way] = best
-                peak = max(run["mib"] for run in runs)
+                memory = f"  {peak_mib(*flags):6,.0f} MiB" if way == "columns" else ""
                 print(
                     f"{videos:>9,} videos  {told:<24}  {way:<10}  {best['seconds']:7.2f} s"
-                    f"  {best['cpu']:7.2f} s CPU  {peak:6,.0f} MiB",
+                    f"  {best['cpu']:7.2f} s CPU{memory}",
                     flush=True,
                 )
             if naive:

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
+from threading import BoundedSemaphore
 from typing import TYPE_CHECKING, Any
 
 from clipfarm_dagster.catalog.delta import DELTA_COLUMNS, StagePlan, plan_stage
@@ -42,9 +43,9 @@ from clipfarm_dagster.store import ObjectStore, StoredObject
 if TYPE_CHECKING:
     import pyarrow as pa
 
-PLANNED_AT_ONCE = 2
-"""Stages that are planned at the same time; each takes a core, a process that reads its ledger, and memory
-by the number of its changes."""
+LISTINGS_AT_ONCE = 2
+"""How many raw listings are in memory at the same time while stages are planned together: one of a million
+objects takes, with what it is joined to, a quarter of a gigabyte."""
 
 FAILED_STATUSES = (Status.FAIL, Status.INVALID_RAW_OBJECT, Status.QUARANTINED)
 """What `clipfarm status` shows as failures and `clipfarm retry` tries again."""
@@ -233,7 +234,7 @@ class Corpus:
         listing: Callable[[Stage], pa.Table | None] | None = None,
         deadline: float = math.inf,
     ) -> dict[Stage, StagePlan]:
-        """The plans of several stages, `PLANNED_AT_ONCE` at a time.
+        """The plans of several stages, made at the same time.
 
         Args:
             listing: gives a stage's raw objects when the stage is planned; None from it takes them as the
@@ -241,15 +242,21 @@ class Corpus:
             deadline: by `time.monotonic`; stages whose turn comes later are left out.
         """
         listing = self.raw_listing if listing is None else listing
+        listings = BoundedSemaphore(LISTINGS_AT_ONCE)
 
         def plan(stage: Stage) -> StagePlan | None:
-            if time.monotonic() > deadline:
-                return None
-            raw_objects = listing(stage)
-            with self.ledger(stage) as ledger:
-                return self._plan(stage, latest, ledger, raw_objects, (in_flight or {}).get(stage, ()), limit)
+            with contextlib.ExitStack() as held:
+                held.enter_context(listings)
+                if time.monotonic() > deadline:
+                    return None
+                raw_objects = listing(stage)
+                if raw_objects is None:
+                    held.close()
+                ids = (in_flight or {}).get(stage, ())
+                with self.ledger(stage) as ledger:
+                    return self._plan(stage, latest, ledger, raw_objects, ids, limit)
 
-        with ThreadPoolExecutor(PLANNED_AT_ONCE) as pool:
+        with ThreadPoolExecutor(len(Stage)) as pool:
             plans = zip(stages, pool.map(plan, stages), strict=True)
             return {stage: made for stage, made in plans if made is not None}
 

@@ -194,9 +194,15 @@ def define_verdicts(
     else:
         connection.register("listing", listing.select(LISTING_COLUMNS))
         connection.execute("SET VARIABLE raw_folder = ?", [keys.raw_folder(stage)])
-        raw_join = f"""LEFT JOIN (SELECT key, coalesce(etag, '') AS etag FROM listing) o
-            ON o.key = concat(getvariable('raw_folder'), l.video_id, '{stage.raw_suffix}')"""
-        present, raw_etag = "o.key IS NOT NULL", "o.etag"
+        # by the id in the key: most ids fit into the 12 bytes that DuckDB keeps in place of a pointer
+        raw_join = f"""LEFT JOIN (
+            SELECT substr(key, len(getvariable('raw_folder')) + 1,
+                len(key) - len(getvariable('raw_folder')) - {len(stage.raw_suffix)}) AS video_id,
+                coalesce(etag, '') AS etag
+            FROM listing
+            WHERE starts_with(key, getvariable('raw_folder')) AND ends_with(key, '{stage.raw_suffix}')
+        ) o ON o.video_id = l.video_id"""
+        present, raw_etag = "o.video_id IS NOT NULL", "o.etag"
     connection.execute("SET VARIABLE contract_id = ?", [contract_id])
     connection.execute("SET VARIABLE now = ?", [timestamp(now)])
     connection.execute("SET VARIABLE video_id = ?", [video_id])

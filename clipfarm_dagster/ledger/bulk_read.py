@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _BATCH_ROWS = 8192
+_PIPE_BYTES = 1 << 20
+"""Linux gives 64 KiB by default, and half of the time goes into waiting for each other."""
 _LAST_WORDS_SECONDS = 5.0
 
 
@@ -40,7 +42,13 @@ def stream_sqlite(path: Path, query: str) -> Iterator[pa.RecordBatchReader]:
     command = [sys.executable, "-m", __name__, str(path), query]
     with (
         tempfile.TemporaryFile() as errors,
-        subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors) as child,
+        subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            pipesize=_PIPE_BYTES,
+        ) as child,
     ):
         assert child.stdout is not None
         try:
