@@ -79,12 +79,13 @@ def reconcile(corpus: Corpus, instance: dg.DagsterInstance, stage: Stage) -> Rec
 def _tell(corpus: Corpus, instance: dg.DagsterInstance, stage: Stage, rows: Sequence[LedgerRow]) -> None:
     current = corpus.contract(stage)
     with corpus.ledger(stage) as ledger:
-        contracts = {row.contract_id: ledger.contract(row.contract_id or "") or current for row in rows}
+        made_under = {row.contract_id or "" for row in rows}
+        contracts = {contract_id: ledger.contract(contract_id) or current for contract_id in made_under}
     name = VIDEO_PARTITIONS.name or ""
     instance.add_dynamic_partitions(name, [row.video_id for row in rows])
     events: list[dg.AssetMaterialization | dg.AssetObservation] = []
     for row in rows:
         events.append(raw_observation(stage, row.video_id, row.raw_etag or ""))
-        contract = contracts[row.contract_id]
+        contract = contracts[row.contract_id or ""]
         events.append(embedding_materialization(stage, row, contract, corpus.store.url))
     report_events(instance, events)

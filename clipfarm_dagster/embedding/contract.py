@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any
 
 from clipfarm_dagster.stages import Stage
@@ -30,7 +31,7 @@ class Contract:
         """Canonical serialisation: sorted keys, no spaces, ASCII."""
         return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
 
-    @property
+    @cached_property
     def id(self) -> str:
         """First 16 hex digits of the SHA-256 of the canonical serialisation."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()[:16]
