@@ -1,6 +1,7 @@
 """The embeddings, one asset a stage, and how a run embeds the videos that it was given."""
 
 import json
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -18,7 +19,7 @@ from clipfarm_dagster.embedding.encoder import Encoder
 from clipfarm_dagster.embedding.engine import EngineOptions, Progress, embed_items
 from clipfarm_dagster.embedding.environment import current_environment
 from clipfarm_dagster.embedding.outcomes import Kind, Outcome
-from clipfarm_dagster.errors import ClipFarmError
+from clipfarm_dagster.errors import ClipFarmError, StoreError
 from clipfarm_dagster.ledger.schema import LedgerRow
 from clipfarm_dagster.partitions import VIDEO_PARTITIONS
 from clipfarm_dagster.progress import ProgressListener
@@ -136,7 +137,9 @@ def embed_videos(
         log = _ProgressLog(context, progress)
 
         def on_recorded(outcomes: Sequence[Outcome]) -> None:
-            failures.extend(o.row for o in outcomes if o.kind == Kind.FAILED)
+            failed = [outcome.row for outcome in outcomes if outcome.kind == Kind.FAILED]
+            failures.extend(failed)
+            record_failed_partitions(context, embedding_asset_key(stage), [row.video_id for row in failed])
             events = [event for o in outcomes for event in _events(stage, o, contract, corpus.store.url)]
             record_events(context, events)
             log.report()
@@ -156,14 +159,14 @@ def embed_videos(
             )
         finally:
             listener(stage, progress)
-            corpus.push_snapshot(ledger)
+            if not isinstance(sys.exception(), StoreError):  # a store that is away is not waited for again
+                corpus.push_snapshot(ledger)
     summary = progress.summary()
     context.log.info(f"{stage}: {progress.line()}")
     context.log.info(f"{stage}: {json.dumps(summary)}")
     context.instance.add_run_tags(context.run.run_id, _summary_tags(summary))
     if failures or unknown:
-        failed = [*(row.video_id for row in failures), *unknown]
-        record_failed_partitions(context, embedding_asset_key(stage), failed)
+        record_failed_partitions(context, embedding_asset_key(stage), unknown)
         raise _failure(stage, failures, unknown, len(video_ids), summary)
 
 

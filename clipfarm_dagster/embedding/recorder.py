@@ -83,8 +83,8 @@ class Recorder:
             self._store.put_many(vectors)
         with self._progress.timed("ledger"):
             self._ledger.record([outcome.row for outcome in outcomes])
-        with self._progress.timed("report"):
-            self._on_recorded(outcomes)
         for outcome in outcomes:
             status = str(outcome.row.status)
             self._progress.outcomes[status] = self._progress.outcomes.get(status, 0) + 1
+        with self._progress.timed("report"):
+            self._on_recorded(outcomes)

