@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from threading import BoundedSemaphore
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,7 @@ from clipfarm_dagster.catalog.metadata import (
     open_latest_rows,
     read_latest_rows,
     rows_for,
+    split_points,
 )
 from clipfarm_dagster.embedding.contract import Contract
 from clipfarm_dagster.embedding.loading import stage_contract
@@ -181,14 +182,17 @@ class Corpus:
             copy = Path(folder) / "metadata.csv"
             return read(copy, source.store.download(source.key, copy).etag)
 
-    def raw_listing(self, stage: Stage) -> pa.Table:
-        """The raw objects of a stage: columns `key`, `etag`, `size`."""
-        return self.store.list(self.keys.raw_folder(stage))
+    def raw_listing(self, stage: Stage, latest: LatestRows | None = None) -> pa.Table:
+        """The raw objects of a stage: columns `key`, `etag`, `size`. Where there are many, `latest` speeds it
+        up: it tells between which ids to list at the same time."""
+        folder, split_ids = self.keys.raw_folder(stage), split_points(latest) if latest is not None else ()
+        return self.store.list(folder, split_at=[folder + video_id for video_id in split_ids])
 
-    def raw_listings(self, stages: Collection[Stage] = tuple(Stage)) -> dict[Stage, pa.Table]:
+    def raw_listings(self, stages: Collection[Stage], latest: LatestRows) -> dict[Stage, pa.Table]:
         """The raw objects of several stages, listed at the same time."""
         with ThreadPoolExecutor(len(Stage)) as pool:
-            return dict(zip(stages, pool.map(self.raw_listing, stages), strict=True))
+            listings = pool.map(lambda stage: self.raw_listing(stage, latest), stages)
+            return dict(zip(stages, listings, strict=True))
 
     def contract(self, stage: Stage) -> Contract:
         """The contract that the settings ask for."""
@@ -221,7 +225,7 @@ class Corpus:
         listing: pa.Table | None = None,
     ) -> StagePlan:
         """What needs work in a stage now, and why. `listing` spares listing the store."""
-        listing = self.raw_listing(stage) if listing is None else listing
+        listing = self.raw_listing(stage, latest) if listing is None else listing
         return self._plan(stage, latest, ledger, listing, in_flight, limit)
 
     def plans(
@@ -241,7 +245,7 @@ class Corpus:
                 ledger last saw them. By default the store is listed.
             deadline: by `time.monotonic`; stages whose turn comes later are left out.
         """
-        listing = self.raw_listing if listing is None else listing
+        listing = partial(self.raw_listing, latest=latest) if listing is None else listing
         listings = BoundedSemaphore(LISTINGS_AT_ONCE)
 
         def plan(stage: Stage) -> StagePlan | None:

@@ -30,6 +30,7 @@ import dagster as dg
 from clipfarm_dagster.assets.embeddings import embedding_materialization
 from clipfarm_dagster.broken_runs import waiting_stages
 from clipfarm_dagster.catalog.delta import StagePlan, listing_hash
+from clipfarm_dagster.catalog.metadata import LatestRows
 from clipfarm_dagster.corpus import Corpus
 from clipfarm_dagster.cursor import Cursor
 from clipfarm_dagster.errors import ClipFarmError
@@ -134,17 +135,17 @@ def _tick(context: dg.SensorEvaluationContext, corpus: Corpus) -> dg.SensorResul
     in_flight = videos_in_flight(context.instance)
     state = _look(corpus, in_flight)
     must_plan = seen.must_plan(state, now)
+    latest = corpus.latest_rows()
 
-    listings, seconds = _list(corpus, list(Stage) if must_plan else seen.to_list(state, now))
+    listings, seconds = _list(corpus, list(Stage) if must_plan else seen.to_list(state, now), latest)
     if len(listings) == len(Stage):
         seen = replace(seen, listed_at=now.timestamp(), listing_seconds=seconds)
     if not must_plan:
         if not _raw_objects_differ(corpus, seen, state, listings):
             context.update_cursor(seen.to_cursor())
             return dg.SkipReason(_resting(seen, in_flight))
-        listings |= _list(corpus, [stage for stage in Stage if stage not in listings])[0]
+        listings |= _list(corpus, [stage for stage in Stage if stage not in listings], latest)[0]
 
-    latest = corpus.latest_rows()
     if latest.refused_ids:
         names = ", ".join(repr(name) for name in list(latest.refused)[:5])
         context.log.warning(f"{latest.refused_ids} video_ids of the metadata are refused, such as {names}")
@@ -218,10 +219,12 @@ def _look(corpus: Corpus, in_flight: Mapping[Stage, set[str]]) -> State:
     return State(hashlib.sha256(json.dumps(parts).encode()).hexdigest(), missing)
 
 
-def _list(corpus: Corpus, stages: Sequence[Stage]) -> tuple[dict[Stage, "pa.Table"], float]:
+def _list(
+    corpus: Corpus, stages: Sequence[Stage], latest: LatestRows
+) -> tuple[dict[Stage, "pa.Table"], float]:
     """Raw listings, and the seconds that they took together."""
     started = time.monotonic()
-    listings = corpus.raw_listings(stages) if stages else {}
+    listings = corpus.raw_listings(stages, latest) if stages else {}
     return listings, time.monotonic() - started
 
 

@@ -17,7 +17,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from threading import get_ident
 from typing import TYPE_CHECKING
@@ -39,6 +39,10 @@ if TYPE_CHECKING:
 
 CONCURRENCY = 32
 """Requests that `get_many` and `put_many` keep under way by default."""
+
+_LISTED_AT_ONCE = 16
+_KEYS_AN_ANSWER = 1000
+"""The most that S3 gives."""
 
 _ETAG_WRAPPING = r'^(?:W/)?"|"$'
 _BAD_IN_KEY = re.compile(r"(?:^|/)\.{0,2}(?:/|$)|[\x00-\x1f\x7f]")
@@ -217,26 +221,56 @@ class ObjectStore:
             partial.unlink(missing_ok=True)
         return _info(result.meta)
 
-    def list(self, prefix: str = "") -> pa.Table:
+    def list(self, prefix: str = "", *, split_at: Iterable[str] = ()) -> pa.Table:
         """All objects below the folder `prefix` and its subfolders; `""` lists the whole store.
+
+        Args:
+            split_at: keys, wherever, between which S3 is listed at the same time. A server gives a thousand
+                keys an answer, one answer after the other, so that a million takes minutes otherwise.
 
         Returns a table of `key` (string), `etag` (string) and `size` (int64, bytes), in no special order,
         with no rows if nothing is there.
         """
-        import obstore
         import pyarrow as pa
         import pyarrow.compute as pc
 
         folder = prefix.removesuffix("/")
         if self._root is not None and not self._root.is_dir():
             raise StoreUnavailableError(f"{self.url}: the folder is gone; mount it, or set another store")
-        with self._errors_named(prefix):
-            found = obstore.list(self._backend, folder and _checked(folder), return_arrow=True).collect()
-        batch = pa.record_batch(found)
-        etags = pc.replace_substring_regex(batch["e_tag"], pattern=_ETAG_WRAPPING, replacement="")
+        # the objects of a folder do not come in the order of their keys
+        bounds = [None, *(sorted(set(split_at)) if self._root is None else ()), None]
+        with ThreadPoolExecutor(_LISTED_AT_ONCE, thread_name_prefix="clipfarm-list") as executor:
+            parts = executor.map(partial(self._list_between, folder), bounds[:-1], bounds[1:])
+            batches = [batch for part in parts for batch in part]
         schema = pa.schema({"key": pa.string(), "etag": pa.string(), "size": pa.int64()})
-        columns = {"key": batch["path"], "etag": etags, "size": batch["size"]}
-        return pa.table(columns).cast(schema)
+        found = pa.Table.from_batches(
+            [batch.rename_columns(schema.names).cast(schema) for batch in batches], schema
+        )
+        etags = pc.replace_substring_regex(found["etag"], pattern=_ETAG_WRAPPING, replacement="")
+        return found.set_column(1, "etag", etags)
+
+    def _list_between(self, folder: str, after: str | None, last: str | None) -> list[pa.RecordBatch]:
+        """Path, ETag and size of the objects below `folder` with keys greater than `after`, up to `last`."""
+        import obstore
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        batches = []
+        with self._errors_named(folder):
+            listed = obstore.list(
+                self._backend,
+                folder and _checked(folder),
+                offset=after,
+                chunk_size=_KEYS_AN_ANSWER,
+                return_arrow=True,
+            )
+            for answer in listed:
+                batch = pa.record_batch(answer).select(["path", "e_tag", "size"])
+                beyond = last is not None and batch.num_rows > 0 and batch["path"][-1].as_py() > last
+                batches.append(batch.filter(pc.less_equal(batch["path"], last)) if beyond else batch)
+                if beyond:
+                    break
+        return batches
 
     def delete(self, key: str) -> None:
         """Remove an object; that there is none is no error."""

@@ -179,6 +179,22 @@ class TestList:
         assert set(_listed(store, "p/a/")) == set(_listed(store, "p/a")) == {"p/a/1", "p/a/b/2"}
         assert set(_listed(store, "")) == {"p/a/1", "p/a/b/2", "p/ab/3", "q/4"}
 
+    @pytest.mark.parametrize(
+        "split_at",
+        [
+            ["l/a5"],
+            ["l/a5", "l/a5", "l/a49", "l/a"],
+            ["k", "l/", "l/zzz", "m"],
+            [f"l/a{i}" for i in range(60)],
+        ],
+        ids=["inside", "twice and out of order", "outside", "at every key"],
+    )
+    def test_is_the_same_wherever_it_is_split(self, store: ObjectStore, split_at: list[str]) -> None:
+        store.put_many([(f"l/a{i}", b"1") for i in range(60)] + [("k/before", b""), ("m/behind", b"")])
+        whole, split = store.list("l"), store.list("l", split_at=split_at)
+        assert whole.num_rows == split.num_rows == 60
+        assert split.sort_by("key").equals(whole.sort_by("key"))
+
     def test_more_than_a_page(self, store: ObjectStore) -> None:
         etags = store.put_many([(f"p/{number}", b"%d" % number) for number in range(1050)])
         assert set(store.list("p")["etag"].to_pylist()) == set(etags)

@@ -31,6 +31,9 @@ REFUSED_SAMPLE = 100
 
 CHANGED_MEANWHILE = "it changed while it was being read; the next try reads it anew"
 
+SPLIT_EVERY = 20_000
+_SAMPLED_EVERY = 100
+
 _FORMAT = 1
 """Raise it when the Parquet file or the reading of the CSV changes, so that older files are not read."""
 _FILES_KEPT = 3
@@ -108,6 +111,18 @@ def open_latest_rows(
     """What `read_latest_rows` has read of this version before, without the CSV; None if it is not there."""
     hashed = {stage: list(source_columns.get(stage, ())) for stage in Stage}
     return _open_cached(_cache_path(cache_dir, url, hashed, etag))
+
+
+def split_points(latest: LatestRows) -> list[str]:
+    """Ids, in order, that cut all accepted ids into parts of about `SPLIT_EVERY`; none for so few."""
+    import pyarrow.parquet as pq
+
+    if latest.videos <= SPLIT_EVERY:
+        return []
+    ids = pq.read_table(latest.path, columns=["video_id"])["video_id"]
+    sample = sorted(ids.take(list(range(0, len(ids), _SAMPLED_EVERY))).to_pylist())
+    step = SPLIT_EVERY // _SAMPLED_EVERY
+    return sample[step::step]
 
 
 def rows_for(latest: LatestRows, video_ids: Sequence[str]) -> dict[str, dict[str, str]]:

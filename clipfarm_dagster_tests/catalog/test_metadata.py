@@ -7,6 +7,7 @@ import io
 import os
 import random
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,14 @@ import pytest
 
 from clipfarm_dagster.catalog import metadata
 from clipfarm_dagster.catalog.hashing import metadata_hash
-from clipfarm_dagster.catalog.metadata import REFUSED_SAMPLE, LatestRows, read_latest_rows, rows_for
+from clipfarm_dagster.catalog.metadata import (
+    REFUSED_SAMPLE,
+    SPLIT_EVERY,
+    LatestRows,
+    read_latest_rows,
+    rows_for,
+    split_points,
+)
 from clipfarm_dagster.errors import MetadataError
 from clipfarm_dagster.stages import Stage
 
@@ -310,3 +318,19 @@ def test_old_cache_files_are_removed(tmp_path: Path) -> None:
     files = list((tmp_path / "cache").iterdir())
     assert len(files) == 3
     assert {kept.path, latest.path} <= set(files)
+
+
+def test_split_points_cut_the_ids_into_like_parts(tmp_path: Path) -> None:
+    count = 3 * SPLIT_EVERY
+    ids = [f"v-{number * 7919 % count:06}" for number in range(count)]
+    latest = read(tmp_path, "\n".join([HEADER, *(f"{video_id},2026-01-01,t,d,q" for video_id in ids)]))
+
+    points = split_points(latest)
+
+    cuts = [0, *(sorted(ids).index(point) for point in points), count]
+    assert len(points) == 2
+    assert all(0.8 * SPLIT_EVERY < after - before < 1.2 * SPLIT_EVERY for before, after in pairwise(cuts))
+
+
+def test_few_ids_are_not_split(tmp_path: Path) -> None:
+    assert split_points(read(tmp_path, HEADER + "\na,2026-01-01,t,d,q\n")) == []
