@@ -11,16 +11,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import random
 import resource
-import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -30,71 +27,18 @@ from clipfarm_dagster.catalog.hashing import metadata_hash, source_hash
 from clipfarm_dagster.corpus import Corpus
 from clipfarm_dagster.embedding.outcomes import WorkItem, success_row
 from clipfarm_dagster.embedding.vectors import l2_normalise, to_npy, vector_sha256
-from clipfarm_dagster.errors import StoreError
 from clipfarm_dagster.manifests.refresh import fused_file, refresh_fused, refresh_manifest
 from clipfarm_dagster.manifests.strategies import make_strategy
 from clipfarm_dagster.settings import load_settings
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.store import CONCURRENCY, ObjectStore, StoredObject
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from clipfarm_dagster_tests.seaweedfs import running_seaweedfs
+
 BUCKET = "clipfarm"
 DIMENSION = 768
 CHUNK = 2000
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on, nor on those 10,000 above, which SeaweedFS takes for gRPC."""
-    ports: list[int] = []
-    while len(ports) < count:
-        port = random.randint(10_000, 21_000)
-        with socket.socket() as low, socket.socket() as high:
-            try:
-                low.bind(("127.0.0.1", port))
-                high.bind(("127.0.0.1", port + 10_000))
-            except OSError:
-                continue
-        ports.append(port)
-    return ports
-
-
-@contextmanager
-def seaweedfs(folder: Path) -> Iterator[str]:
-    """A running SeaweedFS, whose `AWS_*` variables are set; gives the bucket's URL."""
-    names = ("master", "volume", "filer", "s3", "admin")
-    ports = dict(zip(names, free_ports(len(names)), strict=True))
-    os.environ.update(
-        AWS_ENDPOINT_URL=f"http://127.0.0.1:{ports['s3']}",
-        AWS_REGION="us-east-1",
-        AWS_ACCESS_KEY_ID="bench",
-        AWS_SECRET_ACCESS_KEY="bench-secret",
-        AWS_EC2_METADATA_DISABLED="true",
-    )
-    command = [str(Path(sys.executable).with_name("weed")), "mini", f"-dir={folder}", f"-bucket={BUCKET}"]
-    command += ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-webdav=false", "-admin.ui=false"]
-    command += ["-master.telemetry=false", "-s3.port.iceberg=0", "-s3.port.lance=0"]
-    command += ["-volume.max=40", "-master.volumeSizeLimitMB=256"]
-    for name, port in ports.items():
-        command += [f"-{name}.port={port}", f"-{name}.port.grpc={port + 10_000}"]
-    with (folder / "weed.log").open("wb") as log:
-        server = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder)
-    try:
-        store, deadline = ObjectStore.open(f"s3://{BUCKET}"), time.monotonic() + 60
-        while True:
-            try:
-                store.put("ready", b"")
-                break
-            except StoreError:
-                if server.poll() is not None or time.monotonic() > deadline:
-                    raise
-                time.sleep(0.2)
-        yield store.url
-    finally:
-        server.terminate()
-        try:
-            server.wait(20)
-        except subprocess.TimeoutExpired:
-            server.kill()
-            server.wait()
 
 
 def open_corpus(home: Path) -> Corpus:
@@ -197,8 +141,9 @@ def main() -> None:
         return
     with (
         tempfile.TemporaryDirectory(prefix="clipfarm-bench-", dir=options.folder) as name,
-        seaweedfs(Path(name)),
+        running_seaweedfs(Path(name), max_gigabytes=10) as seaweedfs,
     ):
+        os.environ.update(seaweedfs.server.environment)
         home = Path(name) / "home"
         ids = [f"{number * 7919 % options.videos:011x}" for number in range(options.videos)]
         corpus = open_corpus(home)

@@ -17,6 +17,9 @@ from pathlib import Path
 from clipfarm_dagster.errors import StoreError
 from clipfarm_dagster.store import ObjectStore, S3Options
 
+VOLUME_MEGABYTES = 128
+"""Size of the files that SeaweedFS keeps objects in."""
+
 
 @dataclass(frozen=True)
 class S3Server:
@@ -78,8 +81,8 @@ def weed_program() -> str | None:
 class SeaweedFS:
     """A server over one folder, on free ports of 127.0.0.1; it may be stopped and started again."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, *, max_gigabytes: int = 2) -> None:
+        self._folder, self._volumes = folder, max_gigabytes * 1024 // VOLUME_MEGABYTES
         self._ports = dict(zip(("master", "volume", "filer", "s3", "admin"), _free_ports(5), strict=True))
         self.server = S3Server(
             f"http://127.0.0.1:{self._ports['s3']}", "clipfarm", "test-access-key", "test-secret-key"
@@ -102,7 +105,11 @@ class SeaweedFS:
         for name, port in self._ports.items():
             command += [f"-{name}.port={port}", f"-{name}.port.grpc={port + 10_000}"]
         command += ["-s3.port.iceberg=0", "-s3.port.lance=0", "-webdav=false", "-admin.ui=false"]
-        command += ["-master.telemetry=false", "-volume.max=20", "-master.volumeSizeLimitMB=128"]
+        command += [
+            "-master.telemetry=false",
+            f"-volume.max={self._volumes}",
+            f"-master.volumeSizeLimitMB={VOLUME_MEGABYTES}",
+        ]
         log = self._folder / "weed.log"
         environment = {**os.environ, **self.server.environment}
         with log.open("ab") as output:
@@ -140,9 +147,9 @@ class SeaweedFS:
 
 
 @contextmanager
-def running_seaweedfs(folder: Path) -> Iterator[SeaweedFS]:
+def running_seaweedfs(folder: Path, *, max_gigabytes: int = 2) -> Iterator[SeaweedFS]:
     """A server for the time of a block."""
-    seaweedfs = SeaweedFS(folder)
+    seaweedfs = SeaweedFS(folder, max_gigabytes=max_gigabytes)
     try:
         seaweedfs.start()
         yield seaweedfs
