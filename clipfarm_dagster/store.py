@@ -249,7 +249,7 @@ class ObjectStore:
         etags = pc.replace_substring_regex(found["etag"], pattern=_ETAG_WRAPPING, replacement="")
         return found.set_column(1, "etag", etags)
 
-    def _list_between(self, folder: str, after: str | None, last: str | None) -> list[pa.RecordBatch]:
+    def _list_between(self, folder: str, after: str | None, last: str | None) -> Sequence[pa.RecordBatch]:
         """Path, ETag and size of the objects below `folder` with keys greater than `after`, up to `last`."""
         import obstore
         import pyarrow as pa
