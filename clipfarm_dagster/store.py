@@ -192,6 +192,11 @@ class ObjectStore:
         path.stat()
         return self._put(key, path)
 
+    def put_stream(self, key: str, parts: Iterator[bytes]) -> str:
+        """Write an object, as `put` does, of parts that may be yet to come; nothing is written if they end in
+        an error, which is raised."""
+        return self._put(key, parts)
+
     def put_file_if_unchanged(self, key: str, path: Path, etag: str | None) -> str:
         """Upload a file as `put_if_unchanged` does. For S3 the file is held in memory meanwhile."""
         return self._put_if_unchanged(key, path, path.stat().st_size, etag)
@@ -282,7 +287,7 @@ class ObjectStore:
         except ObjectMissingError:
             return
 
-    def _put(self, key: str, data: bytes | Path) -> str:
+    def _put(self, key: str, data: bytes | Path | Iterator[bytes]) -> str:
         import obstore
 
         with self._errors_named(key):

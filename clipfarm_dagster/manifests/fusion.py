@@ -83,65 +83,89 @@ def fused_schema(strategy: Strategy, dimension: int) -> pa.Schema:
     )
 
 
-def fuse(
-    strategy: Strategy,
-    manifests: Mapping[Stage, Manifest],
-    store: ObjectStore,
-    output: Path,
-    *,
-    previous: Path | None = None,
-) -> Fusion:
-    """Write the fused vectors of all videos that `manifests` have in common to `output`.
+class FusionPlan:
+    """Which rows a file of fused vectors gets, and where each comes from."""
 
-    Args:
-        manifests: of each modality that the strategy needs.
-        previous: the file before, whose rows are kept where their inputs are the same. Where all are, and
-            nothing is left out, `output` is not written.
+    def __init__(
+        self, strategy: Strategy, manifests: Mapping[Stage, Manifest], previous: Path | None = None
+    ) -> None:
+        """Plan the fused vectors of all videos that `manifests` have in common.
 
-    Raises:
-        FusionError: vectors of these dimensions cannot be fused.
-        ManifestError: a manifest's vectors differ in dimension.
-        StoreError: the store cannot be read; a single object that is missing or wrong raises nothing, its
-            video is left out and named in the answer.
-    """
-    import numpy as np
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+        Args:
+            manifests: of each modality that the strategy needs.
+            previous: the file before, whose rows are kept where their inputs are the same.
 
-    dimensions = {stage: manifests[stage].dimension for stage in strategy.stages}
-    known = {stage: dimension for stage, dimension in dimensions.items() if dimension is not None}
-    fused_dim = strategy.dimension(known) if len(known) == len(dimensions) else 0
-    schema = fused_schema(strategy, fused_dim)
-    targets = _targets(strategy, manifests, schema)
-    standing = _Standing.open(previous, schema)
-    rows_before = standing.match(targets) if standing else np.full(targets.num_rows, -1)
+        Raises:
+            FusionError: vectors of these dimensions cannot be fused.
+            ManifestError: a manifest's vectors differ in dimension.
+        """
+        import numpy as np
 
-    if standing is not None and standing.table.equals(targets):
-        standing.close()
-        return Fusion(False, rows=targets.num_rows, reused=targets.num_rows)
-    reader = _Reader(strategy, store, known, targets, rows_before < 0)
-    result = Fusion(True, reused=int((rows_before >= 0).sum()))
-    with pq.ParquetWriter(
-        output, schema, compression="none", use_dictionary=False, write_statistics=["video_id"]
-    ) as writer:
-        for start in range(0, targets.num_rows, CHUNK):
-            chunk, before = targets.slice(start, CHUNK), rows_before[start : start + CHUNK]
-            vectors = np.empty((chunk.num_rows, fused_dim), dtype=np.float32)
-            whole = before >= 0
-            if standing is not None and whole.any():
-                vectors[whole] = standing.vectors(before[whole])
-            fresh = np.flatnonzero(~whole)
-            read, fused = reader.read(len(fresh))
-            vectors[fresh[read]] = fused
-            whole[fresh[read]] = True
-            writer.write_table(
-                _with_vectors(chunk, vectors, schema).filter(pa.array(whole)), row_group_size=CHUNK
-            )
-            result.rows += int(whole.sum())
-    if standing is not None:
-        standing.close()
-    result.objects_read, result.dropped = reader.objects_read, reader.dropped
-    return result
+        dimensions = {stage: manifests[stage].dimension for stage in strategy.stages}
+        self._strategy = strategy
+        self._known = {stage: dimension for stage, dimension in dimensions.items() if dimension is not None}
+        self._fused_dim = strategy.dimension(self._known) if len(self._known) == len(dimensions) else 0
+        self._schema = fused_schema(strategy, self._fused_dim)
+        self._targets = _targets(strategy, manifests, self._schema)
+        self._standing = _Standing.open(previous, self._schema)
+        self._rows_before = (
+            self._standing.match(self._targets) if self._standing else np.full(self._targets.num_rows, -1)
+        )
+
+    @property
+    def unchanged(self) -> bool:
+        """Whether the file before is as it should be."""
+        return self._standing is not None and self._standing.table.equals(self._targets)
+
+    def kept(self) -> Fusion:
+        """What is to be told of a file that is as it should be."""
+        return Fusion(False, rows=self._targets.num_rows, reused=self._targets.num_rows)
+
+    def write(self, store: ObjectStore, output: Path) -> Fusion:
+        """Write the file to `output`, from its beginning to its end.
+
+        Raises:
+            StoreError: the store cannot be read; a single object that is missing or wrong raises nothing, its
+                video is left out and named in the answer.
+        """
+        import numpy as np
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        targets, standing = self._targets, self._standing
+        reader = _Reader(self._strategy, store, self._known, targets, self._rows_before < 0)
+        result = Fusion(True, reused=int((self._rows_before >= 0).sum()))
+        with pq.ParquetWriter(
+            output,
+            self._schema,
+            compression="zstd",
+            compression_level=1,
+            use_dictionary=False,
+            use_byte_stream_split=[f"{VECTOR_COLUMN}.list.element"],  # a sixth smaller than plain float32
+            write_statistics=["video_id"],
+        ) as writer:
+            for start in range(0, targets.num_rows, CHUNK):
+                chunk, before = targets.slice(start, CHUNK), self._rows_before[start : start + CHUNK]
+                vectors = np.empty((chunk.num_rows, self._fused_dim), dtype=np.float32)
+                whole = before >= 0
+                if standing is not None and whole.any():
+                    vectors[whole] = standing.vectors(before[whole])
+                fresh = np.flatnonzero(~whole)
+                read, fused = reader.read(len(fresh))
+                vectors[fresh[read]] = fused
+                whole[fresh[read]] = True
+                rows = _with_vectors(chunk, vectors, self._schema)
+                writer.write_table(
+                    rows if whole.all() else rows.filter(pa.array(whole)), row_group_size=CHUNK
+                )
+                result.rows += int(whole.sum())
+        result.objects_read, result.dropped = reader.objects_read, reader.dropped
+        return result
+
+    def close(self) -> None:
+        """Close the file before."""
+        if self._standing is not None:
+            self._standing.close()
 
 
 def read_vectors(path: Path) -> Iterator[tuple[list[str], np.ndarray[Any, Any]]]:

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import hashlib
 import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 from clipfarm_dagster.errors import ObjectMissingError
 from clipfarm_dagster.store import ObjectStore
 
 _VERSIONS_KEPT = 2
 """Of each object; the one before the latest may still be read by another process."""
+
+_T = TypeVar("_T")
+_PART_BYTES = 8 << 20
+_LOOKED_EVERY_SECONDS = 0.02
 
 
 @dataclass(frozen=True)
@@ -60,6 +68,26 @@ class LocalCopies:
         """
         return self._keep(key, path, self.store.put_file(key, path))
 
+    def put_while(self, key: str, write: Callable[[Path], _T]) -> tuple[_T, LocalCopy]:
+        """Upload a file, as `put` does, while `write` writes it from beginning to end; gives also what
+        `write` gave. If it raises, the object stays as it was.
+
+        Raises:
+            StoreError: the store cannot be written.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=self.folder) as scratch:
+            path, written = Path(scratch) / "copy", Future[_T]()
+            path.touch()
+            with ThreadPoolExecutor(1, thread_name_prefix="clipfarm-upload") as executor:
+                upload = executor.submit(self.store.put_stream, key, _follow(path, written))
+                try:
+                    written.set_result(write(path))
+                except BaseException as error:
+                    written.set_exception(error)
+                    raise
+            return written.result(), self._keep(key, path, upload.result())
+
     def _keep(self, key: str, file: Path, etag: str) -> LocalCopy:
         path = self._path(key, etag)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -75,6 +103,23 @@ class LocalCopies:
     def _path(self, key: str, etag: str) -> Path:
         version = hashlib.sha256(etag.encode()).hexdigest()[:16]
         return self.folder / f"{self._stem(key)}-{version}"
+
+
+def _follow(path: Path, written: Future[Any]) -> Iterator[bytes]:
+    """What is in a file, and what another thread goes on to write to it until `written` is done.
+
+    Raises:
+        Exception: the one that `written` ends in.
+    """
+    with path.open("rb") as file:
+        while True:
+            done = written.done()
+            while part := file.read(_PART_BYTES):
+                yield part
+            if done:
+                written.result()
+                return
+            concurrent.futures.wait([written], timeout=_LOOKED_EVERY_SECONDS)
 
 
 def _modified(path: Path) -> float:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import tempfile
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from clipfarm_dagster.corpus import Corpus
 from clipfarm_dagster.errors import ManifestError
 from clipfarm_dagster.ledger.ledger import Ledger
-from clipfarm_dagster.manifests.fusion import Dropped, Fusion, fuse
+from clipfarm_dagster.manifests.fusion import Dropped, Fusion, FusionPlan
 from clipfarm_dagster.manifests.local_copies import LocalCopies, LocalCopy
 from clipfarm_dagster.manifests.lost import record_lost
 from clipfarm_dagster.manifests.manifest import (
@@ -106,11 +108,11 @@ def refresh_fused(corpus: Corpus, strategy: Strategy) -> RefreshedFusion:
     stored = {stage: stored_manifest(corpus, stage) for stage in strategy.stages}
     manifests = {stage: manifest for stage, (manifest, _) in stored.items()}
     standing = copies.get(key)
-    copies.folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=copies.folder) as scratch:
-        output = Path(scratch) / "fused_manifest.parquet"
-        fusion = fuse(strategy, manifests, corpus.store, output, previous=standing.path if standing else None)
-        copy = copies.put(key, output) if fusion.changed or standing is None else standing
+    with closing(FusionPlan(strategy, manifests, standing.path if standing else None)) as plan:
+        if standing is not None and plan.unchanged:
+            fusion, copy = plan.kept(), standing
+        else:
+            fusion, copy = copies.put_while(key, partial(plan.write, corpus.store))
     record_dropped(corpus, fusion.dropped)
     return RefreshedFusion(fusion, copy, {stage: etag for stage, (_, etag) in stored.items()})
 
@@ -133,10 +135,14 @@ def modality_vectors(corpus: Corpus, stage: Stage) -> tuple[Path, Fusion]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with corpus.ledger(stage) as ledger:
         manifest = current_manifest(corpus, ledger)
-    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+    before = path if path.exists() else None
+    with (
+        closing(FusionPlan(Single(stage), {stage: manifest}, before)) as plan,
+        tempfile.TemporaryDirectory(dir=path.parent) as scratch,
+    ):
+        if plan.unchanged:
+            return path, plan.kept()
         output = Path(scratch) / path.name
-        before = path if path.exists() else None
-        fusion = fuse(Single(stage), {stage: manifest}, corpus.store, output, previous=before)
-        if fusion.changed:
-            output.replace(path)
+        fusion = plan.write(corpus.store, output)
+        output.replace(path)
     return path, fusion
