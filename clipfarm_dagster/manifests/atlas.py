@@ -19,14 +19,13 @@ from clipfarm_dagster.store import StoredObject
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_TEXTS = ("title", "description", "query")
 _THUMBNAIL = (224, 224)
 """Greatest width and height, in pixels."""
 
 
 def atlas_table(corpus: Corpus, strategy: str, *, thumbnails: int) -> pa.Table:
-    """A row for each fused vector: `video_id`, `title`, `description`, `query`, `captured_at`,
-    its place `x`, `y`, and `thumbnail` for the first `thumbnails` videos.
+    """A row for each fused vector: `video_id`, `title`, `thumbnail` for the first `thumbnails` videos,
+    `query`, `description`, `captured_at`, and its place `x`, `y`.
 
     A thumbnail is the middle frame as the data URI of a JPEG; null where the clip cannot be decoded.
 
@@ -42,14 +41,15 @@ def atlas_table(corpus: Corpus, strategy: str, *, thumbnails: int) -> pa.Table:
     places = project_file(path)
     made = _thumbnails(corpus, places.video_ids[:thumbnails])
     made += [None] * (len(places.video_ids) - len(made))
+    texts = metadata_columns(corpus, places.video_ids, ("title", "query", "description"))
     return pa.table(
         {
             "video_id": pa.array(places.video_ids, pa.string()),
+            "title": pa.array(texts["title"], pa.string()),
+            # the viewer gives this column most of the width
             "thumbnail": pa.array([picture and _data_uri(picture) for picture in made], pa.string()),
-            **{
-                name: pa.array(values, pa.string())
-                for name, values in metadata_columns(corpus, places.video_ids, _TEXTS).items()
-            },
+            "query": pa.array(texts["query"], pa.string()),
+            "description": pa.array(texts["description"], pa.string()),
             "captured_at": pq.read_table(path, columns=["captured_at"])["captured_at"],
             "x": pa.array(places.points[:, 0], pa.float32()),
             "y": pa.array(places.points[:, 1], pa.float32()),

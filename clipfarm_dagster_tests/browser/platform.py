@@ -200,33 +200,61 @@ class Platform:
             table = ledger.columns(["video_id", name])
         return dict(zip(table["video_id"].to_pylist(), table[name].to_pylist(), strict=True))
 
+    def sync(self, *stages: Stage) -> None:
+        """`clipfarm sync` of some stages, of all by default."""
+        options = [option for stage in stages for option in ("--stage", str(stage))]
+        done = subprocess.run(
+            [*_clipfarm("sync"), *options, "--json"], env=self._environment(), capture_output=True, text=True
+        )
+        if done.returncode not in (0, 1):  # 1: some items failed, as they should
+            raise RuntimeError(f"clipfarm sync: {done.stderr}")
+
     @contextmanager
     def serving(self) -> Iterator[None]:
         """`clipfarm dev` on a free port, until the block ends; nothing that it started is left."""
+        with self._server("dev", "/server_info") as self.url:
+            yield
+
+    @contextmanager
+    def serving_atlas(self) -> Iterator[str]:
+        """`clipfarm atlas` on a free port, until the block ends; yields its address."""
+        with self._server("atlas", "/") as url:
+            yield url
+
+    @contextmanager
+    def _server(self, command: str, path: str) -> Iterator[str]:
+        """A command that serves `path` on a free port; yields its address."""
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        self.url = f"http://127.0.0.1:{port}"
-        log = self.home / "dev.log"
-        environment = {
-            name: value
-            for name, value in os.environ.items()
-            if not name.startswith(("CLIPFARM_", "DAGSTER_", "COV_"))
-        }
+        url = f"http://127.0.0.1:{port}"
+        log = self.home / f"{command}.log"
         with log.open("wb") as output:
             process = subprocess.Popen(
-                [str(Path(sys.executable).with_name("clipfarm")), "dev", "--port", str(port)],
-                env={**environment, "CLIPFARM_HOME": str(self.home)},
+                [*_clipfarm(command), "--port", str(port)],
+                env=self._environment(),
                 stdout=output,
                 stderr=output,
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
             )
         try:
-            _wait_until_served(f"{self.url}/server_info", process, log)
-            yield
+            _wait_until_served(url + path, process, log)
+            yield url
         finally:
             _end_group(process)
+
+    def _environment(self) -> dict[str, str]:
+        environment = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("CLIPFARM_", "DAGSTER_", "COV_"))
+        }
+        return {**environment, "CLIPFARM_HOME": str(self.home)}
+
+
+def _clipfarm(command: str) -> list[str]:
+    return [str(Path(sys.executable).with_name("clipfarm")), command]
 
 
 def _wav(path: Path) -> bytes:
@@ -253,7 +281,7 @@ def _wait_until_served(url: str, process: subprocess.Popen[bytes], log: Path) ->
             return
         if process.poll() is not None or time.monotonic() > deadline:
             tail = log.read_text(errors="replace")[-3000:]
-            raise RuntimeError(f"clipfarm dev does not serve {url}:\n{tail}")
+            raise RuntimeError(f"nothing serves {url}:\n{tail}")
         time.sleep(0.2)
 
 

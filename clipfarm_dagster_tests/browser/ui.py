@@ -34,10 +34,31 @@ class DagsterUI:
         self.open(f"/assets/{asset}?view=partitions&partition={partition}")
         self.page.get_by_text("Latest materialization").first.wait_for()
 
-    def materialize(self, asset: str, partition: str) -> None:
-        """Materialize one partition, and watch its run end well."""
+    def launch(self, asset: str, partition: str) -> None:
+        """Launch a run of one partition, and follow the link to its page."""
         self.open_partition(asset, partition)
         dialog = self._materialize_dialog()
+        dialog.get_by_role("button", name="Launch 1 run").click()
+        self._view_created()
+
+    def materialize(self, asset: str, partition: str) -> None:
+        """Materialize one partition, and watch its run end well."""
+        self.launch(asset, partition)
+        self.see_status("Success")
+
+    def materialize_whole(self, asset: str) -> None:
+        """Materialize an asset without partitions, watch its run end well, and return to its page."""
+        self.open(f"/assets/{asset}")
+        self.page.get_by_role("button", name="Materialize").first.click()
+        self._view_created()
+        self.see_status("Success")
+        self.open(f"/assets/{asset}")
+
+    def run_job(self, job: str, partition: str) -> None:
+        """Run a job for one partition, and watch it end well."""
+        self.open(f"/locations/clipfarm/jobs/{job}")
+        dialog = self._materialize_dialog()
+        self._choose_partitions(dialog, [partition])
         dialog.get_by_role("button", name="Launch 1 run").click()
         self._view_created()
         self.see_status("Success")
@@ -46,11 +67,7 @@ class DagsterUI:
         """Launch a backfill of some partitions, and follow the link to its page."""
         self.open(f"/assets/{asset}?view=partitions")
         dialog = self._materialize_dialog()
-        dialog.get_by_text("Select a partition or create one").click()
-        menu = self.page.get_by_role("dialog").filter(has=self.page.get_by_placeholder("Filter partitions"))
-        for partition in partitions:
-            menu.last.get_by_role("menuitem").filter(has_text=partition).click()
-        self.page.keyboard.press("Escape")
+        self._choose_partitions(dialog, partitions)
         expect(dialog.get_by_text(f"{len(partitions)} partitions", exact=True)).to_be_visible()
         dialog.get_by_role("button", name="Launch backfill").click()
         self._view_created()
@@ -86,9 +103,9 @@ class DagsterUI:
         box.fill(words)
         box.press("Enter")
 
-    def open_preview(self) -> Locator:
-        """Open the preview among the metadata of the partition on the page."""
-        self.page.get_by_role("row").filter(has_text="preview").get_by_text("[Show Markdown]").click()
+    def open_markdown(self, name: str) -> Locator:
+        """Open what is shown on demand among the metadata of the asset or partition on the page."""
+        self.page.get_by_role("row").filter(has_text=name).get_by_text("[Show Markdown]").click()
         return self.page.get_by_role("dialog")
 
     def turn_sensor_on(self, sensor: str) -> None:
@@ -110,6 +127,13 @@ class DagsterUI:
     def _materialize_dialog(self) -> Locator:
         self.page.get_by_role("button", name="Materialize").first.click()
         return self.page.get_by_role("dialog").filter(has_text="Launch runs to materialize").first
+
+    def _choose_partitions(self, dialog: Locator, partitions: Sequence[str]) -> None:
+        dialog.get_by_text("Select a partition or create one").click()
+        menu = self.page.get_by_role("dialog").filter(has=self.page.get_by_placeholder("Filter partitions"))
+        for partition in partitions:
+            menu.last.get_by_role("menuitem").filter(has_text=partition).click()
+        self.page.keyboard.press("Escape")
 
     def _view_created(self) -> None:
         """Follow the notice that something was created."""
