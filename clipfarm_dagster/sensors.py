@@ -38,6 +38,7 @@ from clipfarm_dagster.in_flight import fail_dead_runs, videos_in_flight
 from clipfarm_dagster.jobs import EMBEDDING_JOBS, embedding_job_name, id_list_run_config, id_list_run_tags
 from clipfarm_dagster.ledger.schema import LedgerRow, Status, timestamp
 from clipfarm_dagster.partitions import VIDEO_PARTITIONS
+from clipfarm_dagster.recording import report_events
 from clipfarm_dagster.resources.object_store import ObjectStoreResource
 from clipfarm_dagster.resources.stage_state import StageStateResource
 from clipfarm_dagster.stages import Stage
@@ -274,10 +275,10 @@ def announce_restored(
     instance: dg.DagsterInstance, corpus: Corpus, stage: Stage, rows: Sequence[LedgerRow]
 ) -> None:
     """Tell Dagster of vectors that are the right ones again, without a run."""
-    for row in rows:
-        instance.report_runless_asset_event(
-            embedding_materialization(stage, row, corpus.contract(stage), corpus.store.url)
-        )
+    contract = corpus.contract(stage)
+    report_events(
+        instance, [embedding_materialization(stage, row, contract, corpus.store.url) for row in rows]
+    )
 
 
 def _add_partitions(instance: dg.DagsterInstance, video_ids: Sequence[str], known: set[str]) -> list[str]:
