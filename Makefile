@@ -44,7 +44,8 @@ chaos: .venv/installed-dev ## Two thousand items under kills, a store that goes 
 property: .venv/installed-dev ## More than ten thousand random changes to a corpus
 	.venv/bin/python -m pytest -m slow clipfarm_dagster_tests/test_corpus_property.py
 
-browser: .venv/installed-dev ## All of Dagster's UI that people use, in a real browser (Debian's chromium)
+browser: .venv/installed-dev ## Dagster's UI and the atlas as people use them, in a real browser (Debian's chromium)
+	$(PIP_INSTALL) -e '.[atlas]'
 	.venv/bin/python -m pytest -m 'slow or not slow' clipfarm_dagster_tests/browser
 
 lint: .venv/installed-dev ## Formatting, lint and types
