@@ -331,6 +331,7 @@ class _Flow:
         """Finish all items."""
         while self._preparing:
             self._step()
+        self._prepare.finish()
         while self._groups:
             self._infer(self._groups.pop(next(iter(self._groups))))
             while len(self._inferring) >= self._waiting_batches:

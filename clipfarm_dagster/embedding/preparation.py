@@ -79,6 +79,9 @@ class Preparation:
             future.set_exception(error)
         return future
 
+    def finish(self) -> None:
+        """Let the workers go, now that all items are prepared; they end while the model goes on."""
+
     def result(self, future: Future[PreparedItem]) -> PreparedItem:
         """What a finished future holds.
 
@@ -124,6 +127,9 @@ class _PoolPreparation(Preparation):
             raise _workers_lost(error) from error
         return future
 
+    def finish(self) -> None:
+        self.pool.stop()  # type: ignore[no-untyped-call]
+
 
 def _workers_lost(error: Exception) -> WorkersLostError:
     return WorkersLostError(
@@ -153,7 +159,7 @@ def preparation(
     try:
         yield pooled
     finally:
-        pooled.pool.stop()  # type: ignore[no-untyped-call]
+        pooled.finish()
         pooled.pool.join()
 
 
