@@ -54,6 +54,7 @@ lint: .venv/installed-dev ## Formatting, lint and types
 	.venv/bin/mypy
 
 lock: .venv/installed-dev ## Pin the versions that are installed now
+	$(PIP_INSTALL) -e '.[atlas]'
 	.venv/bin/python -m pip freeze --exclude-editable --exclude pip --exclude setuptools \
 		| sed 's/^\(torch==[0-9.]*\)+.*/\1/' > constraints.txt
 

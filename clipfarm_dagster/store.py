@@ -119,8 +119,8 @@ class ObjectStore:
         except ObjectMissingError:
             return None
 
-    def get(self, key: str) -> StoredObject:
-        """Read an object whole.
+    def get(self, key: str, *, max_bytes: int | None = None) -> StoredObject:
+        """Read an object whole; one that is larger than `max_bytes` comes without its data.
 
         Raises:
             ObjectMissingError: there is none.
@@ -129,19 +129,23 @@ class ObjectStore:
 
         with self._errors_named(key):
             result = obstore.get(self._backend, _checked(key))
-            return StoredObject(bytes(result.bytes()), _info(result.meta))
+            info = _info(result.meta)
+            if max_bytes is not None and info.size > max_bytes:
+                return StoredObject(b"", info)
+            return StoredObject(bytes(result.bytes()), info)
 
     def get_many(
-        self, keys: Iterable[str], *, max_concurrency: int = CONCURRENCY
+        self, keys: Iterable[str], *, max_concurrency: int = CONCURRENCY, max_bytes: int | None = None
     ) -> Iterator[tuple[str, StoredObject | ObjectMissingError]]:
-        """Read many objects, in the order of `keys`; missing ones are given as the error, not raised.
+        """Read many objects as `get` does, in the order of `keys`; missing ones are given as the error, not
+        raised.
 
         The next ones are fetched while the caller works; at most `max_concurrency` are held at a time.
         """
 
         def get_or_missing(key: str) -> StoredObject | ObjectMissingError:
             try:
-                return self.get(key)
+                return self.get(key, max_bytes=max_bytes)
             except ObjectMissingError as error:
                 return error
 

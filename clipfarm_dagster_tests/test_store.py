@@ -205,6 +205,20 @@ class TestList:
             store.list("../")
 
 
+class TestLargeObjects:
+    def test_come_without_their_data(self, store: ObjectStore) -> None:
+        etag = store.put("l/large", b"12345")
+        store.put("l/small", b"1234")
+        answers = dict(store.get_many(["l/large", "l/small", "l/none"], max_bytes=4))
+        large, small = answers["l/large"], answers["l/small"]
+        assert isinstance(large, StoredObject)
+        assert (large.data, large.info.size, large.info.etag) == (b"", 5, etag)
+        assert isinstance(small, StoredObject)
+        assert small.data == b"1234"
+        assert isinstance(answers["l/none"], ObjectMissingError)
+        assert store.get("l/large").data == b"12345"
+
+
 class TestConditionalWrites:
     def test_create_only(self, store: ObjectStore) -> None:
         etag = store.put_if_unchanged("s/x", b"1", None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from struct import Struct
 
 
 class UnclearBitstreamError(Exception):
@@ -28,6 +29,7 @@ NEEDED = PacketRole(restart=False, reference=True)
 UNNEEDED = PacketRole(restart=False, reference=False)
 
 NO_PARAMETERS: frozenset[bytes] = frozenset()
+_FOUR_BYTES = Struct(">I")
 
 RESTARTS_ALONE = ("vp9", "av1", "libdav1d")
 """Codecs where every packet is taken as needed by the next, so that only restarts save anything."""
@@ -67,11 +69,15 @@ _Roles = Iterator[tuple[PacketRole, frozenset[bytes]]]
 
 
 def _nal_units(packet: memoryview, length_size: int) -> Iterator[memoryview]:
-    position = 0
-    while position < len(packet):
+    position, end = 0, len(packet)
+    while position < end:
         start = position + length_size
-        position = start + int.from_bytes(packet[position:start], "big")
-        if position == start or position > len(packet):
+        if length_size == 4 and start <= end:  # nearly always; slicing would take twice as long
+            size = _FOUR_BYTES.unpack_from(packet, position)[0]
+        else:
+            size = int.from_bytes(packet[position:start], "big")
+        position = start + size
+        if position == start or position > end:
             raise UnclearBitstreamError("a NAL unit's length is wrong")
         yield packet[start:position]
 
@@ -95,7 +101,7 @@ def _h264_roles(extradata: bytes, packets: Sequence[memoryview]) -> _Roles:
         if len(kinds) != 1:
             raise UnclearBitstreamError("an H.264 packet is not one picture of one kind")
         role = RESTART if 5 in kinds else NEEDED if needed or parameters else UNNEEDED
-        yield role, frozenset(parameters)
+        yield role, frozenset(parameters) if parameters else NO_PARAMETERS
 
 
 def _hevc_roles(extradata: bytes, packets: Sequence[memoryview]) -> _Roles:
@@ -122,7 +128,7 @@ def _hevc_roles(extradata: bytes, packets: Sequence[memoryview]) -> _Roles:
                 raise UnclearBitstreamError(f"HEVC NAL unit of type {kind}")
         if len(kinds) != 1:
             raise UnclearBitstreamError("an HEVC packet is not one picture of one kind")
-        pictures.append((*kinds.pop(), frozenset(parameters)))
+        pictures.append((*kinds.pop(), frozenset(parameters) if parameters else NO_PARAMETERS))
     highest = max((temporal for _, temporal, _ in pictures), default=0)
     for kind, temporal, parameter_sets in pictures:
         yield (

@@ -240,7 +240,9 @@ class _Run:
     def _fetch(
         self, raw_keys: Sequence[str], ahead: int
     ) -> Iterator[tuple[str, StoredObject | ObjectMissingError]]:
-        objects = self.store.get_many(raw_keys, max_concurrency=ahead)
+        objects = self.store.get_many(
+            raw_keys, max_concurrency=ahead, max_bytes=self.options.max_object_bytes
+        )
         while True:
             with self.progress.timed("fetch"):
                 answer = next(objects, None)
@@ -250,10 +252,17 @@ class _Run:
 
     def _look_at(self, item: WorkItem, stored: StoredObject) -> _Fetched | None:
         """What was fetched, or `None` if the item is settled by its bytes alone."""
-        etag = stored.info.etag
+        etag, size, limit = stored.info.etag, stored.info.size, self.options.max_object_bytes
         fetched = _Fetched(
             item, hashlib.sha256(stored.data).hexdigest(), etag, source_hash(item.metadata_hash, etag)
         )
+        if size > limit:  # and so without its data
+            self.fail(
+                fetched,
+                f"the raw object has {size} bytes, more than CLIPFARM_MAX_OBJECT_BYTES={limit}",
+                invalid=True,
+            )
+            return None
         previous = item.previous
         if (
             previous is not None
@@ -262,14 +271,6 @@ class _Run:
             and previous.vector_raw_sha256 == fetched.raw_sha256
         ):
             self.recorder.add(self._standing(item, etag, Kind.SAME_BYTES))
-            return None
-        if len(stored.data) > self.options.max_object_bytes:
-            limit = self.options.max_object_bytes
-            self.fail(
-                fetched,
-                f"the raw object has {len(stored.data)} bytes, more than CLIPFARM_MAX_OBJECT_BYTES={limit}",
-                invalid=True,
-            )
             return None
         return fetched
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 INDEX_FROM = 200_000
 """From so many vectors on, an index is used: an exact search through fewer takes a second or two."""
 
+_INDEXED_SHARE = 0.1
 _NEIGHBOURS = 32
 """How many neighbours of each vector are looked at for duplicates, where an index is used."""
 
@@ -93,7 +94,9 @@ def nearest(
     if query.shape != (dimension,):
         raise ValueError(f"the query has {query.size} numbers, and the vectors {dimension}")
     wanted = top + (without is not None)
-    search = _nearest_by_index if count > INDEX_FROM and not exact else _nearest_exactly
+    # an index finds few among many; asked for a good part of them it may miss some, and saves nothing
+    by_index = count > INDEX_FROM and wanted <= count * _INDEXED_SHARE and not exact
+    search = _nearest_by_index if by_index else _nearest_exactly
     return [match for match in search(path, query, wanted) if match.video_id != without][:top]
 
 

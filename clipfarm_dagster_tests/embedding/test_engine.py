@@ -422,10 +422,10 @@ class TestFaults:
         text.put(raw)
         get = text.store.get
 
-        def fails_late(key: str) -> StoredObject:
+        def fails_late(key: str, **options: Any) -> StoredObject:
             if key.endswith("clip-090.json"):
                 raise StoreUnavailableError("the store went away")
-            return get(key)
+            return get(key, **options)
 
         monkeypatch.setattr(text.store, "get", fails_late)
         with pytest.raises(StoreUnavailableError):
