@@ -182,17 +182,17 @@ class Corpus:
             copy = Path(folder) / "metadata.csv"
             return read(copy, source.store.download(source.key, copy).etag)
 
-    def raw_listing(self, stage: Stage, latest: LatestRows | None = None) -> pa.Table:
-        """The raw objects of a stage: columns `key`, `etag`, `size`. Where there are many, `latest` speeds it
-        up: it tells between which ids to list at the same time."""
-        folder, split_ids = self.keys.raw_folder(stage), split_points(latest) if latest is not None else ()
+    def raw_listing(self, stage: Stage, split_ids: Sequence[str] = ()) -> pa.Table:
+        """The raw objects of a stage: columns `key`, `etag`, `size`. Of many objects, those between two of
+        `split_ids` are listed at the same time (see `split_points`)."""
+        folder = self.keys.raw_folder(stage)
         return self.store.list(folder, split_at=[folder + video_id for video_id in split_ids])
 
     def raw_listings(self, stages: Collection[Stage], latest: LatestRows) -> dict[Stage, pa.Table]:
         """The raw objects of several stages, listed at the same time."""
+        list_stage = partial(self.raw_listing, split_ids=split_points(latest))
         with ThreadPoolExecutor(len(Stage)) as pool:
-            listings = pool.map(lambda stage: self.raw_listing(stage, latest), stages)
-            return dict(zip(stages, listings, strict=True))
+            return dict(zip(stages, pool.map(list_stage, stages), strict=True))
 
     def contract(self, stage: Stage) -> Contract:
         """The contract that the settings ask for."""
@@ -225,7 +225,7 @@ class Corpus:
         listing: pa.Table | None = None,
     ) -> StagePlan:
         """What needs work in a stage now, and why. `listing` spares listing the store."""
-        listing = self.raw_listing(stage, latest) if listing is None else listing
+        listing = self.raw_listing(stage, split_points(latest)) if listing is None else listing
         return self._plan(stage, latest, ledger, listing, in_flight, limit)
 
     def plans(
@@ -245,7 +245,8 @@ class Corpus:
                 ledger last saw them. By default the store is listed.
             deadline: by `time.monotonic`; stages whose turn comes later are left out.
         """
-        listing = partial(self.raw_listing, latest=latest) if listing is None else listing
+        if listing is None:
+            listing = partial(self.raw_listing, split_ids=split_points(latest))
         listings = BoundedSemaphore(LISTINGS_AT_ONCE)
 
         def plan(stage: Stage) -> StagePlan | None:

@@ -136,13 +136,11 @@ def modality_vectors(corpus: Corpus, stage: Stage) -> tuple[Path, Fusion]:
     with corpus.ledger(stage) as ledger:
         manifest = current_manifest(corpus, ledger)
     before = path if path.exists() else None
-    with (
-        closing(FusionPlan(Single(stage), {stage: manifest}, before)) as plan,
-        tempfile.TemporaryDirectory(dir=path.parent) as scratch,
-    ):
+    with closing(FusionPlan(Single(stage), {stage: manifest}, before)) as plan:
         if plan.unchanged:
             return path, plan.kept()
-        output = Path(scratch) / path.name
-        fusion = plan.write(corpus.store, output)
-        output.replace(path)
+        with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+            output = Path(scratch) / path.name
+            fusion = plan.write(corpus.store, output)
+            output.replace(path)
     return path, fusion
