@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from struct import Struct
 
 
@@ -82,12 +83,26 @@ def _nal_units(packet: memoryview, length_size: int) -> Iterator[memoryview]:
         yield packet[start:position]
 
 
+def _is_one_nal_unit(packet: memoryview, length_size: int) -> bool:
+    """Whether the first unit fills the packet, as it nearly always does: its header then tells all."""
+    return length_size == 4 and len(packet) > 5 and _FOUR_BYTES.unpack_from(packet)[0] == len(packet) - 4
+
+
+_H264_LONE_SLICES = {importance << 5 | 5: RESTART for importance in range(4)}
+_H264_LONE_SLICES |= {importance << 5 | 1: NEEDED if importance else UNNEEDED for importance in range(4)}
+"""The role of a packet that is one slice, by the slice's first byte: `nal_ref_idc` and the unit's type."""
+
+
 def _h264_roles(extradata: bytes, packets: Sequence[memoryview]) -> _Roles:
     """NAL unit types and `nal_ref_idc`: ITU-T H.264, 7.3.1 and table 7-1."""
     if not extradata or extradata[0] != 1:
         raise UnclearBitstreamError("H.264 without an avcC record")
     length_size = (extradata[4] & 3) + 1
     for packet in packets:
+        lone = _H264_LONE_SLICES.get(packet[4]) if _is_one_nal_unit(packet, length_size) else None
+        if lone is not None:
+            yield lone, NO_PARAMETERS
+            continue
         kinds, needed, parameters = set(), False, []
         for unit in _nal_units(packet, length_size):
             kind = unit[0] & 0x9F  # with the bit that must be zero
@@ -115,12 +130,15 @@ def _hevc_roles(extradata: bytes, packets: Sequence[memoryview]) -> _Roles:
     length_size = (extradata[21] & 3) + 1
     pictures = []
     for packet in packets:
+        if _is_one_nal_unit(packet, length_size) and (lone := _hevc_lone_slice(packet[4], packet[5])):
+            pictures.append(lone)
+            continue
         kinds, parameters = set(), []
         for unit in _nal_units(packet, length_size):
             kind, layer, temporal = unit[0] >> 1, (unit[0] & 1) << 5 | unit[1] >> 3, unit[1] & 7
             if layer:
                 raise UnclearBitstreamError("HEVC with several layers")
-            if kind <= 9 or kind in (19, 20, 21):  # leading and trailing pictures, IDR, CRA
+            if kind in _HEVC_SLICES:
                 kinds.add((kind, temporal))
             elif kind in (32, 33, 34):  # VPS, SPS, PPS
                 parameters.append(bytes(unit))
@@ -131,14 +149,27 @@ def _hevc_roles(extradata: bytes, packets: Sequence[memoryview]) -> _Roles:
         pictures.append((*kinds.pop(), frozenset(parameters) if parameters else NO_PARAMETERS))
     highest = max((temporal for _, temporal, _ in pictures), default=0)
     for kind, temporal, parameter_sets in pictures:
-        yield (
-            PacketRole(
-                restart=kind >= 19,
-                reference=kind >= 19 or kind % 2 == 1 or temporal < highest,
-                leading=6 <= kind <= 9,
-            ),
-            parameter_sets,
-        )
+        yield _hevc_role(kind, temporal < highest), parameter_sets
+
+
+_HEVC_SLICES = frozenset((*range(10), 19, 20, 21))
+"""Types of NAL units that are leading and trailing pictures, IDR and CRA."""
+
+
+@cache
+def _hevc_lone_slice(first: int, second: int) -> tuple[int, int, frozenset[bytes]] | None:
+    """Type and temporal layer of a packet that is one slice, by the unit's header; None where it is not."""
+    kind, layer = first >> 1, (first & 1) << 5 | second >> 3
+    return (kind, second & 7, NO_PARAMETERS) if kind in _HEVC_SLICES and not layer else None
+
+
+@cache
+def _hevc_role(kind: int, below_the_highest_layer: bool) -> PacketRole:
+    return PacketRole(
+        restart=kind >= 19,
+        reference=kind >= 19 or kind % 2 == 1 or below_the_highest_layer,
+        leading=6 <= kind <= 9,
+    )
 
 
 def _vp9_roles(extradata: bytes, packets: Sequence[memoryview]) -> _Roles:
@@ -159,6 +190,11 @@ def _vp9_roles(extradata: bytes, packets: Sequence[memoryview]) -> _Roles:
 def _av1_roles(extradata: bytes, packets: Sequence[memoryview]) -> _Roles:
     """OBU and frame headers: AV1 Bitstream Specification, 5.3 and 5.9. All but restarts are kept."""
     for packet in packets:
+        if packet[0] == _FRAME_OBU:
+            size, start = _leb128(packet, 1)
+            if size and start + size == len(packet):  # nearly always: one frame, and nothing else
+                yield NEEDED, NO_PARAMETERS
+                continue
         first_frame, sequence_headers = None, []
         for kind, payload in _obus(packet):
             if kind == 1:  # sequence header
@@ -173,6 +209,10 @@ def _av1_roles(extradata: bytes, packets: Sequence[memoryview]) -> _Roles:
         yield RESTART if shown_key and sequence_headers else NEEDED, frozenset(sequence_headers)
 
 
+_FRAME_OBU = 0x32
+"""Header of an OBU of type 6, a frame, that has a size field and no extension."""
+
+
 def _obus(packet: memoryview) -> Iterator[tuple[int, memoryview]]:
     position = 0
     while position < len(packet):
@@ -182,18 +222,23 @@ def _obus(packet: memoryview) -> Iterator[tuple[int, memoryview]]:
         position += 1
         size = len(packet) - position
         if header & 0x02:
-            size, shift = 0, 0
-            while True:
-                byte = packet[position]
-                position += 1
-                size |= (byte & 0x7F) << shift
-                shift += 7
-                if not byte & 0x80:
-                    break
+            size, position = _leb128(packet, position)
         if position + size > len(packet):
             raise UnclearBitstreamError("an OBU's size is wrong")
         yield header >> 3 & 15, packet[position : position + size]
         position += size
+
+
+def _leb128(packet: memoryview, position: int) -> tuple[int, int]:
+    """A number of seven bits a byte, the lowest first (4.10.5), and the position behind it."""
+    number = shift = 0
+    while True:
+        byte = packet[position]
+        position += 1
+        number |= (byte & 0x7F) << shift
+        if not byte & 0x80:
+            return number, position
+        shift += 7
 
 
 _READERS: dict[str, Callable[[bytes, Sequence[memoryview]], _Roles]] = {

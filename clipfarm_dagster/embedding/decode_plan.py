@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right, insort
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 from clipfarm_dagster.embedding.bitstream import PacketRole
 
@@ -49,8 +50,8 @@ def plan_decode(
         reorder_depth: how many frames the decoder holds back to put them in order. If the timestamps
             need more, it may drop frames, and only a full decode tells which.
     """
-    known = [time for time in times if time is not None]
-    if len(known) < len(times) or len(set(known)) < len(known) or sum(shown) != total:
+    known = cast("Sequence[int]", times)
+    if None in times or len(set(times)) < len(times) or sum(shown) != total:
         return None
     restarts = [i for i, role in enumerate(roles) if role.restart]
     if not restarts or restarts[0] != 0:

@@ -24,6 +24,10 @@ CONTAINERS = "mov,matroska,avi,mpegts,mpeg,flv,ogg"
 """FFmpeg's names of the demuxers that may open a clip: none of them opens a second file by itself, as
 playlists (HLS, DASH, concat) do."""
 
+LEAST_PLANNED_PIXELS = 10_000
+"""Smaller pictures decode so fast that looking at their packets would cost more than a twentieth of it
+(`make bench-frames`)."""
+
 
 @dataclass(frozen=True)
 class SampledFrames:
@@ -53,7 +57,8 @@ def sample_frames(
 
     The demuxed packets tell from which restarts to decode, and which packets nobody depends on (see
     `plan_decode`). Where they leave a doubt, or the decoder then finds any fault, all are decoded in
-    order. Damage inside packets that are skipped, with their headers intact, stays unseen.
+    order; so are tiny pictures, with which nothing is to be gained. Damage inside packets that are
+    skipped, with their headers intact, stays unseen.
 
     Arguments and errors are those of `sample_frames_sequential`; only `decoded` is smaller.
     """
@@ -111,7 +116,7 @@ def _sample(
         total = _declared_frames(video)
         if total is None and unknown_count == "first":
             first = video.container.demux(video.stream)
-            return _decode_in_order(video, first, None, count, max_pixels)
+            return _decode_in_order(video, first, None, tuple(range(count)), count, max_pixels)
         packets = _read_packets(video)
         if total is None:
             total = sum(1 for packet in packets.read if not packet.is_discard)
@@ -119,9 +124,10 @@ def _sample(
             raise InvalidRawObjectError("the video stream is empty")
         if max_frames is not None and total > max_frames:
             raise InvalidRawObjectError(f"{total} frames are over the limit of {max_frames}")
-        plan = _plan(video, packets, total, count) if sparse else None
+        wanted = wanted_indices(total, count)
+        plan = _plan(video, packets, total, wanted) if sparse else None
         if plan is None:
-            return _decode_in_order(video, packets, total, count, max_pixels)
+            return _decode_in_order(video, packets, total, wanted, count, max_pixels)
         taken = _decode_planned(video, packets, plan, max_pixels)
     if taken is not None:
         decoded = sum(1 for run in plan.runs for i in run if not packets.read[i].is_discard)
@@ -162,26 +168,29 @@ def _read_packets(video: _Video) -> _Packets:
     return _Packets(read, None)
 
 
-def _plan(video: _Video, packets: _Packets, total: int, count: int) -> DecodePlan | None:
+def _plan(video: _Video, packets: _Packets, total: int, wanted: tuple[int, ...]) -> DecodePlan | None:
     read, decoder = packets.read, video.stream.codec_context
-    if packets.error is not None or total <= count:
+    if packets.error is not None or total == len(wanted):
+        return None
+    if decoder.width * decoder.height < LEAST_PLANNED_PIXELS:
         return None
     if decoder.name in RESTARTS_ALONE and sum(1 for packet in read if packet.is_keyframe) < 2:
         return None
-    if any(packet.is_corrupt or _changes_decoder(packet) for packet in read):
+    if any(packet.is_corrupt for packet in read):
         return None
     try:
         roles = packet_roles(decoder.name, decoder.extradata or b"", [memoryview(packet) for packet in read])
     except UnclearBitstreamError:
         return None
-    return plan_decode(
+    plan = plan_decode(
         [packet.pts for packet in read],
         [not packet.is_discard for packet in read],
         roles,
         total=total,
-        wanted=wanted_indices(total, count),
+        wanted=wanted,
         reorder_depth=decoder.reorder_depth,
     )
+    return None if plan is None or any(_changes_decoder(packet) for packet in read) else plan
 
 
 def _changes_decoder(packet: av.Packet[av.VideoStream]) -> bool:
@@ -246,12 +255,12 @@ def _decode_in_order(
     video: _Video,
     packets: Iterable[av.Packet[av.VideoStream] | None],
     total: int | None,
+    wanted: tuple[int, ...],
     count: int,
     max_pixels: int | None,
 ) -> SampledFrames:
     import av
 
-    wanted = tuple(range(count)) if total is None else wanted_indices(total, count)
     to_rgb = _rgb_converter(max_pixels)
     taken: list[np.ndarray] = []
     decoded = 0

@@ -30,6 +30,12 @@ SHARED = Path(os.environ.get("SHARED_FOLDER", Path(__file__).parents[3] / "share
 MEDIA = sorted((SHARED / "media").glob("*.*"))
 
 
+@pytest.fixture(autouse=True)
+def _planned_whatever_the_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The generated clips are tiny, and are to be planned nevertheless."""
+    monkeypatch.setattr("clipfarm_dagster.embedding.frames.LEAST_PLANNED_PIXELS", 0)
+
+
 def media(name: str) -> bytes:
     path = SHARED / "media" / name
     if not path.exists():
@@ -115,6 +121,14 @@ def test_planned_frames_are_those_of_a_full_decode(spec: ClipSpec) -> None:
     assert_same(first, sample_frames_sequential(data))
     if not declared:
         assert first.indices[: len(pictures)] == tuple(range(min(16, len(pictures))))
+
+
+def test_tiny_pictures_are_decoded_in_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny, small = (ClipSpec(gop=5, options=B_PYRAMID, width=w, height=w * 3 // 4) for w in (112, 128))
+    monkeypatch.undo()
+    assert sample_frames(encode(tiny)).decoded == 90
+    assert sample_frames(encode(small)).decoded < 60
+    assert_same(sample_frames(encode(tiny)), sample_frames_sequential(encode(tiny)))
 
 
 def test_there_are_enough_clips() -> None:
