@@ -162,6 +162,14 @@ def assert_same(
         assert distance <= MAX_COSINE_DISTANCE, (video_id, distance)
 
 
+def assert_identical(
+    vectors: Mapping[str, np.ndarray[Any, Any]], alone: Mapping[str, np.ndarray[Any, Any]]
+) -> None:
+    assert_same(vectors, alone)
+    for video_id, vector in vectors.items():
+        np.testing.assert_array_equal(vector, alone[video_id], err_msg=video_id)
+
+
 @pytest.mark.parametrize("batch_size", BATCH_SIZES)
 def test_in_any_batch(
     batch_size: int, case: tuple[Encoder, Inputs], alone: dict[str, Any], tmp_path: Path
@@ -172,7 +180,8 @@ def test_in_any_batch(
     order = list(inputs.raw)
     random.Random(batch_size).shuffle(order)
     vectors = embed(encoder, inputs, store, tmp_path / "ledger.sqlite", order=order)
-    assert_same(vectors, alone)
+    # a batch's products may be summed in another order than those of one item; the same shapes never are
+    (assert_identical if batch_size == 1 else assert_same)(vectors, alone)
 
 
 @pytest.mark.parametrize("workers", WORKERS)
@@ -184,7 +193,7 @@ def test_with_any_number_of_workers(
     store = ObjectStore.open(str(tmp_path / "store"))
     order = sorted(inputs.raw, reverse=True)
     vectors = embed(encoder, inputs, store, tmp_path / "ledger.sqlite", order=order, workers=workers)
-    assert_same(vectors, alone)
+    assert_identical(vectors, alone)
 
 
 def test_after_a_break_and_a_resume(
@@ -200,4 +209,4 @@ def test_after_a_break_and_a_resume(
     half = store.list(KEYS.embedding_folder(encoder.contract.stage)).num_rows
     assert half >= 4
     vectors = embed(encoder, inputs, store, ledger, order=order[::-1])
-    assert_same(vectors, alone)
+    assert_identical(vectors, alone)
