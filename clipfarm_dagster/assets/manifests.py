@@ -40,6 +40,10 @@ def overview_metadata(context: dg.AssetExecutionContext, gather: Callable[[], Ov
     return {"overview": dg.MetadataValue.md(data_uri_markdown(overview_picture(overview), alt))}
 
 
+_SHA1_DIGITS = 40
+"""Of a revision; with all of a folder's SHA-256 the page would cut off the failures' last column."""
+
+
 def _failures_metadata(failures: Sequence[LedgerRow]) -> dict[str, Any]:
     """Videos that failed, with their causes, the latest first."""
     metadata: dict[str, Any] = {"failed": len(failures)}
@@ -50,9 +54,9 @@ def _failures_metadata(failures: Sequence[LedgerRow]) -> dict[str, Any]:
                     {
                         "video_id": row.video_id,
                         "status": row.status or "",
-                        "cause": row.error or "",
-                        "attempts": row.retry_count,
-                        "at": row.processed_at or "",
+                        "cause": (row.error or "")
+                        + (f" ({n} attempts)" if (n := row.retry_count) > 1 else ""),
+                        "at": (row.processed_at or "")[: len("2026-01-31T08:00")].replace("T", " "),
                     }
                 )
                 for row in failures[:_LISTED]
@@ -93,7 +97,8 @@ def _manifest_asset(stage: Stage) -> dg.AssetsDefinition:
                 "dagster/row_count": rows,
                 "written": refreshed.written,
                 "contract": made.contract.id,
-                "model": f"{made.contract.model_name}@{made.contract.model_revision}",
+                "model": made.contract.model_name,
+                "revision": made.contract.model_revision[:_SHA1_DIGITS],
                 "key": dg.MetadataValue.path(f"{corpus.store.url}/{key}"),
                 **_failures_metadata(failures),
             },

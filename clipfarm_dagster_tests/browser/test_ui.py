@@ -145,7 +145,7 @@ def test_a_broken_clip_and_its_cause(ui: DagsterUI, platform: Platform) -> None:
     assert platform.statuses(Stage.VIDEO)["truncated-upload"] == Status.INVALID_RAW_OBJECT
 
 
-def test_projection_and_failures_of_a_stage(ui: DagsterUI, platform: Platform) -> None:
+def test_projection_and_failures_of_a_stage(ui: DagsterUI, platform: Platform, shoot: Shoot) -> None:
     if "truncated-upload" not in platform.statuses(Stage.VIDEO):
         platform.sync(Stage.VIDEO)
 
@@ -154,6 +154,8 @@ def test_projection_and_failures_of_a_stage(ui: DagsterUI, platform: Platform) -
     failures = ui.page.get_by_role("row").filter(has_text="failures").first
     expect(failures).to_contain_text("truncated-upload")
     expect(failures).to_contain_text("cannot open the file (50386 bytes)")
+    failures.scroll_into_view_if_needed()
+    shoot("failures")
     see_picture(ui.open_markdown("overview"))
 
 
