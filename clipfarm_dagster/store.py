@@ -191,11 +191,6 @@ class ObjectStore:
         """
         return self._put_if_unchanged(key, data, len(data), etag)
 
-    def put_file(self, key: str, path: Path) -> str:
-        """Upload a file as `put` does, streaming."""
-        path.stat()
-        return self._put(key, path)
-
     def put_stream(self, key: str, parts: Iterator[bytes]) -> str:
         """Write an object, as `put` does, of parts that may be yet to come; nothing is written if they end in
         an error, which is raised."""

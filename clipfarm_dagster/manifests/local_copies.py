@@ -59,18 +59,9 @@ class LocalCopies:
                 return None
             return self._keep(key, copy, etag)
 
-    def put(self, key: str, path: Path) -> LocalCopy:
-        """Upload the file, which becomes the copy of that version. Readers of the store see the old object
-        or the new one, each whole.
-
-        Raises:
-            StoreError: the store cannot be written.
-        """
-        return self._keep(key, path, self.store.put_file(key, path))
-
-    def put_while(self, key: str, write: Callable[[Path], _T]) -> tuple[_T, LocalCopy]:
-        """Upload a file, as `put` does, while `write` writes it from beginning to end; gives also what
-        `write` gave. If it raises, the object stays as it was.
+    def put(self, key: str, write: Callable[[Path], _T]) -> tuple[_T, LocalCopy]:
+        """Upload a file while `write` writes it from beginning to end; gives also what `write` gave. Readers
+        of the store see the old object or the new one, each whole; if `write` raises, the old one stays.
 
         Raises:
             StoreError: the store cannot be written.

@@ -7,8 +7,8 @@ overwritten then, so that a row that pointed at it would lie.
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -171,8 +171,5 @@ def write_manifest(manifest: Manifest, copies: LocalCopies, key: str) -> tuple[L
                 return standing, False
         except ManifestError:
             pass  # of another version, or damaged: it is replaced
-    copies.folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=copies.folder) as scratch:
-        path = Path(scratch) / "manifest.parquet"
-        pq.write_table(manifest.table, path, row_group_size=_ROW_GROUP, compression="zstd")
-        return copies.put(key, path), True
+    write = partial(pq.write_table, manifest.table, row_group_size=_ROW_GROUP, compression="zstd")
+    return copies.put(key, write)[1], True

@@ -112,7 +112,7 @@ def refresh_fused(corpus: Corpus, strategy: Strategy) -> RefreshedFusion:
         if standing is not None and plan.unchanged:
             fusion, copy = plan.kept(), standing
         else:
-            fusion, copy = copies.put_while(key, partial(plan.write, corpus.store))
+            fusion, copy = copies.put(key, partial(plan.write, corpus.store))
     record_dropped(corpus, fusion.dropped)
     return RefreshedFusion(fusion, copy, {stage: etag for stage, (_, etag) in stored.items()})
 

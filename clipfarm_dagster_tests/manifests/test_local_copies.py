@@ -44,7 +44,7 @@ def test_a_version_is_downloaded_once(copies: LocalCopies) -> None:
 
 
 def test_a_file_is_uploaded_while_it_is_written(copies: LocalCopies) -> None:
-    told, copy = copies.put_while(KEY, write)
+    told, copy = copies.put(KEY, write)
 
     stored = copies.store.get(KEY)
     assert told == "written"
@@ -54,7 +54,7 @@ def test_a_file_is_uploaded_while_it_is_written(copies: LocalCopies) -> None:
 
 
 def test_a_small_file_too(copies: LocalCopies) -> None:
-    _, copy = copies.put_while(KEY, lambda path: path.write_bytes(b"small"))
+    _, copy = copies.put(KEY, lambda path: path.write_bytes(b"small"))
     assert copies.store.get(KEY).data == b"small"
     assert copies.get(KEY) == copy
 
@@ -67,7 +67,7 @@ def test_a_writer_that_fails_leaves_the_object_as_it_was(copies: LocalCopies) ->
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        copies.put_while(KEY, fail)
+        copies.put(KEY, fail)
 
     assert copies.store.get(KEY).data == b"before"
     copy = copies.get(KEY)
@@ -78,5 +78,5 @@ def test_a_writer_that_fails_leaves_the_object_as_it_was(copies: LocalCopies) ->
 
 def test_a_store_that_refuses_is_told(copies: LocalCopies) -> None:
     with pytest.raises(StoreError, match="refused"):
-        copies.put_while("../outside", write)
+        copies.put("../outside", write)
     assert list(copies.folder.iterdir()) == []
