@@ -208,6 +208,10 @@ def test_a_store_that_goes_away_leaves_ledger_and_dagster_equal(
         assert set(recorded.values()) == {Status.SUCCESS}
         assert materialized_versions(instance, KEY).keys() == recorded.keys()
         assert statuses(instance)[BROKEN] == AssetPartitionStatus.FAILED
+        errors = [
+            entry.user_message for entry in instance.all_logs(run.run_id) if entry.level == logging.ERROR
+        ]
+        assert any(f"{BROKEN}: {Status.INVALID_RAW_OBJECT}: " in message for message in errors)
 
 
 def partition_range(run: dg.DagsterRun) -> tuple[str, str]:
