@@ -40,7 +40,12 @@ from clipfarm_dagster.embedding.preparation import (
 from clipfarm_dagster.embedding.recorder import Recorder
 from clipfarm_dagster.embedding.run_progress import Progress
 from clipfarm_dagster.embedding.vectors import to_npy, vector_sha256
-from clipfarm_dagster.errors import InvalidRawObjectError, ObjectMissingError, PreparationError
+from clipfarm_dagster.errors import (
+    InvalidRawObjectError,
+    ModelUnavailableError,
+    ObjectMissingError,
+    PreparationError,
+)
 from clipfarm_dagster.ledger.ledger import Ledger
 from clipfarm_dagster.ledger.schema import Status
 from clipfarm_dagster.settings import Settings
@@ -109,7 +114,7 @@ def embed_items(
     only where there is something to embed, and before anything is written.
 
     Raises:
-        ModelUnavailableError: from `load_encoder`; nothing was written.
+        ModelUnavailableError: from `load_encoder`, or its encoder has another contract; nothing was written.
         StoreError: the store stays away.
         WorkersLostError: the processes that prepare items end by themselves.
         LedgerError: the ledger cannot be written.
@@ -131,6 +136,13 @@ def embed_items(
         if remaining and contract.stage != Stage.TEXT:
             start_workers_early()
         encoder = load_encoder() if remaining else None
+        if encoder is not None and encoder.contract.id != contract.id:
+            differences = ", ".join(contract.differences(encoder.contract))
+            raise ModelUnavailableError(
+                f"the {contract.stage} model that was loaded makes vectors of contract {encoder.contract.id},"
+                f" and this run is for contract {contract.id} (they differ in {differences}); the model or"
+                " its settings changed meanwhile: start the run again"
+            )
         ledger.record_contract(contract)
         for outcome in standing:
             recorder.add(outcome)

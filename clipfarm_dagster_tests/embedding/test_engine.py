@@ -254,6 +254,28 @@ class TestOutcomes:
         assert text.recorded == []
         assert text.ledger.counts() == {}
 
+    def test_a_model_of_another_contract_is_refused_before_anything_is_written(self, text: Bench):
+        text.put(transcripts(1))
+        planned = replace(text.encoder.contract, model_revision="0" * 40)
+
+        with pytest.raises(ModelUnavailableError) as refused:
+            embed_items(
+                text.items(["clip-000", "not-there"]),
+                contract=planned,
+                load_encoder=lambda: text.encoder,
+                store=text.store,
+                keys=KEYS,
+                ledger=text.ledger,
+                options=OPTIONS,
+                on_recorded=text.recorded.extend,
+            )
+
+        for told in (planned.id, text.encoder.contract.id, "model_revision"):
+            assert told in str(refused.value)
+        assert text.recorded == []
+        assert text.ledger.counts() == {}
+        assert text.ledger.contract(planned.id) is None
+
 
 class TestIsolation:
     def test_whatever_breaks_costs_that_item_alone(self, audio: Bench):
