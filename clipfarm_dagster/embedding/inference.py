@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -65,6 +66,7 @@ class ModelThreads:
         self.batch_size = BatchSize(encoder.batch_size, grows=encoder.finds_batch_size)
         self._encoder, self._progress = encoder, progress
         self._since_trim = 0
+        self._own = threading.local()
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="model")
 
     def submit(self, batch: Sequence[Prepared]) -> Future[Inferred]:
@@ -97,27 +99,33 @@ class ModelThreads:
         try:
             vectors = list(self._encoder.encode(batch))
         except Exception as error:  # one item's failure must not cost its batch
-            if isinstance(error, torch.OutOfMemoryError):
-                self.batch_size.did_not_fit(len(batch))
-                if torch.cuda.is_available():
-                    torch.cuda.empty_cache()
-            if len(batch) == 1:
-                if isinstance(error, torch.AcceleratorError):
-                    raise ModelUnavailableError(
-                        f"the device {self._encoder.device} fails: {error}; start the run again"
-                    ) from error
-                return [error]
-            half = len(batch) // 2
-            return self._encode(batch[:half]) + self._encode(batch[half:])
-        self.batch_size.took(len(batch), time.monotonic() - start)
-        return vectors
+            if len(batch) == 1 and isinstance(error, torch.AcceleratorError):
+                raise ModelUnavailableError(
+                    f"the device {self._encoder.device} fails: {error}; start the run again"
+                ) from error
+            # the frames of its traceback hold what the attempt has put on the device
+            failure = error.with_traceback(None)
+        else:
+            self.batch_size.took(len(batch), time.monotonic() - start)
+            return vectors
+        if isinstance(failure, torch.OutOfMemoryError):
+            self.batch_size.did_not_fit(len(batch))
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+        if len(batch) == 1:
+            return [failure]
+        half = len(batch) // 2
+        return self._encode(batch[:half]) + self._encode(batch[half:])
 
     def _stream(self) -> contextlib.AbstractContextManager[Any]:
+        """This thread's stream, always the same: memory that torch keeps for one stream serves no other."""
         import torch
 
         if torch.device(self._encoder.device).type != "cuda":
             return contextlib.nullcontext()
-        return torch.cuda.stream(torch.cuda.Stream(self._encoder.device))  # type: ignore[no-untyped-call]
+        if not hasattr(self._own, "stream"):
+            self._own.stream = torch.cuda.Stream(self._encoder.device)  # type: ignore[no-untyped-call]
+        return torch.cuda.stream(self._own.stream)
 
 
 def _give_back_free_memory() -> None:

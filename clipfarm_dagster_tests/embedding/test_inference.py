@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -117,3 +119,49 @@ def test_an_item_that_fits_nowhere_fails_alone():
     vectors, _ = run(SmallDevice(holds=0), [1, 2])
 
     assert all(isinstance(vector, torch.OutOfMemoryError) for vector in vectors)
+
+
+class Activation:
+    """What a forward pass keeps on the device."""
+
+
+@dataclass
+class KeepsActivations(SmallDevice):
+    """Fails while the activations of a failed attempt still take its memory."""
+
+    made: list[weakref.ref[Activation]] = field(default_factory=list)
+
+    def encode(self, batch: Sequence[Prepared]) -> np.ndarray[Any, Any]:
+        assert [kept() for kept in self.made] == [None] * len(self.made)
+        activation = Activation()
+        self.made.append(weakref.ref(activation))
+        return super().encode(batch)
+
+
+@pytest.mark.parametrize("numbers", [range(8), [0, 1, -1, 3]], ids=["out of memory", "another failure"])
+def test_a_failed_attempt_holds_no_memory_while_its_halves_run(numbers: Sequence[int]):
+    vectors, _ = run(KeepsActivations(holds=4), numbers)
+
+    wrong = [vector for vector in vectors if isinstance(vector, Exception)]
+    assert [str(error) for error in wrong] == ["negative"] * sum(number < 0 for number in numbers)
+
+
+def test_each_thread_keeps_to_one_stream(monkeypatch: pytest.MonkeyPatch):
+    made, entered = [], []
+
+    def new_stream(device: str) -> int:
+        made.append(device)
+        return len(made)
+
+    def enter(stream: int) -> contextlib.AbstractContextManager[None]:
+        entered.append(stream)
+        return contextlib.nullcontext()
+
+    monkeypatch.setattr(torch.cuda, "Stream", new_stream)
+    monkeypatch.setattr(torch.cuda, "stream", enter)
+    model = ModelThreads(SmallDevice(holds=8, device="cuda:0"), threads=1, progress=Progress(0))  # type: ignore[arg-type]
+    for number in range(5):
+        model.submit([Prepared(number, None)]).result()
+    model.close()
+
+    assert (made, entered) == (["cuda:0"], [1] * 5)
