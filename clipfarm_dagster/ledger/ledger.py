@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 import sqlite3
 import time
+import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -72,6 +73,9 @@ class Ledger:
             MetaData(schema=self._schema),
             Column("contract_id", Text, primary_key=True),
             Column("contract", Text, nullable=False),
+        )
+        self._versions = Table(
+            "ledger_version", MetaData(schema=self._schema), Column("token", Text, nullable=False)
         )
         self._engine = _create_engine(url)
         self._writing_engine = self._engine.execution_options(clipfarm_writes=True)
@@ -199,11 +203,10 @@ class Ledger:
             return list(connection.execute(query).scalars())
 
     def version(self) -> str:
-        """A short text that changes when rows were recorded; equal texts mean nothing was."""
-        query = select(func.count(), func.max(self._items.c.processed_at))
+        """A random text that every write to the rows replaces; equal texts mean equal rows, in copies too."""
         with self._connection() as connection:
-            count, latest = connection.execute(query).one()
-            return f"{count}@{latest or ''}"
+            token: str = connection.execute(select(self._versions.c.token)).scalar_one()
+            return token
 
     def contract(self, contract_id: str) -> Contract | None:
         """The contract of an id that was recorded here, or `None`."""
@@ -222,6 +225,7 @@ class Ledger:
         changes = {name: insert.excluded[name] for name in LEDGER_COLUMNS if name != "video_id"}
         statement = insert.on_conflict_do_update(index_elements=["video_id"], set_=changes)
         with self._transaction() as connection:
+            self._renew_version(connection)
             connection.execute(statement, [asdict(row) for row in rows])
 
     def record_contract(self, contract: Contract) -> None:
@@ -243,6 +247,7 @@ class Ledger:
         )
         if video_ids:
             with self._transaction() as connection:
+                self._renew_version(connection)
                 connection.execute(statement, [{"id": video_id} for video_id in video_ids])
 
     # inside
@@ -252,6 +257,10 @@ class Ledger:
 
     def _transaction(self) -> _Guarded:
         return _Guarded(self, self._writing_engine.begin, "write")
+
+    def _renew_version(self, connection: Connection) -> None:
+        # before the rows: writers on PostgreSQL then wait for each other here, and cannot deadlock over rows
+        connection.execute(update(self._versions).values(token=new_version()))
 
     def _insert(self, table: Table) -> Any:
         return (sqlite if self._schema is None else postgresql).insert(table)
@@ -268,6 +277,9 @@ class Ledger:
             connection.execute(text("SELECT pg_advisory_xact_lock(hashtext(:name))"), {"name": self._schema})
             connection.execute(CreateSchema(self._schema, if_not_exists=True))
         self._contracts.create(connection, checkfirst=True)
+        self._versions.create(connection, checkfirst=True)
+        if connection.execute(select(self._versions)).first() is None:
+            connection.execute(self._versions.insert().values(token=new_version()))
         inspector = inspect(connection)
         if not inspector.has_table(self._items.name, schema=self._schema):
             self._items.create(connection)
@@ -303,6 +315,11 @@ class _Guarded:
             raise self._ledger._error(self._action, failure) from None
         if isinstance(error, SQLAlchemyError):
             raise self._ledger._error(self._action, error) from None
+
+
+def new_version() -> str:
+    """A text that no ledger has had as its version."""
+    return uuid.uuid4().hex
 
 
 def _create_engine(url: URL) -> Engine:

@@ -16,7 +16,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from clipfarm_dagster.errors import LedgerError, ObjectMissingError, PreconditionFailedError
-from clipfarm_dagster.ledger.ledger import Ledger
+from clipfarm_dagster.ledger.ledger import Ledger, new_version
 from clipfarm_dagster.ledger.schema import LEDGER_COLUMNS
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.store import ObjectStore
@@ -108,6 +108,7 @@ def _merge_from_store(ledger: Ledger, store: ObjectStore, key: str, copy: Path) 
             " WHERE coalesce(excluded.processed_at, '') > coalesce(processed_items.processed_at, '')"
         )
         connection.execute("INSERT OR IGNORE INTO main.contracts SELECT * FROM theirs.contracts")
+        connection.execute("UPDATE main.ledger_version SET token = ?", (new_version(),))
         _set_base(connection, etag, version=None)
         connection.execute("COMMIT")
 

@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
+from sqlalchemy import create_engine, text
 
 from clipfarm_dagster.embedding.contract import Contract
 from clipfarm_dagster.errors import LedgerError
@@ -89,8 +90,7 @@ def test_bulk_reading_between_writes_loses_nothing(ledger: Ledger, monkeypatch: 
     assert len(ledger.rows(f"v{i}" for i in range(5))) == 5
 
 
-def test_counts_statuses_and_version(ledger: Ledger):
-    empty = ledger.version()
+def test_counts_and_statuses(ledger: Ledger):
     rows = [
         LedgerRow(video_id="a", status=Status.SUCCESS, processed_at="2026-01-01T00:00:00.000000Z"),
         LedgerRow(video_id="b", status=Status.FAIL, processed_at="2026-01-02T00:00:00.000000Z"),
@@ -101,8 +101,50 @@ def test_counts_statuses_and_version(ledger: Ledger):
     assert ledger.counts() == {"success": 1, "fail": 2}
     assert ledger.with_status([Status.FAIL]) == [rows[2], rows[1]]
     assert ledger.with_status([Status.FAIL], limit=1) == [rows[2]]
-    assert ledger.version() != empty
-    assert ledger.version() == ledger.version()
+
+
+def test_the_version_changes_with_every_write_and_with_nothing_else(
+    ledger: Ledger, state_url: str, tmp_path: Path
+):
+    versions = [ledger.version()]
+    rows = [replace(FULL, video_id=name, processed_at="2026-01-02") for name in "ab"]
+    late = replace(rows[0], status=Status.SUCCESS, processed_at="2026-01-01")
+    for write in (
+        lambda: ledger.record(rows),
+        lambda: ledger.record([late]),
+        lambda: ledger.record([late]),
+        lambda: ledger.mark_overwriting(["a"]),
+    ):
+        write()
+        versions.append(ledger.version())
+    assert len(set(versions)) == 5
+
+    ledger.record([])
+    ledger.mark_overwriting([])
+    with pytest.raises(LedgerError):
+        ledger.record([replace(FULL, video_id=None)])
+    with closing(
+        Ledger.open(Stage.VIDEO, state_url=state_url, sqlite_path=tmp_path / "video_embedding.sqlite")
+    ) as again:
+        assert again.version() == ledger.version() == versions[-1]
+
+
+def test_a_ledger_from_before_versions_gets_one_that_lasts(ledger: Ledger, state_url: str, tmp_path: Path):
+    ledger.record([FULL])
+    before = ledger.version()
+    engine = create_engine(state_url or f"sqlite:///{ledger.sqlite_path}")
+    with engine.begin() as connection:
+        connection.execute(text(f"DROP TABLE {'clipfarm_video.' if state_url else ''}ledger_version"))
+    engine.dispose()
+
+    found = []
+    for _ in range(2):
+        with closing(
+            Ledger.open(Stage.VIDEO, state_url=state_url, sqlite_path=tmp_path / "video_embedding.sqlite")
+        ) as opened:
+            found.append(opened.version())
+            assert opened.rows([FULL.video_id]) == {FULL.video_id: FULL}
+    assert found[0] == found[1] != before
 
 
 def test_overwriting_makes_the_stored_vector_unknown_and_keeps_the_rest(ledger: Ledger):

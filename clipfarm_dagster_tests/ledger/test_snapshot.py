@@ -68,6 +68,34 @@ def test_an_unchanged_ledger_is_not_uploaded_again(store: ObjectStore, tmp_path:
         assert push_snapshot(ledger, store, KEY)
 
 
+def test_a_row_that_is_recorded_late_is_uploaded(store: ObjectStore, tmp_path: Path):
+    """Its `processed_at` is when its item was done, which others recorded since may be later than."""
+    with machine(tmp_path / "one", store) as ledger:
+        ledger.record([row("late", 1), row("early", 12)])
+        push_snapshot(ledger, store, KEY)
+        ledger.record([row("late", 10, "done")])
+        assert push_snapshot(ledger, store, KEY)
+
+    with machine(tmp_path / "two", store) as other:
+        assert other.rows(["late"])["late"].note == "done"
+
+
+def test_machines_have_the_same_version_only_with_the_same_rows(store: ObjectStore, tmp_path: Path):
+    with machine(tmp_path / "one", store) as one:
+        one.record([row("a", 1)])
+        push_snapshot(one, store, KEY)
+        with machine(tmp_path / "two", store) as two:
+            assert one.version() == two.version()
+            one.record([row("b", 2)])
+            two.record([row("c", 2)])
+            before = two.version()
+            assert one.version() != before
+            push_snapshot(one, store, KEY)
+            push_snapshot(two, store, KEY)
+            assert set(two.rows("abc")) == set("abc")
+            assert len({before, one.version(), two.version()}) == 3
+
+
 def test_two_machines_merge_row_by_row_and_the_newer_wins(store: ObjectStore, tmp_path: Path):
     with machine(tmp_path / "one", store) as one, machine(tmp_path / "two", store) as two:
         one.record([row("only one", 1), row("both", 5, "newer"), row("also both", 1, "older")])
