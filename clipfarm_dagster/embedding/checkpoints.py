@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from clipfarm_dagster.errors import ModelUnavailableError, SettingsError
 from clipfarm_dagster.stages import Stage
 
@@ -128,8 +130,12 @@ def resolve_checkpoint(stage: Stage, model: str, revision: str, *, frozen: bool,
     resolved = _read_record(record)
     entry = f"{model}@{revision}"
     if entry not in resolved:
-        resolved[entry] = _look_up(given)
-        _write_record(record, resolved)
+        record.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{record}.lock"):  # other stages and processes look up theirs at the same time
+            resolved = _read_record(record)
+            if entry not in resolved:
+                resolved[entry] = _look_up(given)
+                _write_record(record, resolved)
     return Checkpoint(stage, model, resolved[entry])
 
 
@@ -160,7 +166,6 @@ def _read_record(record: Path) -> dict[str, str]:
 
 
 def _write_record(record: Path, resolved: dict[str, str]) -> None:
-    record.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile("w", dir=record.parent, delete=False) as file:
         json.dump(resolved, file, indent=2, sort_keys=True)
     Path(file.name).replace(record)

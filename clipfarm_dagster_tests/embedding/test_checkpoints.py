@@ -8,7 +8,9 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -34,6 +36,8 @@ class Hub:
     url: str = ""
     branches: dict[str, str] = field(default_factory=lambda: {"main": SHA})
     asked: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+    """How long an answer takes."""
 
 
 @pytest.fixture
@@ -45,6 +49,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         def do_GET(self) -> None:
             if self.path.startswith("/api/models/"):
                 state.asked.append(self.path)
+                time.sleep(state.seconds)
             revision = self.path.rpartition("/revision/")[2]
             sha = state.branches.get(revision)
             known = self.path.startswith("/api/models/owner/model/revision/")
@@ -103,6 +108,25 @@ def test_a_branch_is_looked_up_once_and_stays_when_it_moves_on(hub: Hub, tmp_pat
     assert json.loads(record.read_text()) == {"owner/model@main": SHA}
     record.unlink()
     assert resolve() == LATER_SHA
+
+
+def test_branches_that_are_looked_up_at_the_same_time_are_all_recorded(hub: Hub, tmp_path: Path) -> None:
+    record = tmp_path / "state" / "revisions.json"
+    hub.branches = {f"branch-{n}": f"{n:040x}" for n in range(4)}
+    hub.seconds = 0.2
+
+    def resolve(branch: str) -> str:
+        found = resolve_checkpoint(Stage.VIDEO, "owner/model", branch, frozen=False, record=record)
+        return found.revision
+
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(resolve, [*hub.branches, *hub.branches]))
+
+    assert found == [*hub.branches.values(), *hub.branches.values()]
+    assert json.loads(record.read_text()) == {
+        f"owner/model@{branch}": sha for branch, sha in hub.branches.items()
+    }
+    assert len(hub.asked) == 4
 
 
 def test_a_record_that_cannot_be_read_is_named(hub: Hub, tmp_path: Path) -> None:
