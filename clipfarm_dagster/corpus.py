@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 
 from clipfarm_dagster.catalog.delta import DELTA_COLUMNS, StagePlan, plan_stage
 from clipfarm_dagster.catalog.explain import Explanation, explain
-from clipfarm_dagster.catalog.hashing import metadata_hash
 from clipfarm_dagster.catalog.metadata import (
     CHANGED_MEANWHILE,
     LatestRows,
@@ -403,19 +402,18 @@ class Corpus:
         return [row.video_id for row in rows]
 
     def rows(self, video_ids: Sequence[str]) -> dict[str, dict[str, str]]:
-        """The latest metadata of some videos; those that the CSV does not have are left out."""
+        """The latest metadata of some videos, as `rows_for` gives it."""
         return rows_for(self.latest_rows(), video_ids)
 
     def work_items(self, stage: Stage, video_ids: Sequence[str], ledger: Ledger) -> list[WorkItem]:
         """What a run needs to know of some videos; those that the metadata does not have are left out."""
         rows = self.rows(video_ids)
         previous = ledger.rows(rows)
-        columns = self.settings.stage(stage).columns()
         return [
             WorkItem(
                 video_id,
                 rows[video_id],
-                metadata_hash([rows[video_id].get(column) for column in columns]),
+                rows[video_id][f"{stage}_metadata_hash"],
                 rows[video_id]["captured_at"],
                 previous.get(video_id),
             )

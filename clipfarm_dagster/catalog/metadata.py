@@ -126,8 +126,8 @@ def split_points(latest: LatestRows) -> list[str]:
 
 
 def rows_for(latest: LatestRows, video_ids: Sequence[str]) -> dict[str, dict[str, str]]:
-    """All CSV columns but `video_id` of some videos, by `video_id`, `captured_at` as the ledger writes
-    timestamps; ids that the metadata does not have are left out."""
+    """All columns of `LatestRows.path` but `video_id` for some videos, by `video_id`, `captured_at` as the
+    ledger writes timestamps; ids that the metadata does not have are left out."""
     import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
@@ -135,12 +135,10 @@ def rows_for(latest: LatestRows, video_ids: Sequence[str]) -> dict[str, dict[str
     wanted = pa.array(video_ids, pa.string())
     rows: dict[str, dict[str, str]] = {}
     with pq.ParquetFile(latest.path) as parquet:
-        texts = ["video_id", "captured_at", *parquet.schema_arrow.names[2 + len(Stage) :]]
         for group in range(parquet.num_row_groups):
             hit = pc.is_in(parquet.read_row_group(group, columns=["video_id"]).column(0), value_set=wanted)
             if pc.any(hit).as_py():
-                table = parquet.read_row_group(group, columns=texts).filter(hit)
-                for row in table.to_pylist():
+                for row in parquet.read_row_group(group).filter(hit).to_pylist():
                     row["captured_at"] = timestamp(row["captured_at"])
                     rows[row.pop("video_id")] = row
     return rows
