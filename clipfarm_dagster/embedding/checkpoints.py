@@ -47,7 +47,7 @@ class Checkpoint:
         return self.model if self.folder is None else self.folder.resolve().name
 
     def download(self) -> Path:
-        """The folder with the checkpoint's files: of the hub, or of its cache where there is no network.
+        """The folder with the checkpoint's files: of the hub, or of its cache where the hub gives none.
 
         Raises:
             ModelUnavailableError: the model is neither cached nor reachable, or has no such revision.
@@ -59,8 +59,6 @@ class Checkpoint:
             HFValidationError,
             HTTPError,
             LocalEntryNotFoundError,
-            RepositoryNotFoundError,
-            RevisionNotFoundError,
         )
 
         def snapshot(*, cached: bool) -> Path:
@@ -76,9 +74,9 @@ class Checkpoint:
         try:
             # asked once and briefly: snapshot_download tries half a minute to reach a hub that is not there
             HfApi().model_info(self.model, revision=self.revision, timeout=HUB_TIMEOUT_SECONDS)
-        except (HFValidationError, RepositoryNotFoundError, RevisionNotFoundError) as error:
+        except HFValidationError as error:
             raise self._unavailable(error) from None
-        except (HTTPError, OSError) as error:
+        except (HTTPError, OSError) as error:  # out of reach, or no longer there for this token
             try:
                 return snapshot(cached=True)
             except LocalEntryNotFoundError:

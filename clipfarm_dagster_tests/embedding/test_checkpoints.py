@@ -38,6 +38,8 @@ class Hub:
     asked: list[str] = field(default_factory=list)
     seconds: float = 0.0
     """How long an answer takes."""
+    refuses: bool = False
+    """Whether it takes every token as expired."""
 
 
 @pytest.fixture
@@ -52,9 +54,9 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
                 time.sleep(state.seconds)
             revision = self.path.rpartition("/revision/")[2]
             sha = state.branches.get(revision)
-            known = self.path.startswith("/api/models/owner/model/revision/")
+            known = self.path.startswith("/api/models/owner/model/revision/") and not state.refuses
             body = json.dumps({"id": "owner/model", "sha": sha, "siblings": []}).encode()
-            self.send_response(200 if known and sha else 404)
+            self.send_response(401 if state.refuses else 200 if known and sha else 404)
             if not (known and sha):
                 self.send_header("X-Error-Code", "RevisionNotFound" if known else "RepoNotFound")
             self.send_header("Content-Length", str(len(body)))
@@ -156,6 +158,27 @@ def test_a_cached_model_serves_while_the_hub_is_away(
     assert Checkpoint(Stage.VIDEO, "owner/model", SHA).download() == snapshot
     with pytest.raises(ModelUnavailableError, match="neither cached nor reachable"):
         Checkpoint(Stage.VIDEO, "owner/model", LATER_SHA).download()
+
+
+@pytest.mark.parametrize(
+    ("model", "revision", "refuses"),
+    [("owner/model", SHA, True), ("owner/model", LATER_SHA, False), ("owner/gone", SHA, False)],
+)
+def test_a_cached_model_serves_while_the_hub_refuses_it(
+    model: str,
+    revision: str,
+    refuses: bool,
+    hub: Hub,
+    tmp_path: Path,
+    models: dict[Stage, Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    snapshot = tmp_path / f"models--{model.replace('/', '--')}" / "snapshots" / revision
+    shutil.copytree(models[Stage.VIDEO], snapshot)
+    hub.refuses = refuses
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    assert Checkpoint(Stage.VIDEO, model, revision).download() == snapshot
+    assert len(hub.asked) == 1
 
 
 @pytest.mark.parametrize("model", ["no/such/folder", "/no/such/folder", "a b", "../x"])
