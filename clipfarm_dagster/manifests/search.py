@@ -153,7 +153,7 @@ def _pairs_exactly(path: Path, threshold: float, ids: list[str]) -> _Found:
         for other_start, others in blocks:
             scores = others @ vectors.T
             if other_start == start:
-                scores = np.triu(scores, 1)
+                scores = np.where(np.tri(len(some), dtype=bool), -np.inf, scores)  # each pair once
             rows, columns = np.nonzero(scores >= threshold)
             yield rows + other_start, columns + start, scores[rows, columns]
 

@@ -70,6 +70,19 @@ def test_duplicates_are_the_pairs_above_the_threshold(vectors):
     assert [pair.score for pair in pairs] == sorted((pair.score for pair in pairs), reverse=True)
 
 
+@pytest.mark.parametrize("threshold", [0, -1])
+def test_a_low_threshold_pairs_each_video_once_with_each_other(vectors, threshold):
+    path, made = vectors
+    matrix = np.stack([made[i] for i in IDS])
+    scores = (matrix @ matrix.T)[np.triu_indices(len(IDS), 1)]
+
+    pairs, count = near_duplicates(path, threshold, limit=10**6, exact=True)
+
+    found = [(pair.first, pair.second) for pair in pairs]
+    assert all(first < second for first, second in found)
+    assert count == len(set(found)) == len(found) == (scores >= threshold).sum()
+
+
 def test_only_the_nearest_pairs_are_listed_but_all_counted(vectors):
     path, _ = vectors
     pairs, count = near_duplicates(path, 0.3, limit=3)
