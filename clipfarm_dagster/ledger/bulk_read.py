@@ -1,4 +1,4 @@
-"""Reads an SQLite file into Arrow through ADBC, in a process of its own, as a stream.
+"""Reads a ledger into Arrow through ADBC, as a stream; an SQLite file in a process of its own.
 
 ADBC brings its own copy of SQLite. Two copies in one process break each other: closing a file in one drops
 the locks that the other holds on it (https://www.sqlite.org/howtocorrupt.html, section 2.2.1), after which a
@@ -10,7 +10,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -66,6 +66,41 @@ def stream_sqlite(path: Path, query: str) -> Iterator[pa.RecordBatchReader]:
             child.kill()
         if code != 0:
             raise _failure(path, errors)
+
+
+@contextmanager
+def stream_postgresql(
+    conninfo: str, query: str, schema: pa.Schema, failure: Callable[[Exception], LedgerError]
+) -> Iterator[pa.RecordBatchReader]:
+    """The rows of `query`, of the columns and types of `schema`, batch by batch, while the block runs.
+
+    Raises:
+        LedgerError: what `failure` makes of the database's error. This may come at the end of the block, so
+            use nothing of what was read before the block is left.
+    """
+    import adbc_driver_postgresql.dbapi
+    import pyarrow as pa
+
+    broken: list[Exception] = []
+
+    def batches(reader: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
+        try:
+            yield from reader.cast(schema)
+        except Exception as error:
+            broken.append(error)
+            raise
+
+    try:
+        with adbc_driver_postgresql.dbapi.connect(conninfo) as connection, connection.cursor() as cursor:
+            cursor.execute(query)
+            yield pa.RecordBatchReader.from_batches(schema, batches(cursor.fetch_record_batch()))
+    except adbc_driver_postgresql.dbapi.Error as error:
+        raise failure(error) from None
+    except Exception:
+        # a stream that broke off, or the caller's own trouble
+        if broken:
+            raise failure(broken[0]) from None
+        raise
 
 
 def _exit_code(child: subprocess.Popen[bytes]) -> int | None:

@@ -12,8 +12,10 @@ import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from sqlalchemy import (
     URL,
@@ -39,7 +41,7 @@ from sqlalchemy.schema import CreateColumn, CreateSchema
 
 from clipfarm_dagster.embedding.contract import Contract
 from clipfarm_dagster.errors import LedgerError
-from clipfarm_dagster.ledger.bulk_read import stream_sqlite
+from clipfarm_dagster.ledger.bulk_read import stream_postgresql, stream_sqlite
 from clipfarm_dagster.ledger.schema import LEDGER_COLUMNS, LedgerRow, Status, processed_items_table
 from clipfarm_dagster.stages import Stage
 
@@ -98,7 +100,7 @@ class Ledger:
             return cls(stage, URL.create("sqlite", database=str(sqlite_path)))
         try:
             url = make_url(state_url)
-        except ArgumentError:
+        except (ArgumentError, ValueError):  # the latter for a port that is no number
             raise LedgerError(
                 "CLIPFARM_STATE_URL is no database URL; it should read postgresql://user@host/database"
             ) from None
@@ -112,7 +114,7 @@ class Ledger:
     @property
     def name(self) -> str:
         """Where the ledger lies, without a password: fit for messages."""
-        return self._url.render_as_string(hide_password=True)
+        return self._url.set(query={}).render_as_string(hide_password=True)
 
     @property
     def sqlite_path(self) -> Path | None:
@@ -143,8 +145,12 @@ class Ledger:
         query = f"SELECT {casts} FROM {table}"  # noqa: S608 - names are checked above
         schema = _arrow_schema(self._items, names)
         if self.sqlite_path is None:
-            with _stream_postgresql(self._url, query) as reader:
-                yield reader.cast(schema)
+            import psycopg2.extensions
+
+            # libpq is told the same here as through SQLAlchemy
+            conninfo = psycopg2.extensions.make_dsn(**self._engine.dialect.create_connect_args(self._url)[1])
+            with stream_postgresql(conninfo, query, schema, partial(self._error, "read")) as reader:
+                yield reader
             return
         with self._connection() as connection:
             count = connection.execute(select(func.count()).select_from(self._items)).scalar_one()
@@ -267,8 +273,9 @@ class Ledger:
 
     def _error(self, action: str, error: Exception) -> LedgerError:
         cause = str(getattr(error, "orig", None) or error).strip()
-        if self._url.password:
-            cause = cause.replace(str(self._url.password), "***")
+        for password in (self._url.password, *self._url.normalized_query.get("password", ())):
+            for form in {password, quote(password, safe="")} if password else ():
+                cause = cause.replace(form, "***")
         return LedgerError(f"cannot {action} the {self.stage} ledger at {self.name}: {cause}")
 
     def _migrate(self, connection: Connection) -> None:
@@ -353,16 +360,6 @@ def _use_wal(connection: sqlite3.Connection) -> None:
             if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
                 raise
             time.sleep(random.uniform(0.005, 0.05))  # noqa: S311 - only so that processes do not go in step
-
-
-@contextmanager
-def _stream_postgresql(url: URL, query: str) -> Iterator[pa.RecordBatchReader]:
-    import adbc_driver_postgresql.dbapi
-
-    plain = url.set(drivername="postgresql").render_as_string(hide_password=False)
-    with adbc_driver_postgresql.dbapi.connect(plain) as connection, connection.cursor() as cursor:
-        cursor.execute(query)
-        yield cursor.fetch_record_batch()
 
 
 def _to_arrow(rows: Sequence[Any], schema: pa.Schema) -> pa.Table:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import sqlite3
 import threading
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import fields, replace
 from datetime import UTC, datetime, timedelta, timezone
@@ -19,6 +20,7 @@ from clipfarm_dagster.ledger import ledger as ledger_module
 from clipfarm_dagster.ledger.ledger import Ledger
 from clipfarm_dagster.ledger.schema import LEDGER_COLUMNS, LedgerRow, Status, timestamp
 from clipfarm_dagster.stages import Stage
+from clipfarm_dagster_tests.postgres import new_database
 
 FULL = LedgerRow(
     **{
@@ -212,8 +214,6 @@ def test_a_database_of_the_original_schema_is_brought_up_to_date_with_nothing_lo
 
 
 def test_stages_share_a_postgresql_database_without_meeting(postgres_url: str, tmp_path: Path):
-    from clipfarm_dagster_tests.postgres import new_database
-
     url = new_database(postgres_url)
     ledgers = [Ledger.open(stage, state_url=url, sqlite_path=tmp_path / "unused") for stage in Stage]
     for ledger in ledgers:
@@ -262,7 +262,13 @@ def test_opening_a_new_file_waits_for_another_process_that_opens_it(tmp_path: Pa
 
 @pytest.mark.parametrize(
     ("url", "told"),
-    [("not a url", "no database URL"), ("mysql://user:hunter2@host/db", "'mysql'")],
+    [
+        ("not a url", "no database URL"),
+        ("postgresql://user:hunter2@host:port/db", "no database URL"),
+        ("mysql://user:hunter2@host/db", "'mysql'"),
+        ("postgresql://user@127.0.0.1:1/db?password=hunter2", "cannot open"),
+        ("postgresql://user:hunter2@127.0.0.1:1/db?bogus=1", "bogus"),
+    ],
 )
 def test_an_unusable_url_is_refused_without_its_password(url: str, told: str, tmp_path: Path):
     with pytest.raises(LedgerError, match=told) as caught:
@@ -281,6 +287,70 @@ def test_an_unreachable_server_is_named_without_its_password(tmp_path: Path):
 
     assert "hunter2" not in str(caught.value)
     assert "127.0.0.1" in str(caught.value)
+
+
+@pytest.fixture
+def with_password(postgres_url: str, tmp_path: Path) -> Iterator[Ledger]:
+    """A ledger on PostgreSQL whose password a URL has to quote."""
+    url = new_database(postgres_url).replace("@", ":hunter%202%25%27%5C@") + "?application_name=a%20b"
+    ledger = Ledger.open(Stage.VIDEO, state_url=url, sqlite_path=tmp_path / "unused")
+    yield ledger
+    ledger.close()
+
+
+def test_any_password_serves_bulk_reading(with_password: Ledger):
+    with_password.record([FULL])
+
+    assert with_password.columns(["video_id"]).to_pydict() == {"video_id": [FULL.video_id]}
+
+
+@pytest.mark.parametrize("note", ["hunter 2%'\\", "hunter%202%25%27%5C"], ids=["plain", "quoted"])
+def test_a_password_is_masked_in_every_form(with_password: Ledger, note: str):
+    with pytest.raises(LedgerError, match=r"\*\*\*") as caught:
+        with_password.record([LedgerRow(video_id=None, note=note)])
+
+    assert "hunter" not in str(caught.value)
+
+
+def test_a_database_that_is_gone_is_told_by_bulk_reading(with_password: Ledger, postgres_url: str):
+    import psycopg2
+
+    name = with_password.name.rpartition("/")[2]
+    with closing(psycopg2.connect(f"{postgres_url}/postgres")) as connection:
+        connection.autocommit = True
+        connection.cursor().execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+    with pytest.raises(LedgerError, match=f"cannot read the video ledger.*{name}"):
+        with_password.columns(["video_id"])
+
+
+def test_a_connection_that_breaks_while_rows_are_read_is_told(with_password: Ledger, postgres_url: str):
+    import psycopg2
+
+    with closing(psycopg2.connect(f"{postgres_url}/{with_password.name.rpartition('/')[2]}")) as connection:
+        connection.autocommit = True
+        cursor = connection.cursor()
+        cursor.execute(
+            """INSERT INTO clipfarm_video.processed_items (video_id, error)
+            SELECT i, repeat('x', 2000) FROM generate_series(1, 40000) i"""
+        )
+
+        def read() -> None:
+            with with_password.stream(["video_id", "error"]) as reader:
+                assert reader.read_next_batch().num_rows < 40_000
+                cursor.execute(
+                    """SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+                    WHERE datname = current_database() AND pid <> pg_backend_pid()"""
+                )
+                reader.read_all()
+
+        with pytest.raises(LedgerError, match="cannot read the video ledger"):
+            read()
+
+
+def test_trouble_of_a_reader_stays_its_own(ledger: Ledger):
+    with pytest.raises(OSError, match="disk full"), ledger.stream():
+        raise OSError("disk full")
 
 
 def test_a_file_that_is_no_database_is_refused_by_name(tmp_path: Path):
