@@ -29,7 +29,7 @@ def restore_snapshot(path: Path, store: ObjectStore, key: str) -> bool:
 
     Raises:
         StoreError: the store cannot be read.
-        LedgerError: the object under `key` is no SQLite database.
+        LedgerError: the object under `key` is no SQLite database, or there is no space for its copy.
     """
     if path.exists():
         return False
@@ -57,7 +57,8 @@ def push_snapshot(ledger: Ledger, store: ObjectStore, key: str) -> bool:
 
     Raises:
         StoreError: the store cannot be read or written.
-        LedgerError: others keep winning the race, or their snapshot is no database.
+        LedgerError: others keep winning the race, their snapshot is no database, or the ledger cannot be
+            copied or written.
     """
     path = ledger.sqlite_path
     if path is None:
@@ -123,8 +124,14 @@ def _lock(path: Path) -> FileLock:
 
 @contextlib.contextmanager
 def _connect(path: Path) -> Iterator[sqlite3.Connection]:
-    with contextlib.closing(sqlite3.connect(path, timeout=60, isolation_level=None)) as connection:
-        yield connection
+    try:
+        with contextlib.closing(sqlite3.connect(path, timeout=60, isolation_level=None)) as connection:
+            yield connection
+    except sqlite3.Error as error:
+        raise LedgerError(
+            f"cannot snapshot the ledger at {path}: {error}; its folder needs space for a second copy."
+            " Nothing is lost, the next run tries again"
+        ) from None
 
 
 def _copy_database(source: Path, target: Path) -> None:
@@ -134,7 +141,7 @@ def _copy_database(source: Path, target: Path) -> None:
 
 def _check_database(path: Path, name: str) -> None:
     try:
-        with _connect(path) as connection:
+        with contextlib.closing(sqlite3.connect(path)) as connection:
             connection.execute("SELECT count(*) FROM processed_items").fetchone()
     except sqlite3.DatabaseError as error:
         raise LedgerError(

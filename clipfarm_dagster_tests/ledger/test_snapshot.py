@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -145,3 +147,41 @@ def test_a_snapshot_that_is_no_database_is_refused_and_left(store: ObjectStore, 
 
     assert not (tmp_path / "video_embedding.sqlite").exists()
     assert store.get(KEY).data == b"not a database"
+
+
+_PUSH_WITHOUT_SPACE = """
+import resource, signal, sys
+from pathlib import Path
+from clipfarm_dagster.errors import LedgerError
+from clipfarm_dagster.ledger.ledger import Ledger
+from clipfarm_dagster.ledger.snapshot import push_snapshot
+from clipfarm_dagster.stages import Stage
+from clipfarm_dagster.store import ObjectStore
+ledger = Ledger.open(Stage.VIDEO, state_url="", sqlite_path=Path(sys.argv[1]))
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 18, 1 << 18))
+try:
+    push_snapshot(ledger, ObjectStore.open(sys.argv[2]), "key")
+except LedgerError as error:
+    print(error)
+"""
+
+
+def test_a_ledger_without_space_for_its_copy_is_told_and_left(tmp_path: Path):
+    store = ObjectStore.open(str(tmp_path / "store"))
+    with machine(tmp_path, store) as ledger:
+        ledger.record([row(f"v{i}", 1, "x" * 1000) for i in range(1000)])
+        path = str(ledger.sqlite_path)
+
+    told = subprocess.run(
+        [sys.executable, "-c", _PUSH_WITHOUT_SPACE, path, store.url],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+
+    assert told.startswith("cannot snapshot the ledger at ")
+    assert path in told
+    with machine(tmp_path, store) as ledger:
+        assert push_snapshot(ledger, store, KEY)
+        assert ledger.columns(["video_id"]).num_rows == 1000
