@@ -88,5 +88,9 @@ class DriftError(ClipFarmError):
         super().__init__(problem)
 
 
+class BaselineError(ClipFarmError):
+    """The canary's baseline is there and cannot be read."""
+
+
 class VideoNotFoundError(ClipFarmError):
     """There is no vector, or no row, of a video that was named."""

@@ -23,7 +23,7 @@ from clipfarm_dagster.catalog.keys import Keys
 from clipfarm_dagster.embedding.encoder import Encoder, Trace
 from clipfarm_dagster.embedding.environment import Environment
 from clipfarm_dagster.embedding.text import METADATA_TEXT_COLUMNS
-from clipfarm_dagster.errors import DriftError, ObjectMissingError, PreconditionFailedError
+from clipfarm_dagster.errors import BaselineError, DriftError, ObjectMissingError, PreconditionFailedError
 from clipfarm_dagster.ledger.schema import timestamp
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.store import ObjectStore
@@ -229,6 +229,7 @@ def check_canary(encoder: Encoder, environment: Environment, store: ObjectStore,
     """Compare an encoder with the baseline of its contract; store the baseline where there is none yet.
 
     Raises:
+        BaselineError: the stored baseline cannot be read.
         StoreError: the store cannot be read or written.
     """
     contract = encoder.contract
@@ -243,7 +244,14 @@ def check_canary(encoder: Encoder, environment: Environment, store: ObjectStore,
             stored = store.get(key)
         else:
             return _remember(_report(Result.STORED, encoder, now, now, etag), store, keys)
-    baseline = Baseline.from_npz(stored.data)
+    try:
+        baseline = Baseline.from_npz(stored.data)
+    except Exception as error:  # a dozen types, by where the bytes are damaged
+        raise BaselineError(
+            f"{store.url}: the {contract.stage} canary's baseline {key!r} cannot be read"
+            f" ({type(error).__name__}: {error}); put it back from a backup, or, if this machine makes the"
+            f" right vectors, make a new one with `clipfarm canary --stage {contract.stage} --accept`"
+        ) from error
     steps = compare(contract.stage, contract.dtype, baseline, now)
     if not any(step.moved for step in steps):
         report = _report(Result.AGREES, encoder, now, baseline, stored.info.etag, steps)
@@ -270,6 +278,7 @@ def check_before_writing(
 
     Raises:
         DriftError: a step moved.
+        BaselineError: the stored baseline cannot be read.
         StoreError: the store cannot be read or written.
     """
     contract = encoder.contract

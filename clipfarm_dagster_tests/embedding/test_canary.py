@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -32,7 +33,7 @@ from clipfarm_dagster.embedding.canary import (
 from clipfarm_dagster.embedding.encoder import Encoder
 from clipfarm_dagster.embedding.environment import Environment, current_environment
 from clipfarm_dagster.embedding.loading import load_encoder
-from clipfarm_dagster.errors import DriftError
+from clipfarm_dagster.errors import BaselineError, DriftError
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.store import ObjectStore
 from clipfarm_dagster_tests.embedding.models import model_settings
@@ -101,6 +102,37 @@ def test_a_baseline_comes_back_as_it_was_stored(
     assert replace(again, trace=made.trace) == made
     for name in ("decoded", "prepared", "vector"):
         np.testing.assert_array_equal(getattr(again.trace, name), getattr(made.trace, name), strict=True)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [lambda _: b"", lambda whole: whole[:500], lambda _: b"PK, and nothing else", lambda _: npz_of("else")],
+    ids=["empty", "cut", "no archive", "another archive"],
+)
+def test_a_baseline_that_cannot_be_read_is_named_and_can_be_replaced(
+    damage: Callable[[bytes], bytes],
+    load: Callable[..., Encoder],
+    environment: Environment,
+    folder_store: ObjectStore,
+    tmp_path: Path,
+) -> None:
+    encoder = load(Stage.TEXT)
+    check_canary(encoder, environment, folder_store, KEYS)
+    key = KEYS.canary_baseline(Stage.TEXT, encoder.contract.id)
+    folder_store.put(key, damage(folder_store.get(key).data))
+
+    with pytest.raises(BaselineError, match=rf"{key}.*`clipfarm canary --stage text --accept`"):
+        check_before_writing(encoder, environment, folder_store, KEYS, tmp_path / "home")
+
+    accept_canary(encoder, environment, folder_store, KEYS)
+    assert check_canary(encoder, environment, folder_store, KEYS).result == Result.AGREES
+
+
+def npz_of(name: str) -> bytes:
+    """An archive with one array, of that name."""
+    buffer = io.BytesIO()
+    np.savez(buffer, **{name: np.zeros(3)})
+    return buffer.getvalue()
 
 
 # drift
