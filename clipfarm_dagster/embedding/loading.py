@@ -13,7 +13,7 @@ from clipfarm_dagster.embedding.contract import Contract
 from clipfarm_dagster.embedding.encoder import Encoder
 from clipfarm_dagster.embedding.text import TextEncoder, text_contract
 from clipfarm_dagster.embedding.video import VideoEncoder, video_contract
-from clipfarm_dagster.errors import ModelUnavailableError
+from clipfarm_dagster.errors import ModelUnavailableError, SettingsError
 from clipfarm_dagster.settings import AudioSettings, Settings, VideoSettings
 from clipfarm_dagster.stages import Stage
 
@@ -49,7 +49,8 @@ def load_encoder(stage: Stage, settings: Settings) -> Encoder:
     """Load a stage's model as the settings say, onto their device.
 
     Raises:
-        SettingsError: the revision is a branch or tag, and CLIPFARM_FROZEN forbids those.
+        SettingsError: the revision is a branch or tag, and CLIPFARM_FROZEN forbids those; or the device
+            cannot be used here.
         ModelUnavailableError: it is neither cached nor reachable, or its weights do not fit.
     """
     from safetensors import SafetensorError
@@ -101,9 +102,21 @@ def quiet_transformers() -> Iterator[None]:
 
 
 def resolve_device(device: str) -> str:
-    """`device` as torch names it; `auto` is the GPU where there is one, else the CPU."""
-    if device != "auto":
-        return device
+    """`device` as torch names it; `auto` is the GPU where there is one, else the CPU.
+
+    Raises:
+        SettingsError: torch knows no such device, or cannot use it here.
+    """
     import torch
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # AssertionError: torch was built without it
+        cause = (str(error).strip().splitlines() or ["no message"])[0]
+        raise SettingsError(
+            f"the device {device!r} cannot be used here ({cause}); set CLIPFARM_DEVICE to `auto`, `cpu`, or"
+            " a GPU that torch sees, such as `cuda` or `cuda:1`"
+        ) from None
+    return device
