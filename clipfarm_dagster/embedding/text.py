@@ -66,6 +66,10 @@ class TextPreparer:
         transcript = document.get(TRANSCRIPT_FIELD) if isinstance(document, dict) else None
         if not isinstance(transcript, str):
             raise InvalidRawObjectError(f"the JSON has no text in a field {TRANSCRIPT_FIELD!r}")
+        try:
+            transcript.encode()
+        except UnicodeEncodeError as error:  # JSON can escape half of a surrogate pair; no tokenizer takes it
+            raise InvalidRawObjectError(f"the transcript is no Unicode text: {error}") from None
         described = " [SEP] ".join(metadata.get(name) or "" for name in METADATA_TEXT_COLUMNS)
         shown = None
         if preview:
