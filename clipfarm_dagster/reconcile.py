@@ -16,6 +16,7 @@ from clipfarm_dagster.assets.embeddings import data_version, embedding_asset_key
 from clipfarm_dagster.assets.raw import raw_observation
 from clipfarm_dagster.checks import materialized_versions
 from clipfarm_dagster.corpus import Corpus
+from clipfarm_dagster.embedding.contract import Contract
 from clipfarm_dagster.ledger.schema import LedgerRow, Status
 from clipfarm_dagster.partitions import VIDEO_PARTITIONS
 from clipfarm_dagster.recording import report_events
@@ -36,6 +37,9 @@ class Reconciled:
     """Successes of the ledger."""
     mended: int
     """Those that Dagster did not show as materialized, or in another version, and now does."""
+    unlabelled: int
+    """Those of a contract that the ledger does not know, such as the original pipeline's; they are left
+    alone, for they are work in any case."""
     unknown: int
     """Partitions that Dagster shows as materialized and the ledger has no row of; they are left alone."""
 
@@ -64,28 +68,34 @@ def reconcile(corpus: Corpus, instance: dg.DagsterInstance, stage: Stage) -> Rec
     import pyarrow.compute as pc
 
     versions = materialized_versions(instance, embedding_asset_key(stage))
+    current = corpus.contract(stage)
+    contracts: dict[str | None, Contract | None] = {current.id: current}
+    mended = unlabelled = 0
     with corpus.ledger(stage) as ledger:
         rows = ledger.columns(_COLUMNS)
         ids = untold(rows, versions)
         for start in range(0, len(ids), _AT_A_TIME):
-            chunk = ids[start : start + _AT_A_TIME]
-            found = ledger.rows(chunk)
-            _tell(corpus, instance, stage, [found[video_id] for video_id in chunk if video_id in found])
+            # a run may have recorded a failure since
+            found = ledger.rows(ids[start : start + _AT_A_TIME]).values()
+            rows_now = [row for row in found if row.status == Status.SUCCESS]
+            for contract_id in {row.contract_id for row in rows_now} - contracts.keys():
+                contracts[contract_id] = ledger.contract(contract_id or "")
+            known = [(row, contract) for row in rows_now if (contract := contracts[row.contract_id])]
+            _tell(corpus, instance, stage, known)
+            mended += len(known)
+            unlabelled += len(rows_now) - len(known)
     successes = pc.sum(pc.equal(rows["status"], str(Status.SUCCESS))).as_py() or 0
     unknown = len(versions.keys() - set(rows["video_id"].to_pylist()))
-    return Reconciled(successes, len(ids), unknown)
+    return Reconciled(successes, mended, unlabelled, unknown)
 
 
-def _tell(corpus: Corpus, instance: dg.DagsterInstance, stage: Stage, rows: Sequence[LedgerRow]) -> None:
-    current = corpus.contract(stage)
-    with corpus.ledger(stage) as ledger:
-        made_under = {row.contract_id or "" for row in rows}
-        contracts = {contract_id: ledger.contract(contract_id) or current for contract_id in made_under}
+def _tell(
+    corpus: Corpus, instance: dg.DagsterInstance, stage: Stage, rows: Sequence[tuple[LedgerRow, Contract]]
+) -> None:
     name = VIDEO_PARTITIONS.name or ""
-    instance.add_dynamic_partitions(name, [row.video_id for row in rows])
+    instance.add_dynamic_partitions(name, [row.video_id for row, _ in rows])
     events: list[dg.AssetMaterialization | dg.AssetObservation] = []
-    for row in rows:
+    for row, contract in rows:
         events.append(raw_observation(stage, row.video_id, row.raw_etag or ""))
-        contract = contracts[row.contract_id or ""]
         events.append(embedding_materialization(stage, row, contract, corpus.store.url))
     report_events(instance, events)

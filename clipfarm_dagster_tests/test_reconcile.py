@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 
 import dagster as dg
@@ -13,7 +14,8 @@ from clipfarm_dagster.assets.embeddings import embedding_asset_key
 from clipfarm_dagster.checks import materialized_versions
 from clipfarm_dagster.cli.sync import sync_corpus
 from clipfarm_dagster.corpus import Corpus
-from clipfarm_dagster.ledger.schema import Status
+from clipfarm_dagster.ledger.ledger import Ledger
+from clipfarm_dagster.ledger.schema import LedgerRow, Status
 from clipfarm_dagster.reconcile import Reconciled, reconcile, untold
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster_tests.raw import metadata_row, put_metadata, put_transcript
@@ -48,7 +50,9 @@ def synced(corpus: Corpus, instance: dg.DagsterInstance) -> Corpus:
 
 
 def test_after_a_sync_there_is_nothing_to_tell(synced: Corpus, instance: dg.DagsterInstance):
-    assert reconcile(synced, instance, Stage.TEXT) == Reconciled(successes=4, mended=0, unknown=0)
+    assert reconcile(synced, instance, Stage.TEXT) == Reconciled(
+        successes=4, mended=0, unlabelled=0, unknown=0
+    )
 
 
 def test_what_a_crash_kept_from_dagster_is_told(synced: Corpus, instance: dg.DagsterInstance):
@@ -58,7 +62,7 @@ def test_what_a_crash_kept_from_dagster_is_told(synced: Corpus, instance: dg.Dag
 
     found = reconcile(synced, instance, Stage.TEXT)
 
-    assert found == Reconciled(successes=4, mended=4, unknown=0)
+    assert found == Reconciled(successes=4, mended=4, unlabelled=0, unknown=0)
     assert materialized_versions(instance, KEY) == before
     assert "broken" not in before
     event = instance.get_latest_materialization_event(KEY)
@@ -87,3 +91,36 @@ def test_a_partition_that_the_ledger_does_not_know_is_left_alone(
     assert found.mended == 0
     with synced.ledger(Stage.TEXT) as ledger:
         assert ledger.counts() == {Status.SUCCESS: 4, Status.INVALID_RAW_OBJECT: 1}
+
+
+def test_a_vector_of_an_unknown_contract_is_not_told_under_another(
+    corpus: Corpus, instance: dg.DagsterInstance
+):
+    original = LedgerRow(video_id="a", status=Status.SUCCESS, source_hash="s", artifact_key="k")
+    with corpus.ledger(Stage.TEXT) as ledger:
+        ledger.record([original, replace(original, video_id="b", contract_id="of-no-one")])
+
+    found = reconcile(corpus, instance, Stage.TEXT)
+
+    assert found == Reconciled(successes=2, mended=0, unlabelled=2, unknown=0)
+    assert materialized_versions(instance, KEY) == {}
+
+
+def test_a_success_that_fails_meanwhile_is_not_told(
+    corpus: Corpus, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+):
+    contract = corpus.contract(Stage.TEXT)
+    row = LedgerRow(video_id="a", status=Status.SUCCESS, source_hash="s", contract_id=contract.id)
+    with corpus.ledger(Stage.TEXT) as ledger:
+        ledger.record([row, replace(row, video_id="b")])
+
+    def run_of_another_process(ledger: Ledger, names: Sequence[str]) -> pa.Table:
+        table = columns(ledger, names)
+        ledger.record([replace(row, status=Status.FAIL, source_hash="newer")])
+        return table
+
+    columns = Ledger.columns
+    monkeypatch.setattr(Ledger, "columns", run_of_another_process)
+
+    assert reconcile(corpus, instance, Stage.TEXT).mended == 1
+    assert materialized_versions(instance, KEY) == {"b": f"s.{contract.id}"}

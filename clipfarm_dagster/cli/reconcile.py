@@ -29,7 +29,14 @@ def reconcile(stage: Stages = None, as_json: Json = False) -> None:
         print_json({"stages": {name: asdict(one) for name, one in found.items()}})
         return
     rows = [
-        [name, f"{one.successes:,}", f"{one.mended:,}", f"{one.unknown:,}"] for name, one in found.items()
+        [name, *(f"{count:,}" for count in (one.successes, one.mended, one.unlabelled, one.unknown))]
+        for name, one in found.items()
     ]
-    columns = ["stage", "successes", "now told to Dagster", "materialized, not in the ledger"]
+    columns = [
+        "stage",
+        "successes",
+        "now told to Dagster",
+        "of an unknown contract",
+        "materialized, not in the ledger",
+    ]
     console().print(table("Ledgers and Dagster", columns, rows))
