@@ -1,7 +1,9 @@
 # Everything runs in the virtual environment .venv, installed from the pinned versions in constraints.txt.
 
 PYTHON ?= python3
-CLIPFARM_HOME ?= .clipfarm-demo
+DEMO_HOME ?= .clipfarm-demo
+# what a person has set for a corpus of their own must not lead the demo there
+DEMO_ENV := env $(patsubst %,-u %,$(filter CLIPFARM_% DAGSTER_HOME,$(.VARIABLES))) CLIPFARM_HOME=$(DEMO_HOME)
 PORT ?= 3000
 PIP_INSTALL = .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
@@ -27,10 +29,10 @@ help: ## Show the targets
 	@touch $@
 
 demo: .venv/installed ## Make a small corpus and embed it: no network, no account, no server
-	.venv/bin/clipfarm demo --home $(CLIPFARM_HOME)
+	$(DEMO_ENV) .venv/bin/clipfarm demo --home $(DEMO_HOME)
 
-dev: .venv/installed ## Dagster's UI on 127.0.0.1:3000 over the demo's data (or CLIPFARM_HOME=…)
-	CLIPFARM_HOME=$(CLIPFARM_HOME) .venv/bin/clipfarm dev --port $(PORT)
+dev: .venv/installed ## Dagster's UI on 127.0.0.1:3000 over the demo's data (yours: `clipfarm dev`)
+	$(DEMO_ENV) .venv/bin/clipfarm dev --port $(PORT)
 
 test: .venv/installed-dev ## All tests but the slow ones
 	.venv/bin/python -m pytest -n 2 --dist loadfile -m 'not slow'

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +14,7 @@ from clipfarm_dagster.cli.output import Json, console, dagster_instance, print_j
 from clipfarm_dagster.cli.sync import Listener, check_result, progress_bars, quiet_run_config
 from clipfarm_dagster.corpus import Corpus
 from clipfarm_dagster.embedding.loading import quiet_transformers
+from clipfarm_dagster.errors import SettingsError
 from clipfarm_dagster.ledger.schema import Status
 from clipfarm_dagster.manifests.refresh import modality_vectors
 from clipfarm_dagster.manifests.search import nearest, vector_of
@@ -20,6 +22,8 @@ from clipfarm_dagster.settings import SETTINGS_FILE, load_settings
 from clipfarm_dagster.stages import Stage
 
 DEMO_HOME = Path(".clipfarm-demo")
+MARKER = "made-by-clipfarm-demo"
+"""File that says that a folder is a demo's, and nobody's own."""
 MAX_TICKS = 20
 
 
@@ -40,6 +44,7 @@ def demo(
             out.print(text, soft_wrap=True, markup=False)
 
     home = home.absolute()
+    _leave_other_corpora_alone(home)
     if not (home / SETTINGS_FILE).exists():
         say(f"Making a corpus of short clips, and models, in {home}")
         make_demo(home)
@@ -66,11 +71,25 @@ def demo(
     say("and run the demo again: one text vector is made anew.")
 
 
+def _leave_other_corpora_alone(home: Path) -> None:
+    """Forget settings and Dagster instance of the environment, which may lead to somebody's own corpus.
+
+    Raises:
+        SettingsError: `home` holds something, and it is no demo.
+    """
+    if home.is_dir() and any(home.iterdir()) and not (home / MARKER).exists():
+        raise SettingsError(f"{home} is in use and is no demo's folder; name another with --home")
+    for name in [name for name in os.environ if name.startswith("CLIPFARM_") or name == "DAGSTER_HOME"]:
+        del os.environ[name]
+
+
 def make_demo(home: Path) -> None:
     """Write the demo's corpus, checkpoints and settings file into `home`."""
     from clipfarm_dagster.demo.checkpoints import make_audio_checkpoint, make_video_checkpoint, minilm_folder
     from clipfarm_dagster.demo.corpus import demo_videos, metadata_csv
 
+    home.mkdir(parents=True, exist_ok=True)
+    (home / MARKER).touch()
     video_model, audio_model = home / "models" / "random-videomae", home / "models" / "random-wav2vec2"
     text_model = minilm_folder()
     with quiet_transformers():

@@ -10,18 +10,19 @@ from pathlib import Path
 from typing import Any
 
 
-def run_demo(home: Path) -> dict[str, Any]:
-    environment = {
-        name: value for name, value in os.environ.items() if not name.startswith(("CLIPFARM_", "DAGSTER_"))
-    }
+def start_demo(home: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", "from clipfarm_dagster.cli import main; main()"]
-    done = subprocess.run(
+    return subprocess.run(
         [*command, "demo", "--json", "--home", str(home)],
-        env=environment,
+        env={**os.environ, **environment},
         capture_output=True,
         text=True,
         check=False,
     )
+
+
+def run_demo(home: Path, **environment: str) -> dict[str, Any]:
+    done = start_demo(home, **environment)
     assert done.returncode == 0, done.stderr
     answer: dict[str, Any] = json.loads(done.stdout)
     return answer
@@ -31,8 +32,30 @@ def embedded(answer: dict[str, Any]) -> dict[str, int]:
     return {stage: entry["embedded"] for stage, entry in answer["stages"].items()}
 
 
+def test_a_folder_that_is_no_demo_is_refused(tmp_path: Path):
+    own = tmp_path / "clipfarm.env"
+    own.write_text("CLIPFARM_STORE_URL=s3://own\n")
+
+    done = start_demo(tmp_path)
+
+    assert done.returncode == 2
+    assert "is no demo's folder" in done.stderr
+    assert list(tmp_path.iterdir()) == [own]
+
+
 def test_the_demo_embeds_everything_then_nothing_then_one_changed_title(tmp_path: Path):
-    first = run_demo(tmp_path / "demo")
+    own = tmp_path / "own/clipfarm/metadata/shorts_metadata_horizon.csv"
+    own.parent.mkdir(parents=True)
+    own.write_text("video_id\n")
+    settings = {
+        "CLIPFARM_STORE_URL": str(tmp_path / "own"),
+        "CLIPFARM_METADATA_URL": str(own),
+        "CLIPFARM_STATE_URL": "postgresql://127.0.0.1:1/own",
+        "DAGSTER_HOME": str(tmp_path / "dagster"),
+    }
+    first = run_demo(tmp_path / "demo", **settings)
+    assert own.read_text() == "video_id\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["demo", "own"]
 
     assert first["stages"] == {s: {"vectors": 12, "embedded": 12} for s in ("video", "audio", "text")}
     theme = first["like"].split("-")[0]
