@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from datetime import timedelta
 
 import dagster as dg
@@ -44,6 +45,20 @@ def test_a_run_without_a_model_is_waited_for_and_then_tried_again(
 
     monkeypatch.setattr("clipfarm_dagster.broken_runs.FIRST_WAIT", timedelta(0))
     assert requested(daemon.tick()) == {"text": ["a"]}
+
+
+def test_a_run_that_ends_in_an_unforeseen_error_is_waited_for_too(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+):
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    monkeypatch.setattr("clipfarm_dagster.assets.embeddings.check_before_writing", fail)
+    [result] = daemon.run(daemon.tick())
+
+    assert not result.success
+    assert daemon.tick() == []
+    assert "the last run could not do its work" in (daemon.skip or "")
 
 
 def test_failed_items_hold_up_nobody(corpus: Corpus, daemon: Daemon):

@@ -19,7 +19,7 @@ from clipfarm_dagster.embedding.encoder import Encoder
 from clipfarm_dagster.embedding.engine import EngineOptions, Progress, embed_items
 from clipfarm_dagster.embedding.environment import current_environment
 from clipfarm_dagster.embedding.outcomes import Kind, Outcome
-from clipfarm_dagster.errors import ClipFarmError, StoreError
+from clipfarm_dagster.errors import StoreError
 from clipfarm_dagster.ledger.schema import LedgerRow
 from clipfarm_dagster.partitions import VIDEO_PARTITIONS
 from clipfarm_dagster.progress import ProgressListener
@@ -179,7 +179,7 @@ def _breakage_tagged(context: Context) -> Iterator[None]:
     """Tag the run where the block, and not some of its items, goes wrong."""
     try:
         yield
-    except ClipFarmError as error:
+    except Exception as error:
         context.instance.add_run_tags(context.run.run_id, {BROKEN_TAG: type(error).__name__})
         raise
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import traceback
 import warnings
 
 import dagster as dg
@@ -60,6 +61,13 @@ def main() -> None:
     except typer.Abort:
         stderr.print("clipfarm: interrupted; what was finished is recorded")
         sys.exit(2)
+    except OSError as error:  # a folder that cannot be made, a full disk
+        stderr.print(f"clipfarm: {error}", markup=False, soft_wrap=True)
+        sys.exit(2)
     except typer.TyperException as error:  # the command line itself is wrong
         stderr.print(f"clipfarm: {error.format_message()} (see --help)", markup=False, soft_wrap=True)
+        sys.exit(2)
+    except Exception:
+        traceback.print_exc()
+        stderr.print("clipfarm: stopped by an error of its own, told above; please report it")
         sys.exit(2)

@@ -7,7 +7,6 @@ from dataclasses import asdict
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from clipfarm_dagster.catalog.delta import StagePlan
 from clipfarm_dagster.catalog.explain import Estimate, Explanation, estimate_seconds
@@ -163,4 +162,4 @@ def _explain(
 
 def _shown(value: object) -> str:
     text = "-" if value is None else str(value)
-    return escape(text if len(text) <= _SHOWN_CHARACTERS else f"{text[: _SHOWN_CHARACTERS - 1]}…")
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[: _SHOWN_CHARACTERS - 1]}…"

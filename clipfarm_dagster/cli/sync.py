@@ -60,7 +60,6 @@ def sync_corpus(
     if new := [video_id for video_id in latest.video_ids() if video_id not in known]:
         instance.add_dynamic_partitions(VIDEO_PARTITIONS.name or "", new)
     fail_dead_runs(instance)
-    in_flight = videos_in_flight(instance)
     answer: dict[str, dict[str, Any]] = {}
     with progress_bars(quiet) as bars:
         listener = Listener(bars)
@@ -68,7 +67,7 @@ def sync_corpus(
         for stage in stages:
             started = time.monotonic()
             with corpus.ledger(stage) as ledger:
-                plan = corpus.plan(stage, latest, ledger, in_flight=in_flight[stage])
+                plan = corpus.plan(stage, latest, ledger, in_flight=videos_in_flight(instance)[stage])
                 if plan.work.num_rows:  # a model that cannot be had is told before anything is written
                     stage_checkpoint(stage, corpus.settings).download()
                 restored = corpus.record_settled(ledger, plan)
@@ -78,7 +77,13 @@ def sync_corpus(
             if ids:
                 listener.start(stage, len(ids))
             for start in range(0, len(ids), corpus.settings.run_size):
-                chunk = ids[start : start + corpus.settings.run_size]
+                # the sensor may have taken some meanwhile; what it has finished costs no model call
+                theirs = videos_in_flight(instance)[stage]
+                planned = ids[start : start + corpus.settings.run_size]
+                chunk = [video_id for video_id in planned if video_id not in theirs]
+                listener.start(stage, len(chunk) - len(planned))
+                if not chunk:
+                    continue
                 result = definitions.resolve_job_def(embedding_job_name(stage)).execute_in_process(
                     instance=instance,
                     run_config=quiet_run_config(id_list_run_config(stage, chunk)),
@@ -104,7 +109,12 @@ def quiet_run_config(run_config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_result(result: dg.ExecuteInProcessResult) -> None:
-    """Raise unless the run did its work; failed items are in the ledger and are no concern here."""
+    """Raise unless the run did its work; failed items are in the ledger and are no concern here.
+
+    Raises:
+        ClipFarmError: the run failed as a whole.
+        typer.Abort: somebody interrupted it.
+    """
     from clipfarm_dagster.assets.embeddings import FAILED_ITEMS_KEY
 
     if result.success:
@@ -117,6 +127,8 @@ def check_result(result: dg.ExecuteInProcessResult) -> None:
             cause = data.error
             while cause is not None and cause.cause is not None:
                 cause = cause.cause
+            if cause is not None and cause.cls_name == dg.DagsterExecutionInterruptedError.__name__:
+                raise typer.Abort
             message = cause.message.strip() if cause is not None else "the step failed without an error"
             raise ClipFarmError(f"run {result.run_id} failed: {message}")
     raise ClipFarmError(f"run {result.run_id} failed; `clipfarm dev` shows its log")
@@ -134,7 +146,7 @@ class Listener:
         self._runs: dict[Progress, Counter[str]] = {}
 
     def start(self, stage: Stage, items: int) -> None:
-        """Show a bar for `items` more of a stage."""
+        """Show a bar for `items` more of a stage, or fewer."""
         if stage not in self._tasks:
             self._tasks[stage] = self._bars.add_task(str(stage), total=0, failed=0, rate="")
         self._totals[stage] += items

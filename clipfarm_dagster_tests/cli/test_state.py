@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import dagster as dg
 import pytest
 
+from clipfarm_dagster.cli.sync import Listener
 from clipfarm_dagster.corpus import Corpus
+from clipfarm_dagster.definitions import build_definitions
+from clipfarm_dagster.embedding.engine import Progress
+from clipfarm_dagster.jobs import embedding_job_name, id_list_run_config
 from clipfarm_dagster.ledger.schema import LedgerRow, Status
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster_tests.cli.conftest import Ended
@@ -44,6 +50,43 @@ def test_sync_counts_what_it_did_and_then_has_nothing_to_do(corpus: Corpus, clip
         "stages": {"text": {"success": 2, "missing_raw_object": 1}},
         "failures": [],
     }
+
+
+def test_sync_leaves_alone_what_another_run_has_taken_meanwhile(
+    corpus: Corpus, clipfarm: Command, monkeypatch: pytest.MonkeyPatch
+):
+    put_texts(corpus, "a", "b", "c")
+    monkeypatch.setenv("CLIPFARM_RUN_SIZE", "1")
+    job = build_definitions().resolve_job_def(embedding_job_name(Stage.TEXT))
+    report = Listener.__call__
+    taken: list[dg.DagsterRun] = []
+
+    def take_one_during_the_first_run(listener: Listener, stage: Stage, progress: Progress) -> None:
+        report(listener, stage, progress)
+        if not taken:
+            run_config, status = id_list_run_config(stage, ["b"]), dg.DagsterRunStatus.STARTED
+            with dg.DagsterInstance.get() as instance:
+                taken.append(instance.create_run_for_job(job, run_config=run_config, status=status))
+
+    monkeypatch.setattr(Listener, "__call__", take_one_during_the_first_run)
+
+    assert sync_text(clipfarm) == (0, {"success": 2, "model_calls": 2})
+    with corpus.ledger(Stage.TEXT) as ledger:
+        assert ledger.rows("abc").keys() == {"a", "c"}
+
+
+@pytest.mark.parametrize("name", ["DAGSTER_HOME", "CLIPFARM_HOME"])
+def test_what_can_have_no_folder_is_one_clear_line_and_exit_code_2(
+    corpus: Corpus, clipfarm: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+):
+    put_texts(corpus, "a")
+    (tmp_path / "file").touch()
+    monkeypatch.setenv(name, str(tmp_path / "file" / "home"))
+
+    ended = clipfarm("sync", "--json")
+
+    assert (ended.code, ended.output) == (2, "")
+    assert re.fullmatch(r"clipfarm: .*file/home.*\n", ended.errors)
 
 
 def test_a_bad_item_is_exit_code_1_and_told_with_its_cause(corpus: Corpus, clipfarm: Command):
