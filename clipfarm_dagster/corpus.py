@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from clipfarm_dagster.catalog.delta import DELTA_COLUMNS, StagePlan, plan_stage
 from clipfarm_dagster.catalog.explain import Explanation, explain
+from clipfarm_dagster.catalog.keys import is_valid_video_id
 from clipfarm_dagster.catalog.metadata import (
     CHANGED_MEANWHILE,
     LatestRows,
@@ -89,6 +90,7 @@ class Finding:
 
     video_id: str
     key: str
+    """Empty for a `video_id` that is refused, which has no key."""
     processed_at: str | None
     """Of the row that the vector was compared with."""
     problem: str | None
@@ -356,7 +358,7 @@ class Corpus:
 
     def verify(self, ledger: Ledger) -> Iterator[Finding]:
         """Read every vector that a row claims, and compare it with what the row says of it: of successes, and
-        of later failures, whose vector may become the right one again."""
+        of later failures, whose vector may become the right one again. A refused `video_id` is a finding."""
         names = [
             "video_id",
             "status",
@@ -370,7 +372,12 @@ class Corpus:
             for row in ledger.columns(names).to_pylist()
             if row["status"] == Status.SUCCESS or row["vector_source_hash"]
         ]
-        by_key = {self.keys.embedding(ledger.stage, row["video_id"]): row for row in rows}
+        by_key = {}
+        for row in rows:
+            if is_valid_video_id(row["video_id"]):
+                by_key[self.keys.embedding(ledger.stage, row["video_id"])] = row
+            else:
+                yield Finding(row["video_id"], "", row["processed_at"], "its video_id is refused")
         for key, answer in self.store.get_many(sorted(by_key)):
             row = by_key[key]
             yield Finding(row["video_id"], key, row["processed_at"], _vector_problem(row, answer))
@@ -378,10 +385,14 @@ class Corpus:
     def repair(self, ledger: Ledger, findings: Iterable[Finding]) -> list[str]:
         """Make work of vectors that `verify` found lost or damaged; returns their ids.
 
-        A video that a run has embedded meanwhile is left alone.
+        Left alone are videos that a run has embedded meanwhile, and those whose `video_id` is refused.
         """
         now = datetime.now(UTC)
-        bad = {finding.video_id: finding.processed_at for finding in findings if finding.problem is not None}
+        bad = {
+            finding.video_id: finding.processed_at
+            for finding in findings
+            if finding.problem is not None and is_valid_video_id(finding.video_id)
+        }
         rows = [row for row in ledger.rows(bad).values() if row.processed_at == bad[row.video_id]]
         ledger.record([_lost_row(row, now) for row in rows])
         return [row.video_id for row in rows]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from clipfarm_dagster.corpus import Corpus
+from clipfarm_dagster.ledger.schema import LedgerRow, Status
 from clipfarm_dagster.settings import load_settings
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster_tests.raw import metadata_row, put_metadata
@@ -26,3 +29,20 @@ def test_a_run_hashes_what_its_plan_hashed(corpus: Corpus, monkeypatch: pytest.M
         item.video_id: item.metadata_hash for item in items
     }
     assert len({item.metadata_hash for item in items}) == 2
+
+
+def test_a_refused_id_in_a_ledger_is_a_finding_and_no_work(corpus: Corpus):
+    success = LedgerRow(video_id="good", status=Status.SUCCESS, vector_source_hash="h", processed_at="2026")
+    bad = replace(success, video_id="../evil")
+    with corpus.ledger(Stage.TEXT) as ledger:
+        ledger.record([bad, success])
+
+        found = list(corpus.verify(ledger))
+        repaired = corpus.repair(ledger, found)
+
+        assert {(one.video_id, one.key, one.problem) for one in found} == {
+            ("../evil", "", "its video_id is refused"),
+            ("good", corpus.keys.embedding(Stage.TEXT, "good"), "there is no such object"),
+        }
+        assert repaired == ["good"]
+        assert ledger.rows(["../evil"]) == {"../evil": bad}
