@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -10,6 +9,7 @@ import typer
 from clipfarm_dagster.cli.output import Json, console, print_json, table
 from clipfarm_dagster.corpus import Corpus
 from clipfarm_dagster.errors import SettingsError
+from clipfarm_dagster.manifests.local_copies import LocalFile
 from clipfarm_dagster.manifests.refresh import fused_file, modality_vectors
 from clipfarm_dagster.manifests.search import near_duplicates, nearest, vector_of, words_vector
 from clipfarm_dagster.manifests.strategies import make_strategy
@@ -44,18 +44,19 @@ def search(
     if modality is not None and strategy:
         raise SettingsError("give --modality or --strategy, not both")
     corpus = Corpus.open(load_settings())
+    file: LocalFile
     if strategy:
-        path = fused_file(corpus, strategy).path
+        file = fused_file(corpus, strategy)
     else:
-        path, fusion = modality_vectors(corpus, modality or Stage.TEXT)
+        file, fusion = modality_vectors(corpus, modality or Stage.TEXT)
         _warn(len(fusion.dropped))
     if words:
         from clipfarm_dagster.embedding.loading import load_encoder
 
         query = words_vector(load_encoder(Stage.TEXT, corpus.settings), words)
     else:
-        query = vector_of(path, like)
-    found = nearest(path, query, top, without=like or None, exact=exact)
+        query = vector_of(file, like)
+    found = nearest(file, query, top, without=like or None, exact=exact)
     titles = _titles(corpus, [match.video_id for match in found])
     results: list[dict[str, Any]] = [
         {
@@ -85,13 +86,13 @@ def duplicates(
 ) -> None:
     """List pairs of videos that are nearly the same."""
     corpus = Corpus.open(load_settings())
-    path: Path
+    file: LocalFile
     if strategy:
-        path = fused_file(corpus, strategy).path
+        file = fused_file(corpus, strategy)
     else:
-        path, fusion = modality_vectors(corpus, modality)
+        file, fusion = modality_vectors(corpus, modality)
         _warn(len(fusion.dropped))
-    pairs, count = near_duplicates(path, threshold, limit=limit, exact=exact)
+    pairs, count = near_duplicates(file, threshold, limit=limit, exact=exact)
     titles = _titles(corpus, list({name for pair in pairs for name in (pair.first, pair.second)}))
     found: list[dict[str, Any]] = [
         {

@@ -30,15 +30,17 @@ def atlas_table(corpus: Corpus, strategy: str, *, thumbnails: int) -> pa.Table:
     A thumbnail is the middle frame as the data URI of a JPEG; null where the clip cannot be decoded.
 
     Raises:
-        ManifestError: the strategy has no fused manifest.
+        ManifestError: the strategy has no fused manifest, or it cannot be read.
         MetadataError: the metadata cannot be read.
         StoreError: the store cannot be read.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    path = fused_file(corpus, strategy).path
-    places = project_file(path)
+    file = fused_file(corpus, strategy)
+    places = project_file(file)
+    with file.reading() as path:
+        captured_at = pq.read_table(path, columns=["captured_at"])["captured_at"]
     made = _thumbnails(corpus, places.video_ids[:thumbnails])
     made += [None] * (len(places.video_ids) - len(made))
     texts = metadata_columns(corpus, places.video_ids, ("title", "query", "description"))
@@ -50,7 +52,7 @@ def atlas_table(corpus: Corpus, strategy: str, *, thumbnails: int) -> pa.Table:
             "thumbnail": pa.array([picture and _data_uri(picture) for picture in made], pa.string()),
             "query": pa.array(texts["query"], pa.string()),
             "description": pa.array(texts["description"], pa.string()),
-            "captured_at": pq.read_table(path, columns=["captured_at"])["captured_at"],
+            "captured_at": captured_at,
             "x": pa.array(places.points[:, 0], pa.float32()),
             "y": pa.array(places.points[:, 1], pa.float32()),
         }

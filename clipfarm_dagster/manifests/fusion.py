@@ -8,6 +8,7 @@ some hundred rows in memory at a time.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipfarm_dagster.embedding.vectors import VectorProblem, from_npy, vector_sha256
-from clipfarm_dagster.errors import ManifestError, ObjectMissingError
+from clipfarm_dagster.errors import ObjectMissingError
+from clipfarm_dagster.manifests.local_copies import LocalFile
 from clipfarm_dagster.manifests.manifest import Manifest
 from clipfarm_dagster.manifests.strategies import Strategy
 from clipfarm_dagster.stages import Stage
@@ -87,7 +89,7 @@ class FusionPlan:
     """Which rows a file of fused vectors gets, and where each comes from."""
 
     def __init__(
-        self, strategy: Strategy, manifests: Mapping[Stage, Manifest], previous: Path | None = None
+        self, strategy: Strategy, manifests: Mapping[Stage, Manifest], previous: LocalFile | None = None
     ) -> None:
         """Plan the fused vectors of all videos that `manifests` have in common.
 
@@ -125,6 +127,7 @@ class FusionPlan:
         """Write the file to `output`, from its beginning to its end.
 
         Raises:
+            ManifestError: the file before is damaged among its vectors.
             StoreError: the store cannot be read; a single object that is missing or wrong raises nothing, its
                 video is left out and named in the answer.
         """
@@ -168,31 +171,38 @@ class FusionPlan:
             self._standing.close()
 
 
-def read_vectors(path: Path) -> Iterator[tuple[list[str], np.ndarray[Any, Any]]]:
+def read_vectors(file: LocalFile) -> Iterator[tuple[list[str], np.ndarray[Any, Any]]]:
     """Ids and vectors, float32 (videos, dimension), of a file of fused vectors, some at a time.
 
     Raises:
         ManifestError: the file cannot be read.
     """
+    with _opened(file) as parquet:
+        for group in range(parquet.num_row_groups):
+            table = parquet.read_row_group(group, columns=["video_id", VECTOR_COLUMN])
+            if table.num_rows:
+                yield table["video_id"].to_pylist(), _matrix(table)
+
+
+def count_vectors(file: LocalFile) -> tuple[int, int]:
+    """Number of vectors in a file of fused vectors, and their dimension.
+
+    Raises:
+        ManifestError: the file cannot be read.
+    """
+    with _opened(file) as parquet:
+        return parquet.metadata.num_rows, parquet.schema_arrow.field(VECTOR_COLUMN).type.list_size
+
+
+@contextlib.contextmanager
+def _opened(file: LocalFile) -> Iterator[pq.ParquetFile]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
-        with pq.ParquetFile(path) as file:
-            for group in range(file.num_row_groups):
-                table = file.read_row_group(group, columns=["video_id", VECTOR_COLUMN])
-                if table.num_rows:
-                    yield table["video_id"].to_pylist(), _matrix(table)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise ManifestError(f"the file of vectors {path} cannot be read: {error}") from None
-
-
-def count_vectors(path: Path) -> tuple[int, int]:
-    """Number of vectors in a file of fused vectors, and their dimension."""
-    import pyarrow.parquet as pq
-
-    with pq.ParquetFile(path) as file:
-        return file.metadata.num_rows, file.schema_arrow.field(VECTOR_COLUMN).type.list_size
+    with file.reading() as path, pq.ParquetFile(path) as parquet:
+        if VECTOR_COLUMN not in parquet.schema_arrow.names:
+            raise pa.ArrowInvalid(f"it has no column {VECTOR_COLUMN!r}")
+        yield parquet
 
 
 def _targets(strategy: Strategy, manifests: Mapping[Stage, Manifest], schema: pa.Schema) -> pa.Table:
@@ -247,12 +257,12 @@ def _matrix(table: pa.Table) -> np.ndarray[Any, Any]:
 class _Standing:
     """The file before: its rows' inputs, and its vectors."""
 
-    def __init__(self, file: pq.ParquetFile) -> None:
+    def __init__(self, source: LocalFile, file: pq.ParquetFile) -> None:
         import numpy as np
 
         metadata = file.metadata
         sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
-        self._file = file
+        self._source, self._file = source, file
         self._starts = np.cumsum([0, *sizes])
         """Number of each row group's first row, and behind the last one the number of rows."""
         self._group = functools.lru_cache(maxsize=1)(self._read_group)
@@ -260,21 +270,21 @@ class _Standing:
         """All columns but the vector."""
 
     @classmethod
-    def open(cls, path: Path | None, schema: pa.Schema) -> _Standing | None:
-        """Open `path`, unless it is none or of another strategy, other parameters or another dimension."""
+    def open(cls, source: LocalFile | None, schema: pa.Schema) -> _Standing | None:
+        """Open `source`, unless it is damaged, or of another strategy, other parameters or another dimension:
+        then all is made anew."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        if path is None:
+        if source is None:
             return None
-        try:
-            file = pq.ParquetFile(path)
-        except (pa.ArrowInvalid, OSError):
-            return None  # damaged: all is made anew
-        if not file.schema_arrow.equals(schema, check_metadata=True):
-            file.close()
-            return None
-        return cls(file)
+        with contextlib.suppress(pa.ArrowException, OSError), contextlib.ExitStack() as stack:
+            file = stack.enter_context(pq.ParquetFile(source.path))
+            if file.schema_arrow.equals(schema, check_metadata=True):
+                standing = cls(source, file)
+                stack.pop_all()
+                return standing
+        return None
 
     def close(self) -> None:
         """Close the file."""
@@ -309,7 +319,8 @@ class _Standing:
         return np.concatenate(parts)
 
     def _read_group(self, group: int) -> np.ndarray[Any, Any]:
-        return _matrix(self._file.read_row_group(int(group), columns=[VECTOR_COLUMN]))
+        with self._source.reading():
+            return _matrix(self._file.read_row_group(int(group), columns=[VECTOR_COLUMN]))
 
 
 class _Reader:

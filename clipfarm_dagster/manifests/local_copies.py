@@ -1,8 +1,9 @@
-"""Copies of large store objects in the home folder, so that each version is downloaded once."""
+"""Files of vectors and manifests on this machine: copies of store objects, each version downloaded once."""
 
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import hashlib
 import tempfile
 from collections.abc import Callable, Iterator
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from clipfarm_dagster.errors import ObjectMissingError
+from clipfarm_dagster.errors import ManifestError, ObjectMissingError
 from clipfarm_dagster.store import ObjectStore
 
 _VERSIONS_KEPT = 2
@@ -23,10 +24,35 @@ _LOOKED_EVERY_SECONDS = 0.02
 
 
 @dataclass(frozen=True)
-class LocalCopy:
-    """A file with the content of one version of an object."""
+class LocalFile:
+    """A Parquet file on this machine."""
 
     path: Path
+    name: str
+    """What a person is told that it is, such as the object that it is a copy of."""
+    remedy: str
+    """What a person is told to do where it is damaged."""
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[Path]:
+        """Its path, to be read within the context.
+
+        Raises:
+            ManifestError: reading failed, since the file is damaged or gone.
+        """
+        import pyarrow as pa
+
+        try:
+            yield self.path
+        except (pa.ArrowException, OSError) as error:
+            problem = " ".join(str(error).split())  # Arrow's may have several lines
+            raise ManifestError(f"{self.name} cannot be read ({problem}); {self.remedy}") from None
+
+
+@dataclass(frozen=True)
+class LocalCopy(LocalFile):
+    """A file with the content of one version of an object."""
+
     etag: str
 
 
@@ -49,7 +75,7 @@ class LocalCopies:
             return None
         path = self._path(key, info.etag)
         if path.exists():
-            return LocalCopy(path, info.etag)
+            return self._copy(key, info.etag)
         self.folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=self.folder) as scratch:
             copy = Path(scratch) / "copy"
@@ -86,7 +112,11 @@ class LocalCopies:
         versions = sorted(self.folder.glob(f"{self._stem(key)}-*"), key=_modified, reverse=True)
         for old in versions[_VERSIONS_KEPT:]:
             old.unlink(missing_ok=True)
-        return LocalCopy(path, etag)
+        return self._copy(key, etag)
+
+    def _copy(self, key: str, etag: str) -> LocalCopy:
+        remedy = "delete it there and materialize it anew"
+        return LocalCopy(self._path(key, etag), f"{self.store.url}: {key!r}", remedy, etag)
 
     def _stem(self, key: str) -> str:
         return hashlib.sha256(f"{self.store.url} {key}".encode()).hexdigest()[:16]

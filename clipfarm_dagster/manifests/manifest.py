@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clipfarm_dagster.catalog.keys import VIDEO_ID_PATTERN, Keys, check_video_id
 from clipfarm_dagster.embedding.contract import Contract
 from clipfarm_dagster.errors import ManifestError
 from clipfarm_dagster.ledger.schema import Status
-from clipfarm_dagster.manifests.local_copies import LocalCopies, LocalCopy
+from clipfarm_dagster.manifests.local_copies import LocalCopies, LocalCopy, LocalFile
 from clipfarm_dagster.stages import Stage
 
 if TYPE_CHECKING:
@@ -137,22 +136,19 @@ def build_manifest(contract: Contract, rows: pa.Table, keys: Keys) -> Manifest:
     return Manifest(contract, pa.table(arrays, schema=schema.with_metadata(metadata)).combine_chunks())
 
 
-def read_manifest(path: Path) -> Manifest:
+def read_manifest(file: LocalFile) -> Manifest:
     """Read a manifest file.
 
     Raises:
-        ManifestError: the file is no manifest.
+        ManifestError: the file is damaged, or no manifest.
     """
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
+    with file.reading() as path:
         table = pq.read_table(path)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise ManifestError(f"the manifest cannot be read as Parquet: {error}") from None
     contract = (table.schema.metadata or {}).get(CONTRACT)
     if contract is None or not table.schema.equals(manifest_schema()):
-        raise ManifestError("the file is no manifest of this version; materialize the manifest anew")
+        raise ManifestError(f"{file.name} is no manifest of this version; {file.remedy}")
     return Manifest(Contract.from_json(contract.decode()), table)
 
 
@@ -167,7 +163,7 @@ def write_manifest(manifest: Manifest, copies: LocalCopies, key: str) -> tuple[L
     standing = copies.get(key)
     if standing is not None:
         try:
-            if read_manifest(standing.path).table.equals(manifest.table, check_metadata=True):
+            if read_manifest(standing).table.equals(manifest.table, check_metadata=True):
                 return standing, False
         except ManifestError:
             pass  # of another version, or damaged: it is replaced

@@ -49,7 +49,7 @@ def fused_overview(corpus: Corpus, strategy: str, refreshed: RefreshedFusion) ->
         MetadataError: the metadata cannot be read.
         ManifestError: a manifest, or the fused one, cannot be read.
     """
-    places, videos = project_file(refreshed.copy.path), corpus.latest_rows().videos
+    places, videos = project_file(refreshed.copy), corpus.latest_rows().videos
     manifests = {
         stage: stored_manifest(corpus, stage)[0] for stage in Stage if stage in refreshed.manifest_etags
     }

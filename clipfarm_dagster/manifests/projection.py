@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipfarm_dagster.corpus import Corpus
 from clipfarm_dagster.embedding.vectors import VectorProblem
 from clipfarm_dagster.manifests.fusion import checked_vector, count_vectors, read_vectors
+from clipfarm_dagster.manifests.local_copies import LocalFile
 from clipfarm_dagster.manifests.manifest import Manifest
 
 if TYPE_CHECKING:
@@ -67,17 +67,21 @@ class Places:
     """L2 norms, float64 (videos,)"""
 
 
-def project_file(path: Path) -> Places:
-    """All vectors of a file of vectors (`fusion.read_vectors`)."""
+def project_file(file: LocalFile) -> Places:
+    """All vectors of a file of vectors (`fusion.read_vectors`).
+
+    Raises:
+        ManifestError: the file cannot be read.
+    """
     import numpy as np
 
-    count, _ = count_vectors(path)
+    count, _ = count_vectors(file)
     if not count:
         return Places([], np.empty((0, 2), dtype=np.float32), np.empty(0))
     step = max(count // SAMPLE, 1)
     # a regular sample; ids do not tell what a video is about
-    plane = Plane.fit(np.concatenate([vectors[::step] for _, vectors in read_vectors(path)]))
-    parts = [(ids, plane.project(vectors), _norms(vectors)) for ids, vectors in read_vectors(path)]
+    plane = Plane.fit(np.concatenate([vectors[::step] for _, vectors in read_vectors(file)]))
+    parts = [(ids, plane.project(vectors), _norms(vectors)) for ids, vectors in read_vectors(file)]
     return Places(
         [video_id for ids, _, _ in parts for video_id in ids],
         np.concatenate([points for _, points, _ in parts]),

@@ -13,7 +13,7 @@ from clipfarm_dagster.corpus import Corpus
 from clipfarm_dagster.errors import ManifestError
 from clipfarm_dagster.ledger.ledger import Ledger
 from clipfarm_dagster.manifests.fusion import Dropped, Fusion, FusionPlan
-from clipfarm_dagster.manifests.local_copies import LocalCopies, LocalCopy
+from clipfarm_dagster.manifests.local_copies import LocalCopies, LocalCopy, LocalFile
 from clipfarm_dagster.manifests.lost import record_lost
 from clipfarm_dagster.manifests.manifest import (
     LEDGER_COLUMNS_READ,
@@ -63,7 +63,7 @@ def stored_manifest(corpus: Corpus, stage: Stage) -> tuple[Manifest, str]:
     copy = local_copies(corpus).get(key)
     if copy is None:
         raise ManifestError(f"{corpus.store.url}: there is no {key!r}; materialize `{stage}_manifest`")
-    return read_manifest(copy.path), copy.etag
+    return read_manifest(copy), copy.etag
 
 
 def fused_file(corpus: Corpus, strategy: str) -> LocalCopy:
@@ -99,7 +99,7 @@ def refresh_fused(corpus: Corpus, strategy: Strategy) -> RefreshedFusion:
     Vectors that are missing or wrong are recorded in the ledgers as lost, so that they become work.
 
     Raises:
-        ManifestError: a manifest is missing or cannot be read.
+        ManifestError: a manifest is missing, or one or the fused vectors are damaged.
         FusionError: vectors of these dimensions cannot be fused.
         StoreError: the store cannot be read or written.
         LedgerError: a ledger cannot be written.
@@ -108,7 +108,7 @@ def refresh_fused(corpus: Corpus, strategy: Strategy) -> RefreshedFusion:
     stored = {stage: stored_manifest(corpus, stage) for stage in strategy.stages}
     manifests = {stage: manifest for stage, (manifest, _) in stored.items()}
     standing = copies.get(key)
-    with closing(FusionPlan(strategy, manifests, standing.path if standing else None)) as plan:
+    with closing(FusionPlan(strategy, manifests, standing)) as plan:
         if standing is not None and plan.unchanged:
             fusion, copy = plan.kept(), standing
         else:
@@ -125,22 +125,26 @@ def record_dropped(corpus: Corpus, dropped: list[Dropped]) -> None:
                 corpus.push_snapshot(ledger)
 
 
-def modality_vectors(corpus: Corpus, stage: Stage) -> tuple[Path, Fusion]:
+def modality_vectors(corpus: Corpus, stage: Stage) -> tuple[LocalFile, Fusion]:
     """A local file with all vectors of a modality that its ledger calls done (see `fusion.read_vectors`).
 
     Only vectors that are new since the last call are read. Those that are missing or wrong are left out and
     named in the answer; nothing is recorded.
+
+    Raises:
+        ManifestError: the file of the last call is damaged among its vectors.
+        StoreError: the store cannot be read.
     """
     path = corpus.settings.home / "cache" / "manifests" / f"vectors-{stage}.parquet"
     path.parent.mkdir(parents=True, exist_ok=True)
     with corpus.ledger(stage) as ledger:
         manifest = current_manifest(corpus, ledger)
-    before = path if path.exists() else None
-    with closing(FusionPlan(Single(stage), {stage: manifest}, before)) as plan:
+    file = LocalFile(path, str(path), "delete it, and it is made anew")
+    with closing(FusionPlan(Single(stage), {stage: manifest}, file if path.exists() else None)) as plan:
         if plan.unchanged:
-            return path, plan.kept()
+            return file, plan.kept()
         with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
             output = Path(scratch) / path.name
             fusion = plan.write(corpus.store, output)
             output.replace(path)
-    return path, fusion
+    return file, fusion

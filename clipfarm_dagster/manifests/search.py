@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from clipfarm_dagster.errors import VideoNotFoundError
 from clipfarm_dagster.manifests.fusion import VECTOR_COLUMN, count_vectors, read_vectors
+from clipfarm_dagster.manifests.local_copies import LocalFile
 
 if TYPE_CHECKING:
     import numpy as np
@@ -58,16 +59,18 @@ def words_vector(encoder: Encoder, words: str) -> np.ndarray[Any, Any]:
     return vector
 
 
-def vector_of(path: Path, video_id: str) -> np.ndarray[Any, Any]:
+def vector_of(file: LocalFile, video_id: str) -> np.ndarray[Any, Any]:
     """The vector of one video.
 
     Raises:
         VideoNotFoundError: the file has none of it.
+        ManifestError: the file cannot be read.
     """
     import numpy as np
     import pyarrow.parquet as pq
 
-    rows = pq.read_table(path, columns=[VECTOR_COLUMN], filters=[("video_id", "=", video_id)])
+    with file.reading() as path:
+        rows = pq.read_table(path, columns=[VECTOR_COLUMN], filters=[("video_id", "=", video_id)])
     if not rows.num_rows:
         raise VideoNotFoundError(
             f"there is no vector of the video {video_id!r} here; `clipfarm status` tells what is done"
@@ -76,7 +79,7 @@ def vector_of(path: Path, video_id: str) -> np.ndarray[Any, Any]:
 
 
 def nearest(
-    path: Path, query: np.ndarray[Any, Any], top: int, *, without: str | None = None, exact: bool = False
+    file: LocalFile, query: np.ndarray[Any, Any], top: int, *, without: str | None = None, exact: bool = False
 ) -> list[Match]:
     """The `top` videos whose vectors have the largest cosine with the unit vector `query`, best first.
 
@@ -88,7 +91,7 @@ def nearest(
         ValueError: the query has another dimension.
         ManifestError: the file cannot be read.
     """
-    count, dimension = count_vectors(path)
+    count, dimension = count_vectors(file)
     if not count:
         return []
     if query.shape != (dimension,):
@@ -97,11 +100,11 @@ def nearest(
     # an index finds few among many; asked for a good part of them it may miss some, and saves nothing
     by_index = count > INDEX_FROM and wanted <= count * _INDEXED_SHARE and not exact
     search = _nearest_by_index if by_index else _nearest_exactly
-    return [match for match in search(path, query, wanted) if match.video_id != without][:top]
+    return [match for match in search(file, query, wanted) if match.video_id != without][:top]
 
 
 def near_duplicates(
-    path: Path, threshold: float, *, limit: int, exact: bool = False
+    file: LocalFile, threshold: float, *, limit: int, exact: bool = False
 ) -> tuple[list[Pair], int]:
     """Pairs of videos whose cosine is at least `threshold`: the best `limit` of them, best first, and the
     number of all.
@@ -109,28 +112,28 @@ def near_duplicates(
     Raises:
         ManifestError: the file cannot be read.
     """
-    count, _ = count_vectors(path)
+    count, _ = count_vectors(file)
     find = _pairs_by_index if count > INDEX_FROM and not exact else _pairs_exactly
     best, found = _Best(limit), 0
     ids: list[str] = []
-    for firsts, seconds, scores in find(path, threshold, ids):
+    for firsts, seconds, scores in find(file, threshold, ids):
         found += len(scores)
         best.add(firsts, seconds, scores)
     return [Pair(ids[i], ids[j], score) for i, j, score in best.sorted()], found
 
 
-def _nearest_exactly(path: Path, query: np.ndarray[Any, Any], top: int) -> list[Match]:
+def _nearest_exactly(file: LocalFile, query: np.ndarray[Any, Any], top: int) -> list[Match]:
     best = _Best(top)
     ids: list[str] = []
-    for some, vectors in read_vectors(path):
+    for some, vectors in read_vectors(file):
         rows = _numbers(len(ids), len(some))
         best.add(rows, rows, vectors @ query)
         ids += some
     return [Match(ids[i], score) for i, _, score in best.sorted()]
 
 
-def _nearest_by_index(path: Path, query: np.ndarray[Any, Any], top: int) -> list[Match]:
-    index, ids = _index(path)
+def _nearest_by_index(file: LocalFile, query: np.ndarray[Any, Any], top: int) -> list[Match]:
+    index, ids = _index(file)
     found = index.search(query, top)
     return [
         Match(ids[int(key)], 1 - float(distance))
@@ -141,12 +144,12 @@ def _nearest_by_index(path: Path, query: np.ndarray[Any, Any], top: int) -> list
 _Found = Iterator[tuple["np.ndarray[Any, Any]", "np.ndarray[Any, Any]", "np.ndarray[Any, Any]"]]
 
 
-def _pairs_exactly(path: Path, threshold: float, ids: list[str]) -> _Found:
+def _pairs_exactly(file: LocalFile, threshold: float, ids: list[str]) -> _Found:
     """Numbers of first and second, and scores, of pairs at or above the threshold; fills `ids`."""
     import numpy as np
 
     blocks: list[tuple[int, np.ndarray[Any, Any]]] = []
-    for some, vectors in read_vectors(path):
+    for some, vectors in read_vectors(file):
         start = len(ids)
         ids += some
         blocks.append((start, vectors))
@@ -158,14 +161,14 @@ def _pairs_exactly(path: Path, threshold: float, ids: list[str]) -> _Found:
             yield rows + other_start, columns + start, scores[rows, columns]
 
 
-def _pairs_by_index(path: Path, threshold: float, ids: list[str]) -> _Found:
+def _pairs_by_index(file: LocalFile, threshold: float, ids: list[str]) -> _Found:
     """As `_pairs_exactly`, among the nearest of each vector."""
     import numpy as np
 
-    index, all_ids = _index(path)
+    index, all_ids = _index(file)
     ids += all_ids
     numbers, scores, done = [], [], 0
-    for some, vectors in read_vectors(path):
+    for some, vectors in read_vectors(file):
         found = index.search(vectors, _NEIGHBOURS)
         rows = np.repeat(_numbers(done, len(some)), found.keys.shape[1])
         others, cosines = found.keys.ravel().astype(np.int64), 1 - found.distances.ravel()
@@ -178,21 +181,22 @@ def _pairs_by_index(path: Path, threshold: float, ids: list[str]) -> _Found:
     yield pairs // len(ids), pairs % len(ids), np.concatenate(scores)[first]
 
 
-def _index(path: Path) -> tuple[Index, list[str]]:
+def _index(file: LocalFile) -> tuple[Index, list[str]]:
     """The file's index, whose keys are the numbers of its rows, and the ids in their order."""
     import pyarrow.parquet as pq
     from usearch.index import Index
 
-    ids: list[str] = pq.read_table(path, columns=["video_id"])["video_id"].to_pylist()
+    with file.reading() as path:
+        ids: list[str] = pq.read_table(path, columns=["video_id"])["video_id"].to_pylist()
     folder, status = path.parent / "indexes", path.stat()
     place = folder / f"{path.name}.{status.st_size}-{status.st_mtime_ns}.usearch"
     if place.exists():
-        index = Index(ndim=count_vectors(path)[1], metric="cos", dtype="f16")
+        index = Index(ndim=count_vectors(file)[1], metric="cos", dtype="f16")
         index.view(place)
         return index, ids
-    index = Index(ndim=count_vectors(path)[1], metric="cos", dtype="f16")
+    index = Index(ndim=count_vectors(file)[1], metric="cos", dtype="f16")
     done = 0
-    for some, vectors in read_vectors(path):
+    for some, vectors in read_vectors(file):
         index.add(_numbers(done, len(some)), vectors)
         done += len(some)
     folder.mkdir(exist_ok=True)

@@ -23,6 +23,7 @@ from clipfarm_dagster.errors import VectorFileError
 from clipfarm_dagster.ledger.ledger import Ledger
 from clipfarm_dagster.ledger.schema import LedgerRow, Status, timestamp
 from clipfarm_dagster.manifests.fusion import Dropped, count_vectors, read_vectors
+from clipfarm_dagster.manifests.local_copies import LocalFile
 from clipfarm_dagster.manifests.manifest import CONTRACT, LEDGER_COLUMNS_READ, build_manifest
 from clipfarm_dagster.manifests.refresh import modality_vectors
 from clipfarm_dagster.stages import Stage
@@ -67,25 +68,26 @@ def export_vectors(corpus: Corpus, stage: Stage, output: Path) -> Exported:
 
     Raises:
         VectorFileError: `output` ends neither in `.parquet` nor in `.npz`, or cannot be written.
+        ManifestError: this machine's file of all vectors is damaged.
         StoreError: the store cannot be read.
     """
     writers = {".parquet": _write_parquet, ".npz": _write_npz}
     if output.suffix not in writers:
         raise VectorFileError(f"{output}: name a file that ends in .parquet or .npz")
     contract = corpus.contract(stage)
-    path, fusion = modality_vectors(corpus, stage)
-    count, dimension = count_vectors(path)
+    vectors, fusion = modality_vectors(corpus, stage)
+    count, dimension = count_vectors(vectors)
     try:
         with tempfile.TemporaryDirectory(dir=output.absolute().parent, prefix=".clipfarm-") as scratch:
             part = Path(scratch) / output.name
-            writers[output.suffix](path, part, contract)
+            writers[output.suffix](vectors, part, contract)
             part.replace(output)
     except OSError as error:
         raise VectorFileError(f"{output}: cannot be written: {error.strerror or error}") from None
     return Exported(count, dimension, contract, fusion.dropped)
 
 
-def _write_parquet(vectors: Path, output: Path, contract: Contract) -> None:
+def _write_parquet(vectors: LocalFile, output: Path, contract: Contract) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -100,7 +102,7 @@ def _write_parquet(vectors: Path, output: Path, contract: Contract) -> None:
             writer.write_table(pa.table([pa.array(ids), column], schema=schema))
 
 
-def _write_npz(vectors: Path, output: Path, contract: Contract) -> None:
+def _write_npz(vectors: LocalFile, output: Path, contract: Contract) -> None:
     import numpy as np
 
     parts = list(read_vectors(vectors))

@@ -92,6 +92,21 @@ def test_a_search_that_cannot_be_done_says_why(corpus, clipfarm, arguments, prob
     assert problem in ended.errors
 
 
+@pytest.mark.parametrize("command", [("search", "--like", "v00"), ("duplicates",)])
+def test_a_damaged_fused_manifest_is_named(corpus, clipfarm, command):
+    embed_all(corpus, IDS)
+    write_metadata(corpus, IDS)
+    _fuse(corpus)
+    key = corpus.keys.fused_manifest("concat")
+    corpus.store.put(key, corpus.store.get(key).data[:-100])
+
+    ended = clipfarm(*command, "--strategy", "concat")
+
+    assert (ended.code, ended.output) == (2, "")
+    assert f"{key!r} cannot be read" in ended.errors
+    assert "delete it there and materialize it anew" in ended.errors
+
+
 def test_duplicates_are_listed_with_their_titles(corpus, clipfarm):
     embed(corpus, Stage.VIDEO, IDS, dimension=64)
     key = corpus.keys.embedding(Stage.VIDEO, "v01")

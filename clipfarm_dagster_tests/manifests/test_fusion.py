@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -20,6 +21,8 @@ from clipfarm_dagster.embedding.vectors import to_npy
 from clipfarm_dagster.errors import FusionError, ManifestError, SettingsError, StoreError
 from clipfarm_dagster.manifests import fusion as fusion_module
 from clipfarm_dagster.manifests.fusion import count_vectors, read_vectors
+from clipfarm_dagster.manifests.local_copies import LocalFile
+from clipfarm_dagster.manifests.projection import project_file
 from clipfarm_dagster.manifests.refresh import (
     fused_file,
     modality_vectors,
@@ -43,7 +46,7 @@ def _refresh(corpus, strategy="concat"):
 def _fused(corpus, strategy="concat"):
     """Vector by id, as the store has them now."""
     found = {}
-    for ids, vectors in read_vectors(fused_file(corpus, strategy).path):
+    for ids, vectors in read_vectors(fused_file(corpus, strategy)):
         found.update(zip(ids, vectors, strict=True))
     return found
 
@@ -329,6 +332,61 @@ def test_a_damaged_file_before_is_made_anew(tmp_path):
     assert list(_fused(corpus)) == IDS
 
 
+def _damage(corpus, column):
+    """Overwrite the data of a column of the fused manifest, and leave its footer as it is."""
+    key = corpus.keys.fused_manifest("concat")
+    data = bytearray(corpus.store.get(key).data)
+    group = pq.ParquetFile(io.BytesIO(data)).metadata.row_group(0)
+    [chunk] = [c for c in map(group.column, range(group.num_columns)) if c.path_in_schema.startswith(column)]
+    start = chunk.dictionary_page_offset or chunk.data_page_offset
+    data[start : start + chunk.total_compressed_size] = b"\xff" * chunk.total_compressed_size
+    corpus.store.put(key, bytes(data))
+
+
+def test_a_file_before_whose_inputs_are_damaged_is_made_anew(tmp_path):
+    corpus = open_corpus(tmp_path)
+    embed_all(corpus, IDS)
+    _refresh(corpus)
+    _damage(corpus, "audio_source_hash")
+
+    assert _refresh(corpus).objects_read == 36
+    assert list(_fused(corpus)) == IDS
+
+
+def test_damaged_vectors_name_the_object_and_what_to_do(tmp_path):
+    corpus = open_corpus(tmp_path)
+    embed_all(corpus, IDS)
+    _refresh(corpus)
+    _damage(corpus, "fused_vector")
+    embed_all(corpus, ["a-new-one"])
+    named = f"'{corpus.keys.fused_manifest('concat')}' cannot be read .*delete it there and materialize"
+
+    with pytest.raises(ManifestError, match=named):
+        _refresh(corpus)
+    with pytest.raises(ManifestError, match=named):
+        _fused(corpus)
+
+    corpus.store.delete(corpus.keys.fused_manifest("concat"))
+    assert _refresh(corpus).rows == 13
+
+
+@pytest.mark.parametrize("read", [count_vectors, lambda file: list(read_vectors(file)), project_file])
+@pytest.mark.parametrize("damage", ["cut off", "another table"])
+def test_every_reader_names_a_damaged_file(tmp_path, read, damage):
+    corpus = open_corpus(tmp_path)
+    embed_all(corpus, IDS)
+    _refresh(corpus)
+    key = corpus.keys.fused_manifest("concat")
+    if damage == "cut off":
+        corpus.store.put(key, corpus.store.get(key).data[:-100])
+    else:
+        pq.write_table(pa.table({"video_id": IDS}), tmp_path / "table")
+        corpus.store.put(key, (tmp_path / "table").read_bytes())
+
+    with pytest.raises(ManifestError, match=f"'{key}' cannot be read"):
+        read(fused_file(corpus, "concat"))
+
+
 def test_a_fused_manifest_that_is_not_there_says_what_to_do(tmp_path):
     with pytest.raises(ManifestError, match="materialize the partition 'mean'"):
         fused_file(open_corpus(tmp_path), "mean")
@@ -347,16 +405,16 @@ def test_unusable_weights_are_refused(text):
 def test_vectors_of_one_modality_are_read_once(tmp_path):
     corpus = open_corpus(tmp_path)
     made = embed(corpus, Stage.AUDIO, IDS)
-    path, first = modality_vectors(corpus, Stage.AUDIO)
+    _, first = modality_vectors(corpus, Stage.AUDIO)
     embed(corpus, Stage.AUDIO, ["v99"])
     corpus.store.delete("clipfarm/embeddings/audio/v99.npy")
 
-    path, second = modality_vectors(corpus, Stage.AUDIO)
+    file, second = modality_vectors(corpus, Stage.AUDIO)
 
     assert (first.objects_read, second.objects_read) == (12, 1)
     assert [lost.video_id for lost in second.dropped] == ["v99"]
-    assert count_vectors(path) == (12, 8)
-    [(ids, vectors)] = read_vectors(path)
+    assert count_vectors(file) == (12, 8)
+    [(ids, vectors)] = read_vectors(file)
     np.testing.assert_array_equal(vectors, np.stack([made[i] for i in ids]))
 
 
@@ -378,7 +436,7 @@ def test_pyarrow_reads_a_fixed_size_list_of_float32(fused):
 
 
 def test_pandas_polars_and_duckdb_read_the_vectors(fused):
-    [(ids, vectors)] = read_vectors(fused)
+    [(ids, vectors)] = read_vectors(LocalFile(fused, "the fused manifest", ""))
 
     frame = pd.read_parquet(fused)
     np.testing.assert_array_equal(np.stack(frame["fused_vector"]), vectors)

@@ -16,7 +16,7 @@ import pytest
 from clipfarm_dagster.embedding.contract import Contract
 from clipfarm_dagster.errors import InvalidVideoIdError, ManifestError
 from clipfarm_dagster.ledger.schema import Status
-from clipfarm_dagster.manifests.local_copies import LocalCopies
+from clipfarm_dagster.manifests.local_copies import LocalCopies, LocalFile
 from clipfarm_dagster.manifests.manifest import Manifest, read_manifest, write_manifest
 from clipfarm_dagster.manifests.refresh import current_manifest, refresh_manifest, stored_manifest
 from clipfarm_dagster.stages import Stage
@@ -123,7 +123,8 @@ def test_a_damaged_manifest_in_the_store_is_named_and_replaced(tmp_path):
     embed(corpus, Stage.VIDEO, IDS)
     corpus.store.put(corpus.keys.manifest(Stage.VIDEO), b"PAR1 but not for long")
 
-    with pytest.raises(ManifestError, match="cannot be read as Parquet"):
+    key = corpus.keys.manifest(Stage.VIDEO)
+    with pytest.raises(ManifestError, match=f"'{key}' cannot be read .*materialize it anew"):
         stored_manifest(corpus, Stage.VIDEO)
     assert _written(corpus)
     assert stored_manifest(corpus, Stage.VIDEO)[0].table.num_rows == 4
@@ -137,8 +138,8 @@ def test_a_manifest_that_is_not_there_says_what_to_materialize(tmp_path):
 def test_another_table_is_no_manifest(tmp_path):
     pq.write_table(pa.table({"video_id": ["a"]}), tmp_path / "file")
 
-    with pytest.raises(ManifestError, match="no manifest"):
-        read_manifest(tmp_path / "file")
+    with pytest.raises(ManifestError, match="that file is no manifest of this version; replace it"):
+        read_manifest(LocalFile(tmp_path / "file", "that file", "replace it"))
 
 
 def test_an_id_that_may_not_become_a_key_is_refused_by_name(tmp_path):
