@@ -39,7 +39,7 @@ from clipfarm_dagster.ledger.schema import LedgerRow, Status, timestamp
 from clipfarm_dagster.ledger.snapshot import push_snapshot, restore_snapshot
 from clipfarm_dagster.settings import Settings
 from clipfarm_dagster.stages import Stage
-from clipfarm_dagster.store import ObjectStore, StoredObject
+from clipfarm_dagster.store import ObjectStore, StoredObject, local_path
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -139,7 +139,12 @@ class Corpus:
 
     @cached_property
     def metadata(self) -> MetadataSource:
-        """The metadata CSV: `CLIPFARM_METADATA_URL`, or its default key in the store."""
+        """The metadata CSV: `CLIPFARM_METADATA_URL`, or its default key in the store.
+
+        Raises:
+            SettingsError: the URL is none that can be read.
+            MetadataError: there is no such folder.
+        """
         url = self.settings.metadata_url
         if not url:
             return MetadataSource(self.store, self.keys.metadata())
@@ -149,8 +154,13 @@ class Corpus:
                 raise SettingsError(
                     "CLIPFARM_METADATA_URL names a bucket, not an object: s3://bucket/key.csv"
                 )
-            return MetadataSource(ObjectStore.open(f"s3://{bucket}"), key)
-        path = Path(url.removeprefix("file://")).expanduser().absolute()
+            return MetadataSource(self.store.open_other(f"s3://{bucket}"), key)
+        path = local_path(url)
+        if path is None:
+            raise SettingsError(
+                f"CLIPFARM_METADATA_URL ({url.partition('://')[0]}://…) is neither s3://bucket/key.csv, nor"
+                " file:///folder/file.csv, nor a path; copy the file to one of these"
+            )
         if not path.parent.is_dir():
             raise MetadataError(str(path), "there is no such folder; check CLIPFARM_METADATA_URL")
         return MetadataSource(ObjectStore.open(str(path.parent)), path.name)

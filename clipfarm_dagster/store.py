@@ -103,6 +103,10 @@ class ObjectStore:
                 raise StoreError(f"{store.url}: cannot create the folder: {error.strerror}") from error
         return store
 
+    def open_other(self, url: str) -> ObjectStore:
+        """Open the store at `url`, as `open` does, with the S3 options of this one."""
+        return ObjectStore.open(url, s3=self._s3)
+
     def __repr__(self) -> str:
         return f"ObjectStore({self.url!r})"
 
@@ -381,15 +385,22 @@ class ObjectStore:
             ) from None
 
 
+def local_path(url: str) -> Path | None:
+    """The absolute path that a path or `file:///…` URL names; None for a URL of anything else."""
+    if "://" not in url:
+        return Path(url).expanduser().absolute()
+    parts = urlsplit(url)
+    local = parts.scheme == "file" and parts.netloc in ("", "localhost") and parts.path
+    return Path(unquote(parts.path)).absolute() if local else None
+
+
 def _parse_url(url: str) -> tuple[str, Path | None]:
     """A bucket's name and None, or "" and a folder."""
-    if "://" not in url:
-        if not url:
-            raise SettingsError("the store's URL is empty; set CLIPFARM_STORE_URL to s3://bucket or a folder")
-        return "", Path(url).expanduser().absolute()
+    if not url:
+        raise SettingsError("the store's URL is empty; set CLIPFARM_STORE_URL to s3://bucket or a folder")
+    if path := local_path(url):
+        return "", path
     parts = urlsplit(url)
-    if parts.scheme == "file" and parts.netloc in ("", "localhost") and parts.path:
-        return "", Path(unquote(parts.path)).absolute()
     plain = parts.path in ("", "/") and not parts.query and not parts.fragment
     if parts.scheme == "s3" and plain and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]+", parts.netloc):
         return parts.netloc, None
