@@ -11,7 +11,7 @@ import difflib
 import os
 import re
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, Field, ValidationError, field_validator
 from pydantic.fields import FieldInfo
@@ -20,6 +20,9 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from clipfarm_dagster.catalog.keys import Keys
 from clipfarm_dagster.errors import SettingsError
 from clipfarm_dagster.stages import Stage
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 SETTINGS_FILE = "clipfarm.env"
 """Name of the file in `CLIPFARM_HOME` that holds settings as `NAME=value` lines."""
@@ -182,8 +185,7 @@ def load_settings(**overrides: object) -> Settings:
         settings = Settings(**{**given, "home": home}, _env_file=home / SETTINGS_FILE)  # type: ignore[arg-type]
     except ValidationError as error:
         problems = "; ".join(
-            f"{_PREFIX}{'_'.join(str(part) for part in detail['loc']).upper()}: {detail['msg']}"
-            for detail in error.errors(include_input=False, include_url=False)
+            _problem(detail) for detail in error.errors(include_input=False, include_url=False)
         )
         raise SettingsError(f"unusable settings: {problems}") from None
     store_url = settings.store_url or str(home / "store")
@@ -216,6 +218,14 @@ def _default(field: FieldInfo) -> str:
     return "" if field.default in (None, "") else f"`{field.default}`"
 
 
+def _problem(detail: ErrorDetails) -> str:
+    name = "_".join(str(part) for part in detail["loc"]).upper()
+    if detail["type"] == "extra_forbidden" and len(detail["loc"]) == 1:
+        # a line of the file, whose whole name is told; the environment has been checked by then
+        return f"{name} in {SETTINGS_FILE} is no setting of ClipFarm{_hint(name)}"
+    return f"{_PREFIX}{name}: {detail['msg']}"
+
+
 def _refuse_unknown_variables() -> None:
     """A misspelt variable would be ignored without a word, and the work done with the default.
 
@@ -224,9 +234,12 @@ def _refuse_unknown_variables() -> None:
     known = variables()
     for name in os.environ:
         if name.startswith(_PREFIX) and name not in known and not name.startswith(_STAGE_PREFIXES):
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise SettingsError(f"{name} is no setting of ClipFarm{hint}")
+            raise SettingsError(f"{name} is no setting of ClipFarm{_hint(name)}")
+
+
+def _hint(name: str) -> str:
+    near = difflib.get_close_matches(name, variables(), n=1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 _STAGE_PREFIXES = tuple(f"{_PREFIX}{stage.upper()}_" for stage in Stage)

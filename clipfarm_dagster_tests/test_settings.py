@@ -87,6 +87,22 @@ def test_an_unusable_or_misspelt_variable_is_refused_by_name(name, value, told, 
         load_settings()
 
 
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("CLIPFARM_WORKRS=3", "settings: CLIPFARM_WORKRS in clipfarm.env .* mean CLIPFARM_WORKERS"),
+        ("AWS_REGION=x", "settings: AWS_REGION in clipfarm.env is no setting of ClipFarm$"),
+        ("CLIPFARM_VIDEO_BATCHSIZE=3", "settings: CLIPFARM_VIDEO_BATCHSIZE: "),
+        ("CLIPFARM_WORKERS=many", "settings: CLIPFARM_WORKERS: "),
+    ],
+)
+def test_an_unusable_or_misspelt_line_of_the_file_is_refused_by_name(tmp_path: Path, line: str, told: str):
+    (tmp_path / SETTINGS_FILE).write_text(line + "\n")
+
+    with pytest.raises(SettingsError, match=told):
+        load_settings(home=tmp_path)
+
+
 def test_a_refused_value_is_not_repeated(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("CLIPFARM_RUN_SIZE", "hunter2")
 
