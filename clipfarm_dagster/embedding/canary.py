@@ -125,7 +125,7 @@ class Baseline:
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
             about = json.loads(str(arrays["about"]))
             trace = Trace(arrays["decoded"], arrays["prepared"], arrays["vector"])
-        environment = Environment(**about.pop("environment"))
+        environment = Environment.from_fields(about.pop("environment"))
         return cls(**about, environment=environment, trace=trace)
 
 
@@ -341,7 +341,7 @@ def _since(
     ]
     agreed = [record for record in records if record["baseline_etag"] == etag]
     last = max(agreed, key=lambda record: str(record["agreed_at"]), default=None)
-    before = Environment(**last["environment"]) if last is not None else baseline.environment
+    before = Environment.from_fields(last["environment"]) if last is not None else baseline.environment
     when = last["agreed_at"] if last is not None else baseline.made_at
     changes = ", ".join(before.differences(environment)) or "the environment is the same"
     return (

@@ -1,4 +1,4 @@
-"""The environment: what a vector should not depend on, and might: library versions, device, threads.
+"""The environment: what a vector should not depend on, and might: library versions, processor, device.
 
 It stands beside the contract, not in it. It is recorded with each run and with the canary's baseline, so that
 a vector that moved can be traced to what changed.
@@ -10,7 +10,7 @@ import hashlib
 import json
 import platform
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -41,8 +41,6 @@ class Environment:
     """The processor, and the instruction set that torch takes its kernels for."""
     device: str
     """`cpu`, or the GPU with its CUDA and cuDNN versions."""
-    threads: int
-    """Threads of one torch operator on the processor."""
     numerics: Mapping[str, str]
     """torch's process-wide settings that choose kernels."""
     libraries: Mapping[str, str]
@@ -58,9 +56,9 @@ class Environment:
         return hashlib.sha256(self.to_json().encode()).hexdigest()[:16]
 
     @classmethod
-    def from_json(cls, text: str) -> Environment:
-        """The environment that `to_json` wrote."""
-        return cls(**json.loads(text))
+    def from_fields(cls, stored: Mapping[str, Any]) -> Environment:
+        """The environment that `to_json` wrote, parsed; fields of earlier versions are left out."""
+        return cls(**{field.name: stored[field.name] for field in fields(cls)})
 
     def differences(self, later: Environment) -> list[str]:
         """What differs in `later`, such as `torch 2.13.0 → 2.14.0`."""
@@ -72,9 +70,9 @@ class Environment:
         ]
 
 
-def _flat(fields: Mapping[str, Any]) -> dict[str, str]:
+def _flat(nested: Mapping[str, Any]) -> dict[str, str]:
     flat: dict[str, str] = {}
-    for name, value in fields.items():
+    for name, value in nested.items():
         flat.update(value if isinstance(value, Mapping) else {name: str(value)})
     return flat
 
@@ -87,7 +85,6 @@ def current_environment(device: str) -> Environment:
         platform=f"{platform.system()}-{platform.machine()}",
         processor=f"{_processor_name()}, {torch.backends.cpu.get_cpu_capability()}",
         device=_device_name(device),
-        threads=torch.get_num_threads(),
         numerics={
             "deterministic_algorithms": str(torch.are_deterministic_algorithms_enabled()),
             "float32_matmul_precision": torch.get_float32_matmul_precision(),

@@ -104,9 +104,39 @@ def test_a_baseline_comes_back_as_it_was_stored(
         np.testing.assert_array_equal(getattr(again.trace, name), getattr(made.trace, name), strict=True)
 
 
+def test_what_earlier_versions_stored_of_an_environment_can_be_read(
+    load: Callable[..., Encoder], environment: Environment, folder_store: ObjectStore
+) -> None:
+    encoder = load(Stage.TEXT)
+    made = canary.measure(encoder, environment)
+    key = KEYS.canary_baseline(Stage.TEXT, encoder.contract.id)
+    with np.load(io.BytesIO(made.to_npz())) as arrays:
+        earlier = dict(arrays)
+    about = json.loads(str(earlier["about"]))
+    about["environment"]["threads"] = 8
+    earlier["about"] = np.array(json.dumps(about))
+    folder_store.put(key, npz_of(earlier))
+
+    assert check_canary(encoder, environment, folder_store, KEYS).baseline_environment == environment
+
+    agreement = KEYS.canary_agreement(Stage.TEXT, encoder.contract.id, environment.id)
+    record = json.loads(folder_store.get(agreement).data)
+    record["environment"]["threads"] = 8
+    folder_store.put(agreement, json.dumps(record).encode())
+    to_float16(encoder)
+    report = check_canary(encoder, environment, folder_store, KEYS)
+    assert report.moved == Step.WEIGHTS
+    assert f"the last to agree was {environment.id}" in str(report.since)
+
+
 @pytest.mark.parametrize(
     "damage",
-    [lambda _: b"", lambda whole: whole[:500], lambda _: b"PK, and nothing else", lambda _: npz_of("else")],
+    [
+        lambda _: b"",
+        lambda whole: whole[:500],
+        lambda _: b"PK, and nothing else",
+        lambda _: npz_of({"else": np.zeros(3)}),
+    ],
     ids=["empty", "cut", "no archive", "another archive"],
 )
 def test_a_baseline_that_cannot_be_read_is_named_and_can_be_replaced(
@@ -128,10 +158,10 @@ def test_a_baseline_that_cannot_be_read_is_named_and_can_be_replaced(
     assert check_canary(encoder, environment, folder_store, KEYS).result == Result.AGREES
 
 
-def npz_of(name: str) -> bytes:
-    """An archive with one array, of that name."""
+def npz_of(arrays: dict[str, np.ndarray[Any, Any]]) -> bytes:
+    """The bytes of an archive of arrays."""
     buffer = io.BytesIO()
-    np.savez(buffer, **{name: np.zeros(3)})
+    np.savez(buffer, **arrays)  # type: ignore[arg-type]
     return buffer.getvalue()
 
 
@@ -290,9 +320,9 @@ def test_each_environment_contract_and_baseline_is_checked_once(
     assert first.result == Result.STORED
     assert check(encoder, environment) is None
     assert check(encoder, environment, home="another machine") is not None
-    assert check(encoder, replace(environment, threads=77)) is not None
+    assert check(encoder, replace(environment, processor="another")) is not None
     assert check(load(Stage.TEXT, dtype="bfloat16"), environment) is not None
-    accept_canary(encoder, replace(environment, threads=78), folder_store, KEYS)
+    accept_canary(encoder, replace(environment, processor="a third"), folder_store, KEYS)
     assert (again := check(encoder, environment)) is not None
     assert again.result == Result.AGREES
     folder_store.delete(KEYS.canary_baseline(Stage.TEXT, encoder.contract.id))
