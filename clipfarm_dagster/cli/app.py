@@ -16,6 +16,7 @@ from clipfarm_dagster.cli import (
     canary,
     demo,
     dev,
+    manifests,
     planning,
     reconcile,
     searching,
@@ -34,6 +35,7 @@ app = typer.Typer(
 )
 planning.register(app)
 sync.register(app)
+manifests.register(app)
 state.register(app)
 searching.register(app)
 transfer.register(app)
@@ -65,7 +67,8 @@ def main() -> None:
         stderr.print(f"clipfarm: {error}", markup=False, soft_wrap=True)
         sys.exit(2)
     except typer.TyperException as error:  # the command line itself is wrong
-        stderr.print(f"clipfarm: {error.format_message()} (see --help)", markup=False, soft_wrap=True)
+        if message := error.format_message():  # there is none where the help was all that was wanted
+            stderr.print(f"clipfarm: {message} (see --help)", markup=False, soft_wrap=True)
         sys.exit(2)
     except Exception:
         traceback.print_exc()

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import dagster as dg
 import typer
 
+from clipfarm_dagster.cli.manifests import make_manifests
 from clipfarm_dagster.cli.output import Json, console, dagster_instance, print_json, table
 from clipfarm_dagster.cli.sync import Listener, check_result, progress_bars, quiet_run_config
 from clipfarm_dagster.corpus import Corpus
@@ -54,6 +55,8 @@ def demo(
     corpus = Corpus.open(settings)
     with dagster_instance(settings) as instance:
         embedded = run_sensor_until_quiet(corpus, instance, quiet=as_json)
+        if any(embedded.values()):
+            make_manifests(corpus, instance)
     answer = _describe(corpus, embedded)
     if as_json:
         print_json(answer)
@@ -63,6 +66,7 @@ def demo(
     rows = [[s, f"{entry['vectors']:,}", f"{entry['embedded']:,}"] for s, entry in answer["stages"].items()]
     out.print(table("Demo", ["stage", "vectors in the store", "embedded just now"], rows))
     say(f"\nVectors: {corpus.store.url}/{corpus.keys.prefix}/embeddings/<stage>/<video_id>.npy")
+    say(f"Manifests: {corpus.store.url}/{corpus.keys.prefix}/manifests, fused: …/fused")
     say(f"Ledgers: {settings.home / 'state'}\n")
     neighbours = [[name, f"{score:.3f}", title] for name, score, title in answer["neighbours"]]
     out.print(table(f"Nearest by text to {answer['like']!r}", ["video_id", "cosine", "title"], neighbours))

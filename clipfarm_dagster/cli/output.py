@@ -27,8 +27,8 @@ Stages = Annotated[
 
 
 def console() -> Console:
-    """The console for people; on standard output."""
-    return Console(highlight=False)
+    """The console for people; on standard output, without markup: texts are shown as they are."""
+    return Console(highlight=False, markup=False)
 
 
 def print_json(answer: Any) -> None:

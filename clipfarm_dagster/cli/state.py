@@ -45,13 +45,16 @@ def status(stage: Stages = None, as_json: Json = False) -> None:
         return
     out = console()
     statuses = sorted({name for entry in counts.values() for name in entry})
+    if not statuses:
+        out.print("Nothing is recorded yet; `clipfarm plan` shows what there is to do")
+        return
     rows = [[name, *(f"{entry.get(s, 0):,}" for s in statuses)] for name, entry in counts.items()]
     out.print(table("Ledgers", ["stage", *statuses], rows))
     if failures:
         columns = ["stage", "video_id", "status", "retry_count", "error"]
         shown = [[str(failure[column]) for column in columns] for failure in failures[:SHOWN_FAILURES]]
         out.print()
-        out.print(table("Failures", ["stage", "video_id", "status", "attempts", "cause"], shown))
+        out.print(table("Failures", ["stage", "video_id", "status", "retries", "cause"], shown))
         if len(failures) > SHOWN_FAILURES:
             out.print(f"… and {len(failures) - SHOWN_FAILURES:,} more; --json lists all")
 

@@ -31,12 +31,17 @@ def register(app: typer.Typer) -> None:
 def sync(stage: Stages = None, as_json: Json = False) -> None:
     """Embed all that is new or changed, through Dagster, in this process."""
     settings = load_settings()
+    corpus = Corpus.open(settings)
     with dagster_instance(settings) as instance:
-        answer = sync_corpus(Corpus.open(settings), instance, stage or list(Stage), quiet=as_json)
+        answer = sync_corpus(corpus, instance, stage or list(Stage), quiet=as_json)
     if as_json:
         print_json({"stages": answer})
     else:
         console().print(_summary(answer))
+        if refused := corpus.latest_rows().refused_ids:
+            console().print(
+                f"{refused:,} rows of the CSV are refused for their video_id; see `clipfarm plan`"
+            )
     failed = sum(entry.get(str(status), 0) for entry in answer.values() for status in FAILED_STATUSES)
     raise typer.Exit(1 if failed else 0)
 
@@ -56,6 +61,8 @@ def sync_corpus(
     from clipfarm_dagster.sensors import announce_restored
 
     latest = corpus.latest_rows()
+    for stage in stages:  # what cannot be had is told before anything begins
+        corpus.contract(stage)
     known = set(instance.get_dynamic_partitions(VIDEO_PARTITIONS.name or ""))
     if new := [video_id for video_id in latest.video_ids() if video_id not in known]:
         instance.add_dynamic_partitions(VIDEO_PARTITIONS.name or "", new)

@@ -89,6 +89,19 @@ def test_what_can_have_no_folder_is_one_clear_line_and_exit_code_2(
     assert re.fullmatch(r"clipfarm: .*file/home.*\n", ended.errors)
 
 
+def test_a_model_that_is_not_there_is_told_before_any_stage_begins(
+    corpus: Corpus, clipfarm: Command, monkeypatch: pytest.MonkeyPatch
+):
+    put_texts(corpus, "a")
+    monkeypatch.setenv("CLIPFARM_VIDEO_MODEL", "/nowhere/model")
+
+    ended = clipfarm("sync", "--stage", "text", "--stage", "video", "--json")
+
+    assert (ended.code, ended.output) == (2, "")
+    assert "CLIPFARM_VIDEO_MODEL" in ended.errors
+    assert clipfarm("status").output == "Nothing is recorded yet; `clipfarm plan` shows what there is to do\n"
+
+
 def test_a_bad_item_is_exit_code_1_and_told_with_its_cause(corpus: Corpus, clipfarm: Command):
     put_texts(corpus, "a", "b")
     corpus.store.put(corpus.keys.raw(Stage.TEXT, "b"), b"{}")
