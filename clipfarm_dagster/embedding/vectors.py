@@ -53,8 +53,8 @@ def from_npy(data: bytes, *, dimension: int | None = None) -> np.ndarray[Any, An
     """
     import numpy as np
 
-    try:
-        vector: np.ndarray[Any, Any] = np.load(io.BytesIO(data), allow_pickle=False)
+    try:  # not np.load, which opens archives too, and says how to load pickles
+        vector: np.ndarray[Any, Any] = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
         raise VectorProblem(f"not a readable .npy file of {len(data)} bytes: {error}") from None
     if vector.dtype != np.float32 or vector.ndim != 1:

@@ -16,6 +16,12 @@ def npy(array: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
+def npz(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, array)
+    return buffer.getvalue()
+
+
 UNIT = np.full(4, 0.5, dtype=np.float32)
 
 
@@ -48,6 +54,7 @@ def test_what_has_no_direction_is_refused(row: list[float], told: str):
     [
         (b"", "not a readable"),
         (b"no npy", "not a readable"),
+        (npz(UNIT), "not a readable"),
         (npy(UNIT)[:-3], "not a readable"),
         (npy(UNIT.astype(np.float64)), "1-D float64"),
         (npy(UNIT.reshape(2, 2)), "2-D float32"),
@@ -59,5 +66,6 @@ def test_what_has_no_direction_is_refused(row: list[float], told: str):
     ids=["empty", "text", "cut", "double", "matrix", "dimension", "length", "nan", "pickle"],
 )
 def test_bytes_that_are_no_vector_are_refused_with_their_reason(data: bytes, told: str):
-    with pytest.raises(VectorProblem, match=told):
+    with pytest.raises(VectorProblem, match=told) as raised:
         from_npy(data, dimension=4)
+    assert "pickle.load" not in str(raised.value)
