@@ -63,7 +63,7 @@ def test_what_has_no_direction_is_refused(row: list[float], told: str):
         (npy(np.array([np.nan, 0, 0, 1], dtype=np.float32)), "L2 norm nan"),
         (npy(np.array([{"pickled": 1}] * 4, dtype=object)), "not a readable"),
     ],
-    ids=["empty", "text", "cut", "double", "matrix", "dimension", "length", "nan", "pickle"],
+    ids=["empty", "text", "archive", "cut", "double", "matrix", "dimension", "length", "nan", "pickle"],
 )
 def test_bytes_that_are_no_vector_are_refused_with_their_reason(data: bytes, told: str):
     with pytest.raises(VectorProblem, match=told) as raised:
