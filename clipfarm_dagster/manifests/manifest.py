@@ -38,6 +38,12 @@ CONTRACT_ID = b"clipfarm.contract_id"
 CONTRACT = b"clipfarm.contract"
 """Keys of the Parquet file's metadata: the contract's id, and the contract as canonical JSON."""
 
+REPLACE_WRONG = (
+    "Delete the wrong ones from the store, and run `clipfarm verify --repair`; the next sync embeds them anew"
+)
+"""What a person is told to do about vectors that are recorded as done, and are not what the model gives."""
+
+_NAMED = 3
 _ROW_GROUP = 65_536
 
 
@@ -63,13 +69,17 @@ class Manifest:
         """
         import pyarrow.compute as pc
 
-        dimensions = pc.unique(self.table["embedding_dim"]).to_pylist()
-        if len(dimensions) > 1:
+        counts = [tuple(found.values()) for found in pc.value_counts(self.table["embedding_dim"]).to_pylist()]
+        if len(counts) > 1:
+            parts = []
+            for dimension, count in sorted(counts, key=lambda found: -found[1]):
+                keys = self.table.filter(pc.field("embedding_dim") == dimension)["embedding_key"]
+                parts.append(f"{count} have {dimension}, such as {', '.join(keys[:_NAMED].to_pylist())}")
             raise ManifestError(
-                f"the {self.stage} vectors of contract {self.contract.id} have several dimensions,"
-                f" {sorted(dimensions)}; `clipfarm verify` names those that do not fit"
+                f"the {self.stage} vectors of contract {self.contract.id} differ in their dimension:"
+                f" {'; '.join(parts)}. {REPLACE_WRONG}"
             )
-        return dimensions[0] if dimensions else None
+        return counts[0][0] if counts else None
 
 
 def manifest_schema() -> pa.Schema:

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clipfarm_dagster.errors import VideoNotFoundError
+from clipfarm_dagster.errors import ManifestError, VideoNotFoundError
 from clipfarm_dagster.manifests.fusion import VECTOR_COLUMN, count_vectors, read_vectors
 from clipfarm_dagster.manifests.local_copies import LocalFile
+from clipfarm_dagster.manifests.manifest import REPLACE_WRONG
 
 if TYPE_CHECKING:
     import numpy as np
@@ -88,14 +89,16 @@ def nearest(
         exact: whether to look at every vector, whatever their number.
 
     Raises:
-        ValueError: the query has another dimension.
-        ManifestError: the file cannot be read.
+        ManifestError: the file cannot be read, or its vectors have another dimension than the query.
     """
     count, dimension = count_vectors(file)
     if not count:
         return []
     if query.shape != (dimension,):
-        raise ValueError(f"the query has {query.size} numbers, and the vectors {dimension}")
+        raise ManifestError(
+            f"the query has {query.size} numbers, and the vectors of {file.name} {dimension}: they are of"
+            f" another model. {REPLACE_WRONG}"
+        )
     wanted = top + (without is not None)
     # an index finds few among many; asked for a good part of them it may miss some, and saves nothing
     by_index = count > INDEX_FROM and wanted <= count * _INDEXED_SHARE and not exact

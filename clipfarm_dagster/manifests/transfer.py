@@ -17,11 +17,13 @@ from clipfarm_dagster.catalog.hashing import source_hash
 from clipfarm_dagster.catalog.keys import is_valid_video_id
 from clipfarm_dagster.corpus import Corpus
 from clipfarm_dagster.embedding.contract import Contract
+from clipfarm_dagster.embedding.loading import stage_checkpoint
 from clipfarm_dagster.embedding.outcomes import WorkItem, success_row
 from clipfarm_dagster.embedding.vectors import NORM_TOLERANCE, to_npy, vector_sha256
 from clipfarm_dagster.errors import VectorFileError
 from clipfarm_dagster.ledger.ledger import Ledger
 from clipfarm_dagster.ledger.schema import LedgerRow, Status, timestamp
+from clipfarm_dagster.manifests.dimension import checkpoint_dimension
 from clipfarm_dagster.manifests.fusion import Dropped, count_vectors, read_vectors
 from clipfarm_dagster.manifests.local_copies import LocalFile
 from clipfarm_dagster.manifests.manifest import CONTRACT, LEDGER_COLUMNS_READ, build_manifest
@@ -220,11 +222,14 @@ def import_vectors(corpus: Corpus, stage: Stage, file: VectorFile, contract: Con
     is the configured one it is done; otherwise it is in the delta, as `contract_changed`. Without a raw
     object it is recorded with none; it is embedded anew should one appear.
 
-    Refused are vectors that are no unit vectors or of another dimension than the first or those that stand,
-    ids that are invalid or come twice, and videos that the metadata does not have.
+    Refused are vectors that are no unit vectors or of another dimension than the configured checkpoint's, ids
+    that are invalid or come twice, and videos that the metadata does not have. Where `contract` is another,
+    or the checkpoint is not on this machine, the vectors that stand tell the dimension, or else the first.
 
     Raises:
-        VectorFileError: the file cannot be read, or its vectors do not fit those that stand.
+        VectorFileError: the file cannot be read.
+        ManifestError: the dimension is that of the vectors that stand, and they differ in it.
+        ModelUnavailableError: the configured checkpoint is damaged.
         MetadataError: the metadata cannot be read.
         StoreError: the store cannot be read or written; what was recorded before that stays.
     """
@@ -232,7 +237,7 @@ def import_vectors(corpus: Corpus, stage: Stage, file: VectorFile, contract: Con
     imported = Imported(contract)
     seen: set[str] = set()
     with corpus.ledger(stage) as ledger:
-        dimension = build_manifest(contract, ledger.columns(LEDGER_COLUMNS_READ), corpus.keys).dimension
+        dimension = _dimension(corpus, ledger, contract)
         ledger.record_contract(contract)
         for ids, vectors in file.batches():
             chosen: dict[str, np.ndarray[Any, Any]] = {}
@@ -254,6 +259,16 @@ def import_vectors(corpus: Corpus, stage: Stage, file: VectorFile, contract: Con
             _store(corpus, ledger, inputs, chosen, imported)
         corpus.push_snapshot(ledger)
     return imported
+
+
+def _dimension(corpus: Corpus, ledger: Ledger, contract: Contract) -> int | None:
+    """Numbers of each vector of a contract, or None where nothing tells."""
+    told = None
+    if contract == corpus.contract(ledger.stage):
+        told = checkpoint_dimension(stage_checkpoint(ledger.stage, corpus.settings))
+    if told is not None:
+        return told
+    return build_manifest(contract, ledger.columns(LEDGER_COLUMNS_READ), corpus.keys).dimension
 
 
 def _store(

@@ -108,12 +108,12 @@ def test_a_damaged_fused_manifest_is_named(corpus, clipfarm, command):
 
 
 def test_duplicates_are_listed_with_their_titles(corpus, clipfarm):
-    embed(corpus, Stage.VIDEO, IDS, dimension=64)
+    embed(corpus, Stage.VIDEO, IDS, dimension=768)
     key = corpus.keys.embedding(Stage.VIDEO, "v01")
     write_metadata(corpus, [*IDS, "copy"])
     out = corpus.settings.home / "one.npz"
     original = corpus.store.get(key).data
-    vector = np.frombuffer(original, dtype=np.float32, offset=len(original) - 256)
+    vector = np.frombuffer(original, dtype=np.float32, offset=len(original) - 4 * 768)
     np.savez(out, video_id=np.array(["copy"]), embedding=vector[None])
     assert clipfarm("import", str(out), "--modality", "video", "--configured").code == 0
 
@@ -128,12 +128,12 @@ def test_duplicates_are_listed_with_their_titles(corpus, clipfarm):
 
 
 def test_vectors_go_out_and_come_in(corpus, clipfarm, tmp_path):
-    embed(corpus, Stage.AUDIO, IDS)
+    embed(corpus, Stage.AUDIO, IDS, dimension=768)
     write_metadata(corpus, IDS)
     out = tmp_path / "audio.parquet"
 
     ended = clipfarm("export", "--modality", "audio", "--out", str(out), "--json")
-    assert (ended.code, ended.json["vectors"], ended.json["dimension"]) == (0, 12, 8)
+    assert (ended.code, ended.json["vectors"], ended.json["dimension"]) == (0, 12, 768)
     with corpus.ledger(Stage.AUDIO) as ledger:
         ledger.mark_overwriting(IDS)
 

@@ -135,6 +135,24 @@ def test_a_manifest_that_is_not_there_says_what_to_materialize(tmp_path):
         stored_manifest(open_corpus(tmp_path), Stage.AUDIO)
 
 
+def test_vectors_of_several_dimensions_are_named_and_can_be_mended(tmp_path):
+    corpus = open_corpus(tmp_path)
+    embed(corpus, Stage.VIDEO, ["a", "b", "c", "d"], dimension=8)
+    embed(corpus, Stage.VIDEO, ["e"], dimension=16)
+    manifest, wrong = _refresh(corpus), corpus.keys.embedding(Stage.VIDEO, "e")
+
+    with pytest.raises(
+        ManifestError,
+        match=rf"4 have 8, such as .*/a.npy, .*; 1 have 16, such as {wrong}\. Delete .*--repair",
+    ):
+        _ = manifest.dimension
+
+    corpus.store.delete(wrong)
+    with corpus.ledger(Stage.VIDEO) as ledger:
+        assert corpus.repair(ledger, corpus.verify(ledger)) == ["e"]
+    assert _refresh(corpus).dimension == 8
+
+
 def test_another_table_is_no_manifest(tmp_path):
     pq.write_table(pa.table({"video_id": ["a"]}), tmp_path / "file")
 

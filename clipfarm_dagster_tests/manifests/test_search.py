@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from clipfarm_dagster.errors import VideoNotFoundError
+from clipfarm_dagster.errors import ManifestError, VideoNotFoundError
 from clipfarm_dagster.manifests import search
 from clipfarm_dagster.manifests.refresh import modality_vectors
 from clipfarm_dagster.manifests.search import near_duplicates, nearest, vector_of
@@ -126,5 +126,5 @@ def test_a_video_without_a_vector_is_named(vectors):
 
 
 def test_a_query_of_another_dimension_is_refused(vectors):
-    with pytest.raises(ValueError, match="8 numbers, and the vectors 32"):
+    with pytest.raises(ManifestError, match=r"query has 8 numbers.*text.* 32.*`clipfarm verify --repair`"):
         nearest(vectors[0], np.ones(8, dtype=np.float32), 1)

@@ -19,6 +19,7 @@ from clipfarm_dagster.stages import Stage
 from clipfarm_dagster_tests.manifests.corpora import embed, open_corpus, write_metadata
 
 IDS = [f"v{number:02d}" for number in range(12)]
+ELSEWHERE = {"model": "somebody/no-model-of-this-machine", "revision": "e" * 40}
 OTHER = Contract(
     stage=Stage.VIDEO,
     model_name="somebody/model",
@@ -32,7 +33,7 @@ OTHER = Contract(
 
 @pytest.fixture
 def corpus(tmp_path):
-    corpus = open_corpus(tmp_path)
+    corpus = open_corpus(tmp_path, video=ELSEWHERE)
     write_metadata(corpus, IDS)
     return corpus
 
@@ -67,7 +68,7 @@ def test_what_is_exported_can_be_imported_elsewhere(corpus, tmp_path, suffix):
     done = export_vectors(corpus, Stage.VIDEO, out)
     assert (done.vectors, done.dimension, done.dropped) == (12, 8, [])
 
-    other = open_corpus(tmp_path / "other")
+    other = open_corpus(tmp_path / "other", video=ELSEWHERE)
     write_metadata(other, IDS)
     _put_raw(other, IDS)
     file = VectorFile(out)
@@ -190,6 +191,18 @@ def test_another_dimension_than_that_of_the_contract_is_refused(corpus, tmp_path
 
     assert not done.rows
     assert set(done.refused.values()) == {"16 numbers, not 8"}
+
+
+def test_another_dimension_than_that_of_the_configured_checkpoint_is_refused(tmp_path, checkpoints):
+    corpus = open_corpus(tmp_path, video={"model": checkpoints["CLIPFARM_VIDEO_MODEL"]})
+    write_metadata(corpus, IDS)
+    wrong, right = _write(tmp_path / "w.npz", IDS, _unit(12)), _write(tmp_path / "r.npz", IDS, _unit(12, 768))
+
+    done = import_vectors(corpus, Stage.VIDEO, wrong, corpus.contract(Stage.VIDEO))
+
+    assert (done.rows, set(done.refused.values())) == ([], {"8 numbers, not 768"})
+    assert len(import_vectors(corpus, Stage.VIDEO, wrong, OTHER).rows) == 12
+    assert len(import_vectors(corpus, Stage.VIDEO, right, corpus.contract(Stage.VIDEO)).rows) == 12
 
 
 @pytest.mark.parametrize(
