@@ -39,6 +39,7 @@ _FORMAT = 1
 _FILES_KEPT = 3
 _ROW_GROUP = 65_536
 _INFO = b"clipfarm"
+_SHOWN_CHARACTERS = 200
 
 _ISO_8601 = r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d([.]\d{1,9})?)?( ?(Z|[+-]\d\d(:?\d\d)?))?)?"
 
@@ -154,7 +155,11 @@ def _write_latest(file: BinaryIO, url: str, hashed: Mapping[Stage, Sequence[str]
     columns = {name: f"c{i}" for i, name in enumerate(header)}
     for name in (*REQUIRED_COLUMNS, *(name for names in hashed.values() for name in names)):
         if name not in columns:
-            raise MetadataError(url, "this column is missing", line=1, column=name)
+            found = ", ".join(map(repr, header))
+            shown = found if len(found) <= _SHOWN_CHARACTERS else f"{found[:_SHOWN_CHARACTERS]}…"
+            raise MetadataError(
+                url, f"this column is missing; found, between commas: {shown}", line=1, column=name
+            )
     rides_along = [name for name in header if name not in ("video_id", "captured_at")]
     hashes = {
         f"{stage}_metadata_hash": metadata_hash_sql([columns[n] for n in hashed[stage]]) for stage in Stage

@@ -1,4 +1,4 @@
-"""The environment: what a vector should not depend on, and might: library versions, processor, device.
+"""The environment: what a vector should not depend on, and might: library versions, device, threads.
 
 It stands beside the contract, not in it. It is recorded with each run and with the canary's baseline, so that
 a vector that moved can be traced to what changed.
@@ -41,6 +41,8 @@ class Environment:
     """The processor, and the instruction set that torch takes its kernels for."""
     device: str
     """`cpu`, or the GPU with its CUDA and cuDNN versions."""
+    threads: int
+    """What torch would cut one operator into; on the CPU `inference` allows it one, whatever this says."""
     numerics: Mapping[str, str]
     """torch's process-wide settings that choose kernels."""
     libraries: Mapping[str, str]
@@ -85,6 +87,7 @@ def current_environment(device: str) -> Environment:
         platform=f"{platform.system()}-{platform.machine()}",
         processor=f"{_processor_name()}, {torch.backends.cpu.get_cpu_capability()}",
         device=_device_name(device),
+        threads=torch.get_num_threads(),
         numerics={
             "deterministic_algorithms": str(torch.are_deterministic_algorithms_enabled()),
             "float32_matmul_precision": torch.get_float32_matmul_precision(),

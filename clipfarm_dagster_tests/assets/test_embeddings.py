@@ -166,7 +166,9 @@ def test_a_backfill_with_a_bad_item_counts_right_and_its_retry_takes_that_item_a
     assert after.keys() == set(RANGE)
     assert {video_id: after[video_id] for video_id in before} == before
     assert ledger_statuses(corpus) == dict.fromkeys(RANGE, Status.SUCCESS)
-    assert reconcile(corpus, instance, Stage.TEXT) == Reconciled(successes=4, mended=0, unknown=0)
+    assert reconcile(corpus, instance, Stage.TEXT) == Reconciled(
+        successes=4, mended=0, unlabelled=0, unknown=0
+    )
 
 
 @pytest.mark.parametrize("store", ["folder"], indirect=True)

@@ -113,7 +113,7 @@ def test_what_earlier_versions_stored_of_an_environment_can_be_read(
     with np.load(io.BytesIO(made.to_npz())) as arrays:
         earlier = dict(arrays)
     about = json.loads(str(earlier["about"]))
-    about["environment"]["threads"] = 8
+    about["environment"]["of an earlier version"] = 8
     earlier["about"] = np.array(json.dumps(about))
     folder_store.put(key, npz_of(earlier))
 
@@ -121,7 +121,7 @@ def test_what_earlier_versions_stored_of_an_environment_can_be_read(
 
     agreement = KEYS.canary_agreement(Stage.TEXT, encoder.contract.id, environment.id)
     record = json.loads(folder_store.get(agreement).data)
-    record["environment"]["threads"] = 8
+    record["environment"]["of an earlier version"] = 8
     folder_store.put(agreement, json.dumps(record).encode())
     to_float16(encoder)
     report = check_canary(encoder, environment, folder_store, KEYS)
@@ -320,9 +320,9 @@ def test_each_environment_contract_and_baseline_is_checked_once(
     assert first.result == Result.STORED
     assert check(encoder, environment) is None
     assert check(encoder, environment, home="another machine") is not None
-    assert check(encoder, replace(environment, processor="another")) is not None
+    assert check(encoder, replace(environment, threads=77)) is not None
     assert check(load(Stage.TEXT, dtype="bfloat16"), environment) is not None
-    accept_canary(encoder, replace(environment, processor="a third"), folder_store, KEYS)
+    accept_canary(encoder, replace(environment, threads=78), folder_store, KEYS)
     assert (again := check(encoder, environment)) is not None
     assert again.result == Result.AGREES
     folder_store.delete(KEYS.canary_baseline(Stage.TEXT, encoder.contract.id))

@@ -12,21 +12,24 @@ import torch
 from clipfarm_dagster.embedding.environment import Environment, current_environment
 
 
-def test_it_names_versions_and_device() -> None:
+def test_it_names_versions_device_and_threads() -> None:
     environment = current_environment("cpu")
     assert environment.libraries["torch"] == version("torch")
     assert {"av", "libavcodec", "libswscale", "librosa", "soxr", "pillow"} <= environment.libraries.keys()
     assert environment.device == "cpu"
+    assert environment.threads == torch.get_num_threads()
     assert current_environment("cpu").id == environment.id
 
 
-def test_threads_are_the_same_environment_and_kernels_another(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_and_kernels_are_other_environments(monkeypatch: pytest.MonkeyPatch) -> None:
     before, threads = current_environment("cpu"), torch.get_num_threads()
     try:
         torch.set_num_threads(threads + 1)
-        assert current_environment("cpu").id == before.id
+        after = current_environment("cpu")
     finally:
         torch.set_num_threads(threads)
+    assert after.id != before.id
+    assert before.differences(after) == [f"threads {threads} → {threads + 1}"]
     monkeypatch.setattr(torch.backends.mkldnn, "enabled", False)
     assert before.differences(current_environment("cpu")) == ["mkldnn True → False"]
 
@@ -35,7 +38,7 @@ def test_its_serialisation_comes_back_and_a_new_library_is_a_difference() -> Non
     environment = current_environment("cpu")
     stored = json.loads(environment.to_json())
     assert Environment.from_fields(stored) == environment
-    assert Environment.from_fields({**stored, "threads": 8}) == environment
+    assert Environment.from_fields({**stored, "of an earlier version": 8}) == environment
     newer = replace(environment, libraries={**environment.libraries, "torch": "9", "new": "1"})
     assert newer.id != environment.id
     assert environment.differences(newer) == [
