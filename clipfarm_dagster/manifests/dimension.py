@@ -31,12 +31,8 @@ def checkpoint_dimension(checkpoint: Checkpoint) -> int | None:
         return None
     from sentence_transformers.sentence_transformer.modules import Pooling
 
-    return (
-        2
-        * Pooling.load(
-            str(folder), subfolder=last[0]["path"], local_files_only=True
-        ).get_embedding_dimension()
-    )
+    pooling = Pooling.load(str(folder), subfolder=last[0]["path"], local_files_only=True)
+    return 2 * int(pooling.get_embedding_dimension())
 
 
 def _folder_on_this_machine(checkpoint: Checkpoint) -> Path | None:

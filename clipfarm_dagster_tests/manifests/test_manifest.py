@@ -169,16 +169,6 @@ def test_an_id_that_may_not_become_a_key_is_refused_by_name(tmp_path):
         current_manifest(corpus, ledger)
 
 
-def test_vectors_of_several_dimensions_are_refused(tmp_path):
-    corpus = open_corpus(tmp_path)
-    embed(corpus, Stage.VIDEO, IDS)
-    embed(corpus, Stage.VIDEO, ["c"], dimension=9)
-    manifest = _refresh(corpus)
-
-    with pytest.raises(ManifestError, match=r"\[8, 9\]"):
-        _ = manifest.dimension
-
-
 def test_old_versions_of_a_copy_do_not_pile_up(tmp_path):
     corpus = open_corpus(tmp_path)
     for number in range(6):
