@@ -404,8 +404,7 @@ class Corpus:
             if finding.problem is not None and is_valid_video_id(finding.video_id)
         }
         rows = [row for row in ledger.rows(bad).values() if row.processed_at == bad[row.video_id]]
-        ledger.record([_lost_row(row, now) for row in rows])
-        return [row.video_id for row in rows]
+        return ledger.replace([(row, _lost_row(row, now)) for row in rows])
 
     def retry(self, ledger: Ledger, video_ids: Collection[str] | None = None) -> list[str]:
         """Make failed, invalid and quarantined videos due now, their failures forgotten; returns their ids.
@@ -414,13 +413,12 @@ class Corpus:
             video_ids: only these; None for all.
         """
         now = datetime.now(UTC)
-        rows = [
-            _due_row(row, now)
+        failed = [
+            row
             for row in ledger.with_status(FAILED_STATUSES)
             if video_ids is None or row.video_id in video_ids
         ]
-        ledger.record(rows)
-        return [row.video_id for row in rows]
+        return ledger.replace([(row, _due_row(row, now)) for row in failed])
 
     def rows(self, video_ids: Sequence[str]) -> dict[str, dict[str, str]]:
         """The latest metadata of some videos, as `rows_for` gives it."""

@@ -164,15 +164,8 @@ class Ledger:
 
     def rows(self, video_ids: Iterable[str]) -> dict[str, LedgerRow]:
         """The rows of some ids; ids without a row are absent from the answer."""
-        ids = list(video_ids)
-        found: dict[str, LedgerRow] = {}
         with self._connection() as connection:
-            for start in range(0, len(ids), _IDS_PER_QUERY):
-                chunk = ids[start : start + _IDS_PER_QUERY]
-                query = select(self._items).where(self._items.c.video_id.in_(chunk))
-                for row in connection.execute(query):
-                    found[row.video_id] = _ledger_row(row._mapping)
-        return found
+            return self._read_rows(connection, list(video_ids))
 
     def counts(self) -> dict[str, int]:
         """Number of rows by status."""
@@ -225,14 +218,25 @@ class Ledger:
 
     def record(self, rows: Sequence[LedgerRow]) -> None:
         """Insert or replace whole rows, all of them or none."""
-        if not rows:
-            return
-        insert = self._insert(self._items)
-        changes = {name: insert.excluded[name] for name in LEDGER_COLUMNS if name != "video_id"}
-        statement = insert.on_conflict_do_update(index_elements=["video_id"], set_=changes)
+        if rows:
+            with self._transaction() as connection:
+                self._renew_version(connection)
+                self._write_rows(connection, rows)
+
+    def replace(self, changes: Sequence[tuple[LedgerRow, LedgerRow]]) -> list[str]:
+        """Put the second row of each pair where the ledger still holds the first; returns the ids of these.
+
+        What somebody else has recorded since the first was read stays.
+        """
+        if not changes:
+            return []
         with self._transaction() as connection:
-            self._renew_version(connection)
-            connection.execute(statement, [asdict(row) for row in rows])
+            self._renew_version(connection)  # nobody else writes from here on
+            current = self._read_rows(connection, [before.video_id for before, _ in changes])
+            rows = [after for before, after in changes if current.get(before.video_id) == before]
+            if rows:
+                self._write_rows(connection, rows)
+        return [row.video_id for row in rows]
 
     def record_contract(self, contract: Contract) -> None:
         """Remember what a contract id stands for."""
@@ -263,6 +267,20 @@ class Ledger:
 
     def _transaction(self) -> _Guarded:
         return _Guarded(self, self._writing_engine.begin, "write")
+
+    def _read_rows(self, connection: Connection, ids: Sequence[str]) -> dict[str, LedgerRow]:
+        found: dict[str, LedgerRow] = {}
+        for start in range(0, len(ids), _IDS_PER_QUERY):
+            query = select(self._items).where(self._items.c.video_id.in_(ids[start : start + _IDS_PER_QUERY]))
+            for row in connection.execute(query):
+                found[row.video_id] = _ledger_row(row._mapping)
+        return found
+
+    def _write_rows(self, connection: Connection, rows: Sequence[LedgerRow]) -> None:
+        insert = self._insert(self._items)
+        changes = {name: insert.excluded[name] for name in LEDGER_COLUMNS if name != "video_id"}
+        statement = insert.on_conflict_do_update(index_elements=["video_id"], set_=changes)
+        connection.execute(statement, [asdict(row) for row in rows])
 
     def _renew_version(self, connection: Connection) -> None:
         # before the rows: writers on PostgreSQL then wait for each other here, and cannot deadlock over rows

@@ -29,16 +29,19 @@ def record_lost(ledger: Ledger, dropped: Sequence[Dropped], now: datetime) -> li
         and row.vector_source_hash is not None
         and row.artifact_sha256 == mine[row.video_id].artifact_sha256
     ]
-    ledger.record(
+    recorded = ledger.replace(
         [
-            replace(
+            (
                 row,
-                processed_at=timestamp(now),
-                vector_source_hash=None,
-                vector_contract_id=None,
-                note=f"its vector was lost ({mine[row.video_id].problem}); it is embedded again",
+                replace(
+                    row,
+                    processed_at=timestamp(now),
+                    vector_source_hash=None,
+                    vector_contract_id=None,
+                    note=f"its vector was lost ({mine[row.video_id].problem}); it is embedded again",
+                ),
             )
             for row in rows
         ]
     )
-    return [mine[row.video_id] for row in rows]
+    return [mine[video_id] for video_id in recorded]

@@ -48,6 +48,19 @@ def test_recording_again_replaces_the_whole_row(ledger: Ledger):
     }
 
 
+def test_rows_are_replaced_only_where_they_are_as_they_were_read(ledger: Ledger):
+    rows = [replace(FULL, video_id=video_id, status=Status.FAIL) for video_id in "abc"]
+    ledger.record(rows)
+    meanwhile = replace(rows[1], status=Status.SUCCESS, artifact_sha256="another vector")
+    ledger.record([meanwhile])
+    due = [(row, replace(row, retry_count=0)) for row in (*rows, replace(FULL, video_id="absent"))]
+
+    assert ledger.replace(due) == ["a", "c"]
+
+    assert ledger.rows(["a", "b", "c", "absent"]) == {"a": due[0][1], "b": meanwhile, "c": due[2][1]}
+    assert ledger.replace([]) == []
+
+
 def test_a_batch_is_recorded_whole_or_not_at_all(ledger: Ledger):
     bad = replace(FULL, video_id="bad", retry_count=None)
     bad = replace(bad, video_id=None)
