@@ -7,6 +7,8 @@ A file holds ids and vectors: Parquet with the columns `video_id` (text) and `em
 from __future__ import annotations
 
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -133,12 +135,13 @@ class VectorFile:
         import pyarrow as pa
 
         self.path = path
+        formats = {".parquet": self._open_parquet, ".npz": self._open_npz}
+        if path.suffix not in formats:
+            raise VectorFileError(f"{path}: name a file that ends in .parquet or .npz")
+        self._open = formats[path.suffix]
         try:
-            self._open = {".parquet": self._open_parquet, ".npz": self._open_npz}[path.suffix]
             self._open()
-        except KeyError:
-            raise VectorFileError(f"{path}: name a file that ends in .parquet or .npz") from None
-        except (OSError, ValueError, pa.ArrowException) as error:
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, pa.ArrowException) as error:
             raise VectorFileError(f"{path}: cannot be read: {error}") from None
 
     def _open_parquet(self) -> None:
@@ -159,7 +162,10 @@ class VectorFile:
     def _open_npz(self) -> None:
         import numpy as np
 
-        with np.load(self.path, allow_pickle=False) as arrays:
+        with self.path.open("rb") as file:  # NumPy leaves one that it opened itself open if it is no .npz
+            arrays = np.load(file, allow_pickle=False)
+            if isinstance(arrays, np.ndarray):
+                raise VectorFileError(f"{self.path}: it is one array without names, so no .npz")
             for name in (ID_COLUMN, VECTOR_COLUMN):
                 if name not in arrays:
                     raise VectorFileError(f"{self.path}: there is no array {name!r}")

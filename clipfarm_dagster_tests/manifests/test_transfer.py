@@ -214,6 +214,10 @@ def test_another_dimension_than_that_of_the_configured_checkpoint_is_refused(tmp
         ("absent.npz", "cannot be read"),
         ("shape.npz", "not float32"),
         ("pickled.npz", "cannot be read"),
+        ("cut-off.npz", "cut-off.npz: cannot be read"),
+        ("compressed-damage.npz", "compressed-damage.npz: cannot be read"),
+        ("one-array.npz", "one-array.npz: it is one array without names"),
+        ("empty.npz", "empty.npz: cannot be read"),
         ("file.csv", "name a file that ends in"),
     ],
 )
@@ -229,6 +233,18 @@ def test_files_of_another_form_are_refused(tmp_path, name, problem):
         np.savez(path, video_id=np.array(IDS), embedding=np.ones(12, dtype=np.float32))
     elif name == "pickled.npz":
         np.savez(path, video_id=np.array([{}, {}], dtype=object), embedding=_unit(2), allow_pickle=True)
+    elif name == "cut-off.npz":
+        _write(path, IDS, _unit(12))
+        path.write_bytes(path.read_bytes()[:300])
+    elif name == "compressed-damage.npz":
+        np.savez_compressed(path, video_id=np.array(IDS), embedding=_unit(12))
+        data = path.read_bytes()
+        path.write_bytes(data[:60] + b"\xff" * 20 + data[80:])
+    elif name == "one-array.npz":
+        with path.open("wb") as file:
+            np.save(file, _unit(12))
+    elif name == "empty.npz":
+        path.touch()
 
     with pytest.raises(VectorFileError, match=problem):
         VectorFile(path)
