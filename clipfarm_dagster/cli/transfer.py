@@ -68,12 +68,16 @@ def import_(
             "--configured", help="The vectors were made exactly as the settings say, on the present inputs."
         ),
     ] = False,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Replace vectors that are done, too, instead of keeping them.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Store vectors that were made elsewhere, and record how they were made.
 
     How is named by --model and the options beside it, or by --configured; a file from `clipfarm export` says
-    it itself. Vectors of another contract than the configured one are embedded again by the next sync.
+    it itself. Vectors of another contract than the configured one are embedded again by the next sync. Videos
+    whose vector is done keep it, unless --replace is given.
     """
     settings = load_settings()
     corpus = Corpus.open(settings)
@@ -91,7 +95,7 @@ def import_(
         )
     if contract.stage != modality:
         raise SettingsError(f"{file} holds {contract.stage} vectors, not {modality}")
-    done = import_vectors(corpus, modality, vectors, contract)
+    done = import_vectors(corpus, modality, vectors, contract, replace_done=replace)
     current = contract == corpus.contract(modality)
     if current and done.rows:
         _tell_dagster(corpus, modality, done)
@@ -145,8 +149,10 @@ def _tell_dagster(corpus: Corpus, stage: Stage, done: Imported) -> None:
 
 def _show(done: Imported, current: bool) -> None:
     out = console()
-    out.print(f"{len(done.rows):,} vectors imported; {done.kept:,} were there already")
-    if not current:
+    out.print(f"{len(done.rows):,} vectors imported")
+    if done.kept:
+        out.print(f"{done.kept:,} videos keep the vector that they have; --replace would replace it")
+    if done.rows and not current:
         out.print("They are of another contract than the settings ask for: the next sync embeds them again.")
     if done.refused:
         rows: list[list[Any]] = [[name, why] for name, why in list(done.refused.items())[:_SHOWN]]

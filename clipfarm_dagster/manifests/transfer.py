@@ -62,7 +62,8 @@ class Imported:
     rows: list[LedgerRow] = field(default_factory=list)
     """Those that were stored and recorded."""
     kept: int = 0
-    """Those whose video had a vector of this contract and input already; it was left alone."""
+    """Those whose video had a vector already, of this or the configured contract and the present input; it
+    was left alone."""
     refused: dict[str, str] = field(default_factory=dict)
     """Why others were refused, by what the file has as their id."""
 
@@ -221,12 +222,15 @@ def vector_problem(vector: np.ndarray[Any, Any] | None, dimension: int) -> str |
     return None
 
 
-def import_vectors(corpus: Corpus, stage: Stage, file: VectorFile, contract: Contract) -> Imported:
+def import_vectors(
+    corpus: Corpus, stage: Stage, file: VectorFile, contract: Contract, *, replace_done: bool = False
+) -> Imported:
     """Store a file's vectors under their keys, recorded as made under `contract` from the present input.
 
     A vector is recorded with the source hash of the video's present metadata and raw object. Where `contract`
     is the configured one it is done; otherwise it is in the delta, as `contract_changed`. Without a raw
-    object it is recorded with none; it is embedded anew should one appear.
+    object it is recorded with none; it is embedded anew should one appear. Videos that have such a vector
+    already, or one that is done, keep it, unless `replace_done`.
 
     Refused are vectors that are no unit vectors or of another dimension than the configured checkpoint's, ids
     that are invalid or come twice, and videos that the metadata does not have. Where `contract` is another,
@@ -262,7 +266,7 @@ def import_vectors(corpus: Corpus, stage: Stage, file: VectorFile, contract: Con
                     imported.refused[video_id[:200]] = problem or ""
                 else:
                     chosen[video_id] = vector
-            _store(corpus, ledger, inputs, chosen, imported)
+            _store(corpus, ledger, inputs, chosen, imported, replace_done)
         corpus.push_snapshot(ledger)
     return imported
 
@@ -283,16 +287,18 @@ def _store(
     inputs: _Inputs,
     vectors: Mapping[str, np.ndarray[Any, Any]],
     imported: Imported,
+    replace_done: bool,
 ) -> None:
     import numpy as np
 
     contract, previous = imported.contract, ledger.rows(vectors)
+    kept_contracts = set() if replace_done else {contract.id, corpus.contract(ledger.stage).id}
     rows: list[LedgerRow] = []
     objects: list[tuple[str, bytes]] = []
     for video_id, vector in vectors.items():
         item, etag = inputs.item(video_id, previous.get(video_id)), inputs.etag(video_id)
         hashed = source_hash(item.metadata_hash, etag)
-        if _stands(item.previous, hashed, contract):
+        if _standing_contract(item, etag, hashed) in kept_contracts:
             imported.kept += 1
             continue
         key = corpus.keys.embedding(ledger.stage, video_id)
@@ -318,12 +324,14 @@ def _store(
     imported.rows += rows
 
 
-def _stands(row: LedgerRow | None, hashed: str, contract: Contract) -> bool:
-    return (
-        row is not None
-        and row.status == Status.SUCCESS
-        and (row.vector_source_hash, row.vector_contract_id) == (hashed, contract.id)
-    )
+def _standing_contract(item: WorkItem, etag: str, hashed: str) -> str | None:
+    """The contract of the vector that a video has of its present input, by the rule of `catalog.delta`."""
+    row = item.previous
+    if row is None or row.status != Status.SUCCESS or row.vector_source_hash is None:
+        return None
+    # without a raw object a vector stays what it was
+    present = row.vector_source_hash == hashed if etag else row.metadata_hash == item.metadata_hash
+    return row.vector_contract_id if present else None
 
 
 class _Inputs:

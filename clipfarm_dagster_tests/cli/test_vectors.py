@@ -143,6 +143,9 @@ def test_vectors_go_out_and_come_in(corpus, clipfarm, tmp_path):
         key = embedding_asset_key(Stage.AUDIO)
         assert instance.get_materialized_partitions(key) == set(IDS)
     assert clipfarm("import", str(out), "--modality", "audio", "--json").json["kept"] == 12
+    assert "12 videos keep the vector" in clipfarm("import", str(out), "--modality", "audio").output
+    again = clipfarm("import", str(out), "--modality", "audio", "--replace", "--json").json
+    assert (again["imported"], again["kept"]) == (12, 0)
     wrong = clipfarm("import", str(out), "--modality", "video")
     assert (wrong.code, "holds audio vectors" in wrong.errors) == (2, True)
 

@@ -159,6 +159,26 @@ def test_vectors_that_stand_are_left_alone(corpus, tmp_path):
     np.testing.assert_array_equal(stored, _unit(5)[0])
 
 
+@pytest.mark.parametrize("raw", ["there", "gone"])
+def test_vectors_that_are_done_give_way_to_another_contract_only_where_asked(corpus, tmp_path, raw):
+    _put_raw(corpus, IDS)
+    done = _write(tmp_path / "done.npz", IDS[:5], _unit(5))
+    import_vectors(corpus, Stage.VIDEO, done, corpus.contract(Stage.VIDEO))
+    corpus.store.put(corpus.keys.raw(Stage.VIDEO, "v04"), b"another clip, so that v04 is to be embedded anew")
+    if raw == "gone":
+        corpus.store.delete(corpus.keys.raw(Stage.VIDEO, "v00"))
+    file = _write(tmp_path / "other.npz", IDS, _unit(12, seed=1))
+
+    imported = import_vectors(corpus, Stage.VIDEO, file, OTHER)
+
+    assert ([row.video_id for row in imported.rows], imported.kept) == (IDS[4:], 4)
+    key = corpus.keys.embedding(Stage.VIDEO, "v00")
+    np.testing.assert_array_equal(from_npy(corpus.store.get(key).data), _unit(5)[0])
+    replaced = import_vectors(corpus, Stage.VIDEO, file, OTHER, replace_done=True)
+    assert (len(replaced.rows), replaced.kept) == (12, 0)
+    np.testing.assert_array_equal(from_npy(corpus.store.get(key).data), _unit(12, seed=1)[0])
+
+
 def test_bad_rows_are_refused_by_name_and_cost_the_others_nothing(corpus, tmp_path):
     vectors = list(_unit(9))
     vectors[1] = vectors[1] * 2
