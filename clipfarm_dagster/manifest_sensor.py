@@ -153,7 +153,7 @@ def manifest_sensor(
         )
         strategies = strategies_in_use(corpus) if decision.launch else []
     except ClipFarmError as error:
-        raise dg.Failure(f"{error}. Nothing was changed; the next tick tries again.") from error
+        raise dg.Failure(f"{error}. The next tick tries again.") from error
     context.log.info(decision.reason)
     if not decision.launch:
         context.update_cursor(decision.seen.to_cursor())

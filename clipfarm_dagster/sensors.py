@@ -125,7 +125,7 @@ def embedding_sensor(
     try:
         return _tick(context, stage_state.corpus(object_store))
     except ClipFarmError as error:
-        raise dg.Failure(f"{error}. Nothing was changed; the next tick tries again.") from error
+        raise dg.Failure(f"{error}. The next tick tries again.") from error
 
 
 def _tick(context: dg.SensorEvaluationContext, corpus: Corpus) -> dg.SensorResult | dg.SkipReason:

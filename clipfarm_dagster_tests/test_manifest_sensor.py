@@ -167,5 +167,5 @@ def test_a_ledger_that_cannot_be_read_fails_the_tick(corpus, instance, tmp_path)
     path.parent.mkdir(parents=True)
     path.write_bytes(b"no database, but long enough to be looked at as if it were one" * 100)
 
-    with pytest.raises(dg.Failure, match="the next tick tries again"):
+    with pytest.raises(dg.Failure, match="The next tick tries again"):
         _tick(corpus, instance, None)

@@ -319,7 +319,9 @@ def test_a_file_that_cannot_be_read_changes_nothing_and_is_tried_again(
     else:
         corpus.store.put(corpus.keys.metadata(), data)
 
-    with pytest.raises(dg.Failure, match=r"shorts_metadata_horizon\.csv.*Nothing was changed") as caught:
+    with pytest.raises(
+        dg.Failure, match=r"shorts_metadata_horizon\.csv.*The next tick tries again"
+    ) as caught:
         daemon.tick()
     assert isinstance(caught.value.__cause__, ClipFarmError)
     assert list(daemon.instance.get_dynamic_partitions(VIDEO_PARTITIONS.name)) == []

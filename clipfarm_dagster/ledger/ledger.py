@@ -55,6 +55,8 @@ _BUSY_SECONDS = 60.0
 """How long a connection waits for another one's lock on an SQLite file."""
 
 _IDS_PER_QUERY = 500
+_DAMAGED = ("file is not a database", "database disk image is malformed")
+"""What SQLite says of a file that it cannot read."""
 """SQLite as Debian ships it allows 32,766 bound values a statement, older ones 999."""
 
 
@@ -294,6 +296,8 @@ class Ledger:
         for password in (self._url.password, *self._url.normalized_query.get("password", ())):
             for form in {password, quote(password, safe="")} if password else ():
                 cause = cause.replace(form, "***")
+        if isinstance(getattr(error, "orig", None), sqlite3.DatabaseError) and cause in _DAMAGED:
+            cause += "; move the file away, and it is restored from its snapshot in the store"
         return LedgerError(f"cannot {action} the {self.stage} ledger at {self.name}: {cause}")
 
     def _migrate(self, connection: Connection) -> None:

@@ -370,7 +370,7 @@ def test_a_file_that_is_no_database_is_refused_by_name(tmp_path: Path):
     path = tmp_path / "broken.sqlite"
     path.write_bytes(b"no database at all" * 100)
 
-    with pytest.raises(LedgerError, match=r"broken\.sqlite"):
+    with pytest.raises(LedgerError, match=r"broken\.sqlite: file is not a database; move the file away"):
         Ledger.open(Stage.VIDEO, state_url="", sqlite_path=path)
 
 
