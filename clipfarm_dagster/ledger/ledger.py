@@ -55,9 +55,10 @@ _BUSY_SECONDS = 60.0
 """How long a connection waits for another one's lock on an SQLite file."""
 
 _IDS_PER_QUERY = 500
+"""SQLite as Debian ships it allows 32,766 bound values a statement, older ones 999."""
+
 _DAMAGED = ("file is not a database", "database disk image is malformed")
 """What SQLite says of a file that it cannot read."""
-"""SQLite as Debian ships it allows 32,766 bound values a statement, older ones 999."""
 
 
 class Ledger:
