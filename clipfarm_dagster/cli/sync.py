@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import typer
+from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
@@ -32,7 +36,7 @@ def sync(stage: Stages = None, as_json: Json = False) -> None:
     """Embed all that is new or changed, through Dagster, in this process."""
     settings = load_settings()
     corpus = Corpus.open(settings)
-    with dagster_instance(settings) as instance:
+    with _alone(settings.home), dagster_instance(settings) as instance:
         answer = sync_corpus(corpus, instance, stage or list(Stage), quiet=as_json)
     if as_json:
         print_json({"stages": answer})
@@ -44,6 +48,22 @@ def sync(stage: Stages = None, as_json: Json = False) -> None:
             )
     failed = sum(entry.get(str(status), 0) for entry in answer.values() for status in FAILED_STATUSES)
     raise typer.Exit(1 if failed else 0)
+
+
+@contextmanager
+def _alone(home: Path) -> Iterator[None]:
+    """Wait while another sync of this home folder is at work; what it has done is then not done again."""
+    home.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(home / "sync.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print(f"clipfarm: waiting for another sync of {home}", file=sys.stderr)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def sync_corpus(

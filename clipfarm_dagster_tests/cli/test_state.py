@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -73,6 +75,26 @@ def test_sync_leaves_alone_what_another_run_has_taken_meanwhile(
     assert sync_text(clipfarm) == (0, {"success": 2, "model_calls": 2})
     with corpus.ledger(Stage.TEXT) as ledger:
         assert ledger.rows("abc").keys() == {"a", "c"}
+
+
+def test_a_sync_waits_for_another(corpus: Corpus, clipfarm: Command):
+    put_texts(corpus, "a")
+    program = f"""
+import filelock, pathlib, sys, time
+home = pathlib.Path({str(corpus.settings.home)!r})
+home.mkdir(exist_ok=True)
+with filelock.FileLock(home / "sync.lock"):
+    print("working", flush=True)
+    time.sleep(3)
+"""
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"working\n"
+        ended = clipfarm("sync", "--stage", "text", "--json")
+
+    assert (ended.code, ended.json["stages"]["text"]["success"]) == (0, 1)
+    assert ended.errors.startswith("clipfarm: waiting for another sync")
+    assert "waiting" not in clipfarm("sync", "--stage", "text", "--json").errors
 
 
 @pytest.mark.parametrize("name", ["DAGSTER_HOME", "CLIPFARM_HOME"])
