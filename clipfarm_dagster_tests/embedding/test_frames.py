@@ -131,6 +131,12 @@ def test_tiny_pictures_are_decoded_in_full(monkeypatch: pytest.MonkeyPatch) -> N
     assert_same(sample_frames(encode(tiny)), sample_frames_sequential(encode(tiny)))
 
 
+def test_encoding_clips_leaves_the_thread_its_priority() -> None:
+    before = os.sched_getscheduler(0)
+    encode(ClipSpec("libsvtav1", frames=5))
+    assert os.sched_getscheduler(0) == before
+
+
 def test_there_are_enough_clips() -> None:
     assert len(set(CLIPS)) >= 200
 
