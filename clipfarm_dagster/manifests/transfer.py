@@ -25,7 +25,7 @@ from clipfarm_dagster.embedding.vectors import NORM_TOLERANCE, to_npy, vector_sh
 from clipfarm_dagster.errors import VectorFileError
 from clipfarm_dagster.ledger.ledger import Ledger
 from clipfarm_dagster.ledger.schema import LedgerRow, Status, timestamp
-from clipfarm_dagster.manifests.dimension import checkpoint_dimension
+from clipfarm_dagster.embedding.dimension import checkpoint_dimension
 from clipfarm_dagster.manifests.fusion import Dropped, count_vectors, read_vectors
 from clipfarm_dagster.manifests.local_copies import LocalFile
 from clipfarm_dagster.manifests.manifest import CONTRACT, LEDGER_COLUMNS_READ, build_manifest
