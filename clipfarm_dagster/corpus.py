@@ -401,7 +401,7 @@ class Corpus:
         bad = {
             finding.video_id: finding.processed_at
             for finding in findings
-            if finding.problem is not None and is_valid_video_id(finding.video_id)
+            if finding.problem is not None and finding.key
         }
         rows = [row for row in ledger.rows(bad).values() if row.processed_at == bad[row.video_id]]
         return ledger.replace([(row, _lost_row(row, now)) for row in rows])

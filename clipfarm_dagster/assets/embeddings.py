@@ -139,9 +139,7 @@ def embed_videos(
         def on_recorded(outcomes: Sequence[Outcome]) -> None:
             failed = [outcome.row for outcome in outcomes if outcome.kind == Kind.FAILED]
             failures.extend(failed)
-            if (
-                failed
-            ):  # each one and at once: the failure that ends the run lists the first, if it comes to that
+            if failed:  # told at once, each of them: a run that breaks never comes to its list of failures
                 context.log.error("\n".join(f"{row.video_id}: {row.status}: {row.error}" for row in failed))
             record_failed_partitions(context, embedding_asset_key(stage), [row.video_id for row in failed])
             events = [event for o in outcomes for event in _events(stage, o, contract, corpus.store.url)]

@@ -19,6 +19,8 @@ from clipfarm_dagster.stages import Stage
 FAILED_STATUSES = (Status.FAIL, Status.INVALID_RAW_OBJECT, Status.QUARANTINED)
 
 _LISTED = 100
+_SHA1_DIGITS = 40
+"""Of a revision; with all of a folder's SHA-256 the page would cut off the failures' last column."""
 
 
 def manifest_asset_key(stage: Stage) -> dg.AssetKey:
@@ -38,10 +40,6 @@ def overview_metadata(context: dg.AssetExecutionContext, gather: Callable[[], Ov
         return {}
     alt = f"{overview.title}: {overview.total} vectors on a plane, coverage, norms and pace"
     return {"overview": dg.MetadataValue.md(data_uri_markdown(overview_picture(overview), alt))}
-
-
-_SHA1_DIGITS = 40
-"""Of a revision; with all of a folder's SHA-256 the page would cut off the failures' last column."""
 
 
 def _failures_metadata(failures: Sequence[LedgerRow]) -> dict[str, Any]:

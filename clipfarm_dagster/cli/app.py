@@ -54,21 +54,18 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
     # what of Dagster is beta is used knowingly, and its warnings would hide the command's own words
     warnings.filterwarnings("ignore", category=dg.BetaWarning)
-    stderr = Console(stderr=True, highlight=False)
+    stderr = Console(stderr=True, highlight=False, markup=False)
     try:
         sys.exit(app(standalone_mode=False))
-    except ClipFarmError as error:
-        stderr.print(f"clipfarm: {error}", markup=False, soft_wrap=True)
+    except (ClipFarmError, OSError) as error:  # the latter: a folder that cannot be made, a full disk
+        stderr.print(f"clipfarm: {error}", soft_wrap=True)
         sys.exit(2)
     except typer.Abort:
         stderr.print("clipfarm: interrupted; what was finished is recorded")
         sys.exit(2)
-    except OSError as error:  # a folder that cannot be made, a full disk
-        stderr.print(f"clipfarm: {error}", markup=False, soft_wrap=True)
-        sys.exit(2)
     except typer.TyperException as error:  # the command line itself is wrong
         if message := error.format_message():  # there is none where the help was all that was wanted
-            stderr.print(f"clipfarm: {message} (see --help)", markup=False, soft_wrap=True)
+            stderr.print(f"clipfarm: {message} (see --help)", soft_wrap=True)
         sys.exit(2)
     except Exception:
         traceback.print_exc()

@@ -68,7 +68,7 @@ def canary(
         out.print(table("Canary", columns, rows))
         for report in reports:
             if report.problem is not None:
-                out.print(f"\n{report.problem}", markup=False, soft_wrap=True)
+                out.print(f"\n{report.problem}", soft_wrap=True)
     raise typer.Exit(1 if any(report.moved is not None for report in reports) else 0)
 
 

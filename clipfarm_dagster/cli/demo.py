@@ -42,7 +42,7 @@ def demo(
 
     def say(text: str) -> None:
         if not as_json:
-            out.print(text, soft_wrap=True, markup=False)
+            out.print(text, soft_wrap=True)
 
     home = home.absolute()
     _leave_other_corpora_alone(home)

@@ -63,7 +63,7 @@ def plan(stage: Stages = None, explain: Explain = None, as_json: Json = False) -
     out.print(f"{latest.videos:,} videos in {corpus.metadata.url}", soft_wrap=True)
     if latest.refused_ids:
         names = ", ".join(repr(name) for name in list(latest.refused)[:10])
-        out.print(f"{latest.refused_ids:,} refused for their video_id: {names}", markup=False)
+        out.print(f"{latest.refused_ids:,} refused for their video_id: {names}")
     if orphaned:
         out.print(f"{orphaned:,} embedded earlier and no longer in the CSV; their vectors are kept")
     estimates = _estimates(corpus, plans)

@@ -54,7 +54,7 @@ def status(stage: Stages = None, as_json: Json = False) -> None:
         columns = ["stage", "video_id", "status", "retry_count", "error"]
         shown = [[str(failure[column]) for column in columns] for failure in failures[:SHOWN_FAILURES]]
         out.print()
-        out.print(table("Failures", ["stage", "video_id", "status", "retries", "cause"], shown))
+        out.print(table("Failures", [*columns[:-1], "cause"], shown))
         if len(failures) > SHOWN_FAILURES:
             out.print(f"… and {len(failures) - SHOWN_FAILURES:,} more; --json lists all")
 
@@ -130,5 +130,5 @@ def retry(
             table("Due now", ["stage", "videos"], [[name, f"{len(ids):,}"] for name, ids in due.items()])
         )
         if unknown:
-            out.print(f"No failure of {', '.join(unknown)} is recorded", markup=False, soft_wrap=True)
+            out.print(f"No failure of {', '.join(unknown)} is recorded", soft_wrap=True)
     raise typer.Exit(1 if unknown else 0)

@@ -135,7 +135,7 @@ def _hevc_roles(extradata: bytes, packets: Sequence[memoryview]) -> _Roles:
             continue
         kinds, parameters = set(), []
         for unit in _nal_units(packet, length_size):
-            kind, layer, temporal = unit[0] >> 1, (unit[0] & 1) << 5 | unit[1] >> 3, unit[1] & 7
+            kind, layer, temporal = _hevc_header(unit[0], unit[1])
             if layer:
                 raise UnclearBitstreamError("HEVC with several layers")
             if kind in _HEVC_SLICES:
@@ -156,11 +156,16 @@ _HEVC_SLICES = frozenset((*range(10), 19, 20, 21))
 """Types of NAL units that are leading and trailing pictures, IDR and CRA."""
 
 
+def _hevc_header(first: int, second: int) -> tuple[int, int, int]:
+    """Type, layer and temporal layer of a NAL unit, by its first two bytes."""
+    return first >> 1, (first & 1) << 5 | second >> 3, second & 7
+
+
 @cache
 def _hevc_lone_slice(first: int, second: int) -> tuple[int, int, frozenset[bytes]] | None:
     """Type and temporal layer of a packet that is one slice, by the unit's header; None where it is not."""
-    kind, layer = first >> 1, (first & 1) << 5 | second >> 3
-    return (kind, second & 7, NO_PARAMETERS) if kind in _HEVC_SLICES and not layer else None
+    kind, layer, temporal = _hevc_header(first, second)
+    return (kind, temporal, NO_PARAMETERS) if kind in _HEVC_SLICES and not layer else None
 
 
 @cache

@@ -19,13 +19,13 @@ from clipfarm_dagster.catalog.hashing import source_hash
 from clipfarm_dagster.catalog.keys import is_valid_video_id
 from clipfarm_dagster.corpus import Corpus
 from clipfarm_dagster.embedding.contract import Contract
+from clipfarm_dagster.embedding.dimension import checkpoint_dimension
 from clipfarm_dagster.embedding.loading import stage_checkpoint
 from clipfarm_dagster.embedding.outcomes import WorkItem, success_row
 from clipfarm_dagster.embedding.vectors import NORM_TOLERANCE, to_npy, vector_sha256
 from clipfarm_dagster.errors import VectorFileError
 from clipfarm_dagster.ledger.ledger import Ledger
 from clipfarm_dagster.ledger.schema import LedgerRow, Status, timestamp
-from clipfarm_dagster.embedding.dimension import checkpoint_dimension
 from clipfarm_dagster.manifests.fusion import Dropped, count_vectors, read_vectors
 from clipfarm_dagster.manifests.local_copies import LocalFile
 from clipfarm_dagster.manifests.manifest import CONTRACT, LEDGER_COLUMNS_READ, build_manifest
