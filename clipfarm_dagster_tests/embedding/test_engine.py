@@ -5,151 +5,31 @@ from __future__ import annotations
 import multiprocessing
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from clipfarm_dagster.catalog.hashing import metadata_hash
-from clipfarm_dagster.catalog.keys import Keys
-from clipfarm_dagster.demo.checkpoints import make_audio_checkpoint, minilm_folder
 from clipfarm_dagster.embedding import engine
 from clipfarm_dagster.embedding.encoder import Encoder, Prepared
 from clipfarm_dagster.embedding.engine import RECORD_EVERY_ITEMS, EngineOptions, Progress, embed_items
-from clipfarm_dagster.embedding.loading import load_encoder
-from clipfarm_dagster.embedding.outcomes import Kind, Outcome, RetryPolicy, WorkItem
-from clipfarm_dagster.embedding.vectors import from_npy
+from clipfarm_dagster.embedding.outcomes import Kind
 from clipfarm_dagster.errors import ModelUnavailableError, StoreUnavailableError
-from clipfarm_dagster.ledger.ledger import Ledger
 from clipfarm_dagster.ledger.schema import LedgerRow, Status
 from clipfarm_dagster.settings import load_settings
 from clipfarm_dagster.stages import Stage
-from clipfarm_dagster.store import ObjectStore, StoredObject
+from clipfarm_dagster.store import StoredObject
+from clipfarm_dagster_tests.embedding.bench import KEYS, OPTIONS, Bench, transcripts
 from clipfarm_dagster_tests.embedding.faults import (
     EATS_MEMORY,
     HANGS,
     KILLS_ITS_PROCESS,
     RAISES,
-    FaultyPreparer,
 )
 from clipfarm_dagster_tests.embedding.sounds import silence, wav
-
-KEYS = Keys()
-OPTIONS = EngineOptions(
-    workers=2,
-    item_timeout_seconds=60,
-    max_object_bytes=2**20,
-    retry=RetryPolicy(max_attempts=3, wait_seconds=60),
-)
-
-
-@pytest.fixture(scope="module")
-def audio_encoder(tmp_path_factory: pytest.TempPathFactory) -> Encoder:
-    """A small wav2vec2 with random weights, through the real loader."""
-    folder = make_audio_checkpoint(tmp_path_factory.mktemp("audio"), hidden_size=64, intermediate_size=64)
-    settings = load_settings(home=tmp_path_factory.mktemp("home"), audio={"model": str(folder)}, device="cpu")
-    return load_encoder(Stage.AUDIO, settings)
-
-
-@pytest.fixture(scope="module")
-def text_encoder(tmp_path_factory: pytest.TempPathFactory) -> Encoder:
-    """The real MiniLM."""
-    home = tmp_path_factory.mktemp("home")
-    settings = load_settings(home=home, text={"model": str(minilm_folder())}, device="cpu")
-    return load_encoder(Stage.TEXT, settings)
-
-
-@dataclass
-class Bench:
-    """One stage's store and ledger, and what runs over them did."""
-
-    encoder: Encoder
-    store: ObjectStore
-    ledger: Ledger
-    options: EngineOptions = OPTIONS
-    recorded: list[Outcome] = field(default_factory=list)
-    batches: list[list[str]] = field(default_factory=list)
-    """Ids that were recorded together."""
-    loads: int = 0
-
-    @property
-    def stage(self) -> Stage:
-        return self.encoder.contract.stage
-
-    def put(self, raw: Mapping[str, bytes]) -> None:
-        for video_id, data in raw.items():
-            self.store.put(KEYS.raw(self.stage, video_id), data)
-
-    def items(self, video_ids: Sequence[str]) -> list[WorkItem]:
-        previous = self.ledger.rows(video_ids)
-        return [
-            WorkItem(
-                video_id,
-                {"title": f"Title of {video_id}"},
-                metadata_hash([]),
-                "2026-01-01T00:00:00.000000Z",
-                previous.get(video_id),
-            )
-            for video_id in video_ids
-        ]
-
-    def run(self, video_ids: Sequence[str], **options: Any) -> Progress:
-        def load() -> Encoder:
-            self.loads += 1
-            return self.encoder
-
-        return embed_items(
-            self.items(video_ids),
-            contract=self.encoder.contract,
-            load_encoder=load,
-            store=self.store,
-            keys=KEYS,
-            ledger=self.ledger,
-            options=replace(self.options, **options),
-            on_recorded=self.remember,
-        )
-
-    def remember(self, outcomes: Sequence[Outcome]) -> None:
-        self.recorded.extend(outcomes)
-        self.batches.append([outcome.row.video_id for outcome in outcomes])
-
-    def row(self, video_id: str) -> LedgerRow:
-        return self.ledger.rows([video_id])[video_id]
-
-    def vector(self, video_id: str) -> np.ndarray[Any, Any]:
-        return from_npy(self.store.get(KEYS.embedding(self.stage, video_id)).data)
-
-    def kinds(self) -> dict[str, Kind]:
-        """Kind of each recorded outcome; no item has two."""
-        ids = [outcome.row.video_id for outcome in self.recorded]
-        assert len(set(ids)) == len(ids)
-        return {outcome.row.video_id: outcome.kind for outcome in self.recorded}
-
-
-def _bench(encoder: Encoder, store: ObjectStore, folder: Path) -> Iterator[Bench]:
-    ledger = Ledger.open(encoder.contract.stage, state_url="", sqlite_path=folder / "ledger.sqlite")
-    yield Bench(encoder, store, ledger)
-    ledger.close()
-
-
-@pytest.fixture
-def audio(audio_encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
-    """An empty audio stage over a folder, whose preparer breaks where a raw object asks for it."""
-    monkeypatch.setattr(audio_encoder, "preparer", FaultyPreparer(audio_encoder.preparer))
-    yield from _bench(audio_encoder, ObjectStore.open(str(tmp_path / "store")), tmp_path)
-
-
-@pytest.fixture
-def text(
-    text_encoder: Encoder, store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Bench]:
-    """An empty text stage over a folder, and over S3; many batches of a few items."""
-    monkeypatch.setattr(text_encoder, "batch_size", 16)
-    yield from _bench(text_encoder, store, tmp_path)
 
 
 def options_with(monkeypatch: pytest.MonkeyPatch, **variables: int) -> EngineOptions:
@@ -157,10 +37,6 @@ def options_with(monkeypatch: pytest.MonkeyPatch, **variables: int) -> EngineOpt
     for name, value in variables.items():
         monkeypatch.setenv(name, str(value))
     return EngineOptions.from_settings(load_settings(workers=2))
-
-
-def transcripts(count: int) -> dict[str, bytes]:
-    return {f"clip-{n:03}": b'{"transcript": "number %d"}' % n for n in range(count)}
 
 
 class TestOutcomes:
