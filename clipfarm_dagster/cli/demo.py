@@ -45,16 +45,16 @@ def demo(
             out.print(text, soft_wrap=True)
 
     home = home.absolute()
-    _leave_other_corpora_alone(home)
+    _use_no_other_home(home)
     if not (home / SETTINGS_FILE).exists():
         say(f"Making a corpus of short clips, and models, in {home}")
         make_demo(home)
         say("The video and audio models have RANDOM weights: their vectors mean nothing.")
         say("The text model is the real all-MiniLM-L6-v2.")
-    settings = load_settings(home=home)
+    settings = load_settings()
     corpus = Corpus.open(settings)
     with dagster_instance(settings) as instance:
-        embedded = run_sensor_until_quiet(corpus, instance, quiet=as_json)
+        embedded = run_sensor_until_quiet(instance, quiet=as_json)
         if any(embedded.values()):
             make_manifests(corpus, instance)
     answer = _describe(corpus, embedded)
@@ -75,8 +75,11 @@ def demo(
     say("and run the demo again: one text vector is made anew.")
 
 
-def _leave_other_corpora_alone(home: Path) -> None:
-    """Forget settings and Dagster instance of the environment, which may lead to somebody's own corpus.
+def _use_no_other_home(home: Path) -> None:
+    """Have all settings of this process, and those that resources load in runs, come from `home` alone.
+
+    Settings and Dagster instance of the environment are forgotten, and so is the default home: they may lead
+    to somebody's own corpus.
 
     Raises:
         SettingsError: `home` holds something, and it is no demo.
@@ -85,6 +88,7 @@ def _leave_other_corpora_alone(home: Path) -> None:
         raise SettingsError(f"{home} is in use and is no demo's folder; name another with --home")
     for name in [name for name in os.environ if name.startswith("CLIPFARM_") or name == "DAGSTER_HOME"]:
         del os.environ[name]
+    os.environ["CLIPFARM_HOME"] = str(home)
 
 
 def make_demo(home: Path) -> None:
@@ -115,9 +119,7 @@ def make_demo(home: Path) -> None:
     (home / SETTINGS_FILE).write_text("".join(f'{name}="{value}"\n' for name, value in lines.items()))
 
 
-def run_sensor_until_quiet(
-    corpus: Corpus, instance: dg.DagsterInstance, *, quiet: bool = False
-) -> dict[Stage, int]:
+def run_sensor_until_quiet(instance: dg.DagsterInstance, *, quiet: bool = False) -> dict[Stage, int]:
     """Evaluate the real sensor, and run what it requests in this process, until it requests nothing more.
 
     Returns the number of items that went through each stage's model.
@@ -131,14 +133,11 @@ def run_sensor_until_quiet(
     from clipfarm_dagster.resources.stage_state import StageStateResource
     from clipfarm_dagster.sensors import embedding_sensor
 
-    resources = {
-        "object_store": ObjectStoreResource(url=corpus.settings.store_url),
-        "stage_state": StageStateResource(home=str(corpus.settings.home)),
-    }
+    resources = {"object_store": ObjectStoreResource(), "stage_state": StageStateResource()}
     cursor: str | None = None
     with progress_bars(quiet) as bars:
         listener = Listener(bars)
-        definitions = build_definitions({**resources, "progress": listener})
+        definitions = build_definitions({"progress": listener})
         for _ in range(MAX_TICKS):
             with dg.build_sensor_context(instance=instance, cursor=cursor, resources=resources) as context:
                 context.log.setLevel(logging.WARNING)

@@ -9,20 +9,27 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 
-def start_demo(home: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+from clipfarm_dagster_tests.conftest import REPOSITORY
+
+
+def start_demo(
+    home: Path, *, cwd: Path | None = None, **environment: str
+) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", "from clipfarm_dagster.cli import main; main()"]
     return subprocess.run(
         [*command, "demo", "--json", "--home", str(home)],
-        env={**os.environ, **environment},
+        cwd=cwd,
+        env={"PYTHONPATH": str(REPOSITORY), **os.environ, **environment},
         capture_output=True,
         text=True,
         check=False,
     )
 
 
-def run_demo(home: Path, **environment: str) -> dict[str, Any]:
-    done = start_demo(home, **environment)
+def run_demo(home: Path, *, cwd: Path | None = None, **environment: str) -> dict[str, Any]:
+    done = start_demo(home, cwd=cwd, **environment)
     assert done.returncode == 0, done.stderr
     answer: dict[str, Any] = json.loads(done.stdout)
     return answer
@@ -68,3 +75,37 @@ def test_the_demo_embeds_everything_then_nothing_then_one_changed_title(tmp_path
     metadata.write_text(text.replace("Fireworks finale over the old town", "Fireworks over the harbour"))
 
     assert embedded(run_demo(tmp_path / "demo")) == {"video": 0, "audio": 0, "text": 1}
+
+
+def tree(folder: Path, without: Path) -> dict[str, bytes | None]:
+    """All under `folder` by path, with the bytes of files, but for what is under `without`."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
+        for path in folder.rglob("*")
+        if path != without and without not in path.parents
+    }
+
+
+def test_the_demo_keeps_to_its_own_folder_beside_a_corpus_of_somebody(tmp_path: Path):
+    """In a folder whose default home leads to another store, with another prefix and other models."""
+    own, demo = tmp_path / "work/.clipfarm", tmp_path / "work/.clipfarm-demo"
+    own.mkdir(parents=True)
+    (tmp_path / "own-store").mkdir()
+    lines = [
+        f"CLIPFARM_STORE_URL={tmp_path / 'own-store'}",
+        "CLIPFARM_PREFIX=own",
+        f"CLIPFARM_METADATA_URL={tmp_path / 'own-store/own.csv'}",
+        "CLIPFARM_STATE_URL=postgresql://127.0.0.1:1/own",
+        "CLIPFARM_TEXT_MODEL=somebody/own-model",
+    ]
+    (own / "clipfarm.env").write_text("\n".join(lines) + "\n")
+    before = tree(tmp_path, without=demo)
+
+    answer = run_demo(Path(".clipfarm-demo"), cwd=tmp_path / "work")
+
+    assert tree(tmp_path, without=demo) == before
+    assert answer["store"] == str(demo / "store")
+    manifests = demo / "store/clipfarm/manifests"
+    counts = {path.stem: pq.read_table(path).num_rows for path in manifests.rglob("*.parquet")}
+    assert counts
+    assert set(counts.values()) == {12}, counts
