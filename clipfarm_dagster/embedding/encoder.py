@@ -80,8 +80,8 @@ class Encoder(Protocol):
 
 
 @contextlib.contextmanager
-def inference(device: str) -> Iterator[None]:
-    """How `encode` runs its model: without gradients, and on the CPU each operator on one thread.
+def one_thread(device: str) -> Iterator[None]:
+    """On the CPU, each of torch's operators on one thread: while a model is loaded, and while it runs.
 
     How an operator is cut among threads moves the last digits of its sums, and a vector's bytes should not
     depend on a machine's cores. Whole items side by side use the cores better anyway.
@@ -92,10 +92,18 @@ def inference(device: str) -> Iterator[None]:
     try:
         if device == "cpu":
             torch.set_num_threads(1)  # of this thread
-        with torch.inference_mode():
-            yield
+        yield
     finally:
         torch.set_num_threads(threads)
+
+
+@contextlib.contextmanager
+def inference(device: str) -> Iterator[None]:
+    """How `encode` runs its model: without gradients, and on the CPU each operator on one thread."""
+    import torch
+
+    with one_thread(device), torch.inference_mode():
+        yield
 
 
 def to_device(inputs: np.ndarray[Any, Any], model: torch.nn.Module) -> torch.Tensor:

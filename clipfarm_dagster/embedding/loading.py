@@ -10,7 +10,7 @@ from pathlib import Path
 from clipfarm_dagster.embedding.audio import AudioEncoder, audio_contract
 from clipfarm_dagster.embedding.checkpoints import Checkpoint, resolve_checkpoint
 from clipfarm_dagster.embedding.contract import Contract
-from clipfarm_dagster.embedding.encoder import Encoder
+from clipfarm_dagster.embedding.encoder import Encoder, one_thread
 from clipfarm_dagster.embedding.text import TextEncoder, text_contract
 from clipfarm_dagster.embedding.video import VideoEncoder, video_contract
 from clipfarm_dagster.errors import ModelUnavailableError, SettingsError
@@ -77,12 +77,13 @@ def _load(settings: Settings, checkpoint: Checkpoint, folder: Path) -> Encoder:
     # cuDNN convolves float32 in TF32 by default, which moves vectors by a thousand times float32's rounding
     torch.backends.cudnn.allow_tf32 = False
     chosen, device = settings.stage(checkpoint.stage), resolve_device(settings.device)
-    if isinstance(chosen, VideoSettings):
-        limits = {"max_pixels": settings.max_pixels, "max_frames": settings.max_frames}
-        return VideoEncoder(chosen, checkpoint, folder, device, **limits)
-    if isinstance(chosen, AudioSettings):
-        return AudioEncoder(chosen, checkpoint, folder, device)
-    return TextEncoder(chosen, checkpoint, folder, device)
+    with one_thread(device):
+        if isinstance(chosen, VideoSettings):
+            limits = {"max_pixels": settings.max_pixels, "max_frames": settings.max_frames}
+            return VideoEncoder(chosen, checkpoint, folder, device, **limits)
+        if isinstance(chosen, AudioSettings):
+            return AudioEncoder(chosen, checkpoint, folder, device)
+        return TextEncoder(chosen, checkpoint, folder, device)
 
 
 @contextlib.contextmanager
