@@ -70,17 +70,20 @@ class AudioPreparer:
         import numpy as np
 
         recorded, rate = self.decode(raw)
-        if not np.isfinite(recorded).all():
-            raise InvalidRawObjectError("the sound holds samples that are not finite")
         samples = _resample(recorded, rate, self.sample_rate)
         if len(samples) < self.min_samples:
             raise InvalidRawObjectError(
                 f"the sound has {len(samples)} samples at {self.sample_rate} Hz; the model needs at least"
                 f" {self.min_samples}"
             )
-        values = samples
-        if self.normalise:
-            values = (samples - samples.mean()) / np.sqrt(samples.var() + 1e-7)
+        with np.errstate(over="ignore", invalid="ignore"):  # looked at below
+            mean, variance = samples.mean(), samples.var()
+        if not np.isfinite([mean, variance]).all():
+            raise InvalidRawObjectError(
+                "the sound's samples are too large to compute with (full scale is 1): their mean or variance"
+                " is beyond float32"
+            )
+        values = (samples - mean) / np.sqrt(variance + 1e-7) if self.normalise else samples
         picture = None
         if preview:
             from clipfarm_dagster.embedding.previews import data_uri_markdown, waveform_picture
@@ -89,7 +92,11 @@ class AudioPreparer:
         return Prepared(values, values.shape, None, picture)
 
     def decode(self, raw: bytes) -> tuple[np.ndarray[Any, Any], float]:
-        """The sound as it was recorded, mixed to mono: float32 (samples,), and its samples a second."""
+        """The sound as it was recorded, mixed to mono: float32 (samples,), and its samples a second.
+
+        Raises:
+            InvalidRawObjectError: it cannot be decoded, or holds samples that are not finite.
+        """
         import numpy as np
         import soundfile
 
@@ -99,7 +106,10 @@ class AudioPreparer:
                 recorded = file.read(frames=int(self.max_seconds * rate), dtype="float32").T
         except soundfile.LibsndfileError as error:
             raise InvalidRawObjectError(f"the sound cannot be decoded: {error.error_string}") from None
-        return (recorded if recorded.ndim == 1 else np.mean(recorded, axis=0)), float(rate)
+        if not np.isfinite(recorded).all():
+            raise InvalidRawObjectError("the sound holds samples that are not finite")
+        with np.errstate(over="ignore"):  # the mean of huge samples; the preparer looks at the result
+            return (recorded if recorded.ndim == 1 else np.mean(recorded, axis=0)), float(rate)
 
 
 def _resample(samples: np.ndarray[Any, Any], rate: float, target: int) -> np.ndarray[Any, Any]:

@@ -17,6 +17,14 @@ def wav(seconds: float, *, seed: int = 0, rate: int = 16_000, channels: int = 1)
         return file.getvalue()
 
 
+def loud(loudest: float) -> bytes:
+    """Noise of a fifth of a second, 32-bit float, whose samples go up to `loudest`; full scale is 1."""
+    samples = np.random.default_rng(0).uniform(-1, 1, 3_200) * loudest
+    with io.BytesIO() as file:
+        soundfile.write(file, samples, 16_000, format="WAV", subtype="FLOAT")
+        return file.getvalue()
+
+
 def silence(seconds: int, rate: int, channels: int, container: str) -> bytes:
     """16-bit silence as WAV or FLAC; the latter takes few bytes, however much sound it is."""
     second = np.zeros((rate, channels), dtype=np.int16)

@@ -69,3 +69,24 @@ def test_without_scaling_the_samples_are_librosas():
 def test_a_sound_that_cannot_be_heard_is_refused(raw: bytes, problem: str):
     with pytest.raises(InvalidRawObjectError, match=problem):
         PREPARER(raw, {})
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("normalise", [True, False])
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("rate", [16_000, 44_100])
+@pytest.mark.parametrize("loudest", [1e19, 3e38])
+def test_a_sound_too_loud_for_its_numbers_is_refused(
+    loudest: float, rate: int, channels: int, normalise: bool
+):
+    samples = np.random.default_rng(0).uniform(-1, 1, (30_000, channels)) * loudest
+    preparer = AudioPreparer(normalise=normalise, sample_rate=16_000, max_seconds=2.0, min_samples=400)
+
+    with pytest.raises(InvalidRawObjectError, match=r"too large .*\(full scale is 1\)"):
+        preparer(encoded(samples, rate, "WAV", "FLOAT"), {})
+
+
+def test_a_loud_sound_whose_numbers_suffice_is_heard():
+    samples = np.random.default_rng(0).uniform(-1, 1, (30_000, 1)) * 1e9
+
+    assert PREPARER(encoded(samples, 16_000, "WAV", "FLOAT"), {}).inputs.std() == pytest.approx(1)

@@ -29,7 +29,7 @@ from clipfarm_dagster_tests.embedding.faults import (
     KILLS_ITS_PROCESS,
     RAISES,
 )
-from clipfarm_dagster_tests.embedding.sounds import silence, wav
+from clipfarm_dagster_tests.embedding.sounds import loud, silence, wav
 
 
 def options_with(monkeypatch: pytest.MonkeyPatch, **variables: int) -> EngineOptions:
@@ -160,21 +160,23 @@ class TestIsolation:
             "corrupt": b"RIFF, and nothing else",
             "empty": b"",
             "too-short": wav(0.001),
+            "too-loud": loud(3e38),
             "too-large": bytes(OPTIONS.max_object_bytes + 1),
             "hangs": HANGS,
             "kills": KILLS_ITS_PROCESS,
             "raises": RAISES,
         }
         audio.put({**good, **bad})
-        order = [name for pair in zip(good, bad, strict=False) for name in pair] + ["good-7"]
+        order = [name for pair in zip(good, bad, strict=True) for name in pair]
 
         progress = audio.run(order, item_timeout_seconds=2)
 
-        assert progress.outcomes == {"success": 8, "invalid_raw_object": 4, "fail": 3}
+        assert progress.outcomes == {"success": 8, "invalid_raw_object": 5, "fail": 3}
         errors = {name: audio.row(name).error or "" for name in bad}
         assert "cannot be decoded" in errors["corrupt"]
         assert "cannot be decoded" in errors["empty"]
         assert "16 samples" in errors["too-short"]
+        assert "too large" in errors["too-loud"]
         assert "CLIPFARM_MAX_OBJECT_BYTES=1048576" in errors["too-large"]
         assert "CLIPFARM_ITEM_TIMEOUT_SECONDS=2" in errors["hangs"]
         assert "killed its process" in errors["kills"]

@@ -15,6 +15,7 @@ import torch
 from clipfarm_dagster.embedding.encoder import Prepared
 from clipfarm_dagster.embedding.inference import LARGEST_BATCH, BatchSize, ModelThreads
 from clipfarm_dagster.embedding.run_progress import Progress
+from clipfarm_dagster.embedding.vectors import VectorProblem, l2_normalise
 from clipfarm_dagster.errors import ModelUnavailableError
 
 
@@ -85,7 +86,7 @@ class SmallDevice:
         return np.array([[item.inputs] for item in batch], dtype=np.float32)
 
 
-def run(device: SmallDevice, numbers: Sequence[int]) -> tuple[list[Any], ModelThreads]:
+def run(device: SmallDevice, numbers: Sequence[float]) -> tuple[list[Any], ModelThreads]:
     model = ModelThreads(device, threads=1, progress=Progress(0))  # type: ignore[arg-type]
     inferred = model.submit([Prepared(number, None) for number in numbers]).result()
     model.close()
@@ -108,6 +109,20 @@ def test_an_item_on_which_the_model_fails_is_told_from_its_batch():
 
     assert [isinstance(vector, ValueError) for vector in vectors] == [False, False, True, False]
     assert model.batch_size.now == 8
+
+
+class GivesVectors(SmallDevice):
+    """Scales to unit length, as the encoders do."""
+
+    def encode(self, batch: Sequence[Prepared]) -> np.ndarray[Any, Any]:
+        return l2_normalise(np.array([[item.inputs, 1.0] for item in batch]))
+
+
+def test_a_vector_that_is_not_finite_is_told_from_its_batch():
+    vectors, _ = run(GivesVectors(holds=8), [0, 1, float("nan"), 3, float("inf")])
+
+    assert [isinstance(vector, VectorProblem) for vector in vectors] == [False, False, True, False, True]
+    assert np.isfinite([vectors[0], vectors[1], vectors[3]]).all()
 
 
 def test_a_device_that_fails_costs_no_item_an_attempt():
