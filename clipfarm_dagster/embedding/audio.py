@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -20,6 +19,8 @@ if TYPE_CHECKING:
 
     import numpy as np
     import torch
+
+    from clipfarm_dagster.embedding.sound_file import Sound
 
 PREPROCESS_VERSION = "1"
 """Raised by hand whenever the code below would give another tensor for the same bytes and settings."""
@@ -53,8 +54,8 @@ class AudioPreparer:
     """Decodes, mixes to mono, resamples and scales.
 
     The same numbers, bit for bit, as `librosa.load` and then transformers' `Wav2Vec2FeatureExtractor`, by the
-    same calls to soundfile, numpy and soxr, without importing librosa and transformers: those take seconds
-    and hundreds of megabytes in each worker process.
+    same calls to soundfile, FFmpeg, numpy and soxr, without importing librosa and transformers: those take
+    seconds and hundreds of megabytes in each worker process.
     """
 
     normalise: bool
@@ -69,8 +70,8 @@ class AudioPreparer:
         """Prepare one sound: float32 (samples,)."""
         import numpy as np
 
-        recorded, rate = self.decode(raw)
-        samples = _resample(recorded, rate, self.sample_rate)
+        sound = self.decode(raw)
+        samples = _resample(sound.samples, sound.rate, self.sample_rate)
         if len(samples) < self.min_samples:
             raise InvalidRawObjectError(
                 f"the sound has {len(samples)} samples at {self.sample_rate} Hz; the model needs at least"
@@ -89,27 +90,13 @@ class AudioPreparer:
             from clipfarm_dagster.embedding.previews import data_uri_markdown, waveform_picture
 
             picture = data_uri_markdown(waveform_picture(samples, self.sample_rate), "waveform")
-        return Prepared(values, values.shape, None, picture)
+        return Prepared(values, values.shape, sound.note, picture)
 
-    def decode(self, raw: bytes) -> tuple[np.ndarray[Any, Any], float]:
-        """The sound as it was recorded, mixed to mono: float32 (samples,), and its samples a second.
+    def decode(self, raw: bytes) -> Sound:
+        """The sound as it was recorded, mixed to mono; raises what `read_sound` raises."""
+        from clipfarm_dagster.embedding.sound_file import read_sound
 
-        Raises:
-            InvalidRawObjectError: it cannot be decoded, or holds samples that are not finite.
-        """
-        import numpy as np
-        import soundfile
-
-        try:
-            with soundfile.SoundFile(io.BytesIO(raw)) as file:
-                rate = file.samplerate
-                recorded = file.read(frames=int(self.max_seconds * rate), dtype="float32").T
-        except soundfile.LibsndfileError as error:
-            raise InvalidRawObjectError(f"the sound cannot be decoded: {error.error_string}") from None
-        if not np.isfinite(recorded).all():
-            raise InvalidRawObjectError("the sound holds samples that are not finite")
-        with np.errstate(over="ignore"):  # the mean of huge samples; the preparer looks at the result
-            return (recorded if recorded.ndim == 1 else np.mean(recorded, axis=0)), float(rate)
+        return read_sound(raw, self.max_seconds)
 
 
 def _resample(samples: np.ndarray[Any, Any], rate: float, target: int) -> np.ndarray[Any, Any]:
@@ -187,7 +174,7 @@ class AudioEncoder:
     def trace(self, raw: bytes, metadata: Mapping[str, str]) -> Trace:
         """One sound after each step: samples at their own rate, the model's input, the vector."""
         item = self.preparer(raw, metadata)
-        return Trace(self.preparer.decode(raw)[0], item.inputs, self.encode([item])[0])
+        return Trace(self.preparer.decode(raw).samples, item.inputs, self.encode([item])[0])
 
     def parameters(self) -> Iterator[torch.Tensor]:
         """The model's weights as loaded, in the order of its layers."""

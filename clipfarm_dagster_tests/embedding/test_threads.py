@@ -46,7 +46,7 @@ def vectors_of_a_fresh_process(folder: Path, checkpoints: dict[str, str], thread
     """Each stage's vectors, as bytes in hex, by stage and by what was said to torch in the process."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("CLIPFARM_")}
     environment |= {**checkpoints, "OMP_NUM_THREADS": str(threads)}
-    ended = subprocess.run(  # noqa: S603 - our own code
+    ended = subprocess.run(
         [sys.executable, "-c", CHILD, str(folder), json.dumps(THREADS)],
         env=environment,
         check=True,
