@@ -43,7 +43,7 @@ class _StageSettings(BaseModel, extra="forbid"):
 
     def columns(self) -> tuple[str, ...]:
         """`source_columns` as a tuple, in the order given."""
-        return tuple(name.strip() for name in self.source_columns.split(",") if name.strip())
+        return _by_comma(self.source_columns)
 
 
 class VideoSettings(_StageSettings):
@@ -133,6 +133,11 @@ class Settings(BaseSettings):
     max_prepare_bytes: int = Field(
         2**32, ge=2**28, description="Preparation of one item that takes more memory than this fails."
     )
+    allowed_hosts: str = Field(
+        "",
+        description="Names, by comma, under which a proxy serves `clipfarm dev` and `clipfarm atlas`, with a"
+        " port where the browser's address has one.",
+    )
     fusion_weights: str = Field(
         "video=1,audio=1,text=1",
         description="Weight of each modality in the fusion strategy `weighted`; 0 leaves one out.",
@@ -148,10 +153,24 @@ class Settings(BaseSettings):
             raise ValueError("must be one or more names of A-Z a-z 0-9 _ - . with a slash between")
         return prefix
 
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _check_allowed_hosts(cls, names: str) -> str:
+        for name in _by_comma(names):
+            if not re.fullmatch(r"[A-Za-z0-9.-]+(:[0-9]+)?", name):
+                raise ValueError(
+                    f"{name!r} is no host name; give it without http:// and path, as in a.example:8443"
+                )
+        return names
+
     @property
     def keys(self) -> Keys:
         """The keys of the store under `prefix`."""
         return Keys(self.prefix)
+
+    def hosts(self) -> frozenset[str]:
+        """`allowed_hosts` as browsers send them."""
+        return frozenset(name.lower() for name in _by_comma(self.allowed_hosts))
 
     def stage(self, stage: Stage) -> VideoSettings | AudioSettings | TextSettings:
         """The settings of one stage."""
@@ -212,6 +231,10 @@ def settings_table() -> str:
     """All settings as a Markdown table, as the README shows it."""
     rows = [f"| `{name}` | {default} | {text} |" for name, (default, text) in variables().items()]
     return "\n".join(["| variable | default | meaning |", "|---|---|---|", *rows]) + "\n"
+
+
+def _by_comma(names: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in names.split(",") if name.strip())
 
 
 def _default(field: FieldInfo) -> str:

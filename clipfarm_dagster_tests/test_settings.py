@@ -110,3 +110,17 @@ def test_a_refused_value_is_not_repeated(monkeypatch: pytest.MonkeyPatch):
         load_settings()
 
     assert "hunter2" not in str(caught.value)
+
+
+def test_names_of_proxies_are_taken_by_comma_and_as_browsers_send_them(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("CLIPFARM_ALLOWED_HOSTS", "Clipfarm.example, other.example:8443")
+
+    assert load_settings().hosts() == {"clipfarm.example", "other.example:8443"}
+
+
+@pytest.mark.parametrize("name", ["https://clipfarm.example", "clipfarm.example/", "*", "*.example"])
+def test_what_is_no_host_name_is_refused(name: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("CLIPFARM_ALLOWED_HOSTS", name)
+
+    with pytest.raises(SettingsError, match="ALLOWED_HOSTS"):
+        load_settings()

@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import io
 import json
-import os
-import signal
-import socket
 import subprocess
-import sys
-import time
-import urllib.request
 import wave
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,8 +21,7 @@ from clipfarm_dagster.demo.checkpoints import make_audio_checkpoint, make_video_
 from clipfarm_dagster.partitions import VIDEO_PARTITIONS
 from clipfarm_dagster.settings import SETTINGS_FILE, load_settings
 from clipfarm_dagster.stages import Stage
-
-START_SECONDS = 180
+from clipfarm_dagster_tests.servers import clean_environment, clipfarm, serving
 
 
 @dataclass(frozen=True)
@@ -204,7 +196,10 @@ class Platform:
         """`clipfarm sync` of some stages, of all by default."""
         options = [option for stage in stages for option in ("--stage", str(stage))]
         done = subprocess.run(
-            [*_clipfarm("sync"), *options, "--json"], env=self._environment(), capture_output=True, text=True
+            [*clipfarm("sync"), *options, "--json"],
+            env=clean_environment(self.home),
+            capture_output=True,
+            text=True,
         )
         if done.returncode not in (0, 1):  # 1: some items failed, as they should
             raise RuntimeError(f"clipfarm sync: {done.stderr}")
@@ -212,49 +207,15 @@ class Platform:
     @contextmanager
     def serving(self) -> Iterator[None]:
         """`clipfarm dev` on a free port, until the block ends; nothing that it started is left."""
-        with self._server("dev", "/server_info") as self.url:
+        with serving("dev", "/server_info", self.home) as server:
+            self.url = server.url
             yield
 
     @contextmanager
     def serving_atlas(self) -> Iterator[str]:
         """`clipfarm atlas` on a free port, until the block ends; yields its address."""
-        with self._server("atlas", "/") as url:
-            yield url
-
-    @contextmanager
-    def _server(self, command: str, path: str) -> Iterator[str]:
-        """A command that serves `path` on a free port; yields its address."""
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        url = f"http://127.0.0.1:{port}"
-        log = self.home / f"{command}.log"
-        with log.open("wb") as output:
-            process = subprocess.Popen(
-                [*_clipfarm(command), "--port", str(port)],
-                env=self._environment(),
-                stdout=output,
-                stderr=output,
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,
-            )
-        try:
-            _wait_until_served(url + path, process, log)
-            yield url
-        finally:
-            _end_group(process)
-
-    def _environment(self) -> dict[str, str]:
-        environment = {
-            name: value
-            for name, value in os.environ.items()
-            if not name.startswith(("CLIPFARM_", "DAGSTER_", "COV_"))
-        }
-        return {**environment, "CLIPFARM_HOME": str(self.home)}
-
-
-def _clipfarm(command: str) -> list[str]:
-    return [str(Path(sys.executable).with_name("clipfarm")), command]
+        with serving("atlas", "/", self.home) as server:
+            yield server.url
 
 
 def _wav(path: Path) -> bytes:
@@ -272,30 +233,3 @@ def _wav(path: Path) -> bytes:
         writer.setframerate(frames[0].sample_rate)
         writer.writeframes(b"".join(frame.to_ndarray().tobytes() for frame in frames))
     return file.getvalue()
-
-
-def _wait_until_served(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + START_SECONDS
-    while True:
-        with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=5):
-            return
-        if process.poll() is not None or time.monotonic() > deadline:
-            tail = log.read_text(errors="replace")[-3000:]
-            raise RuntimeError(f"nothing serves {url}:\n{tail}")
-        time.sleep(0.2)
-
-
-def _end_group(process: subprocess.Popen[bytes]) -> None:
-    """End the server with everything that it started, some of which may outlive it."""
-    for kind, patience in ((signal.SIGINT, 10.0), (signal.SIGKILL, 10.0)):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, kind)
-        deadline = time.monotonic() + patience
-        while time.monotonic() < deadline:
-            process.poll()
-            try:
-                os.killpg(process.pid, 0)
-            except ProcessLookupError:
-                return
-            time.sleep(0.1)
-    raise RuntimeError(f"processes of group {process.pid} do not end")

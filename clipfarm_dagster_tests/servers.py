@@ -1,0 +1,122 @@
+"""`clipfarm dev` and `clipfarm atlas` as processes that a test starts and ends."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+START_SECONDS = 180
+STOP_SECONDS = 60
+
+
+@dataclass(frozen=True)
+class Server:
+    """A command that serves."""
+
+    process: subprocess.Popen[bytes]
+    port: int
+    home: Path
+    log: Path
+
+    @property
+    def url(self) -> str:
+        """Its address."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def processes(self) -> list[int]:
+        """All processes that work with its home folder, its descendants wherever they may be."""
+        mark = f"CLIPFARM_HOME={self.home}".encode()
+        found = []
+        for folder in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if mark in (folder / "environ").read_bytes().split(b"\0"):
+                    found.append(int(folder.name))
+        return found
+
+    def stop(self) -> int:
+        """Send SIGTERM to the command, and return its exit code once nothing that it started is left.
+
+        Raises:
+            RuntimeError: something is left; it has been killed.
+        """
+        self.process.terminate()
+        deadline = time.monotonic() + STOP_SECONDS
+        while self.process.poll() is None or self.processes():
+            if time.monotonic() > deadline:
+                left = self.processes()
+                self._kill()
+                raise RuntimeError(f"processes {left} do not end:\n{self.tail()}")
+            time.sleep(0.1)
+        return self.process.returncode
+
+    def tail(self) -> str:
+        """The end of what it has printed."""
+        return self.log.read_text(errors="replace")[-3000:]
+
+    def _kill(self) -> None:
+        for pid in self.processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.process.wait()
+
+
+def clean_environment(home: Path) -> dict[str, str]:
+    """This process' environment, less what other tests have set, with a home folder."""
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("CLIPFARM_", "DAGSTER_", "COV_"))
+    }
+    return {**environment, "CLIPFARM_HOME": str(home)}
+
+
+def clipfarm(command: str) -> list[str]:
+    """A subcommand's command line."""
+    return [str(Path(sys.executable).with_name("clipfarm")), command]
+
+
+@contextmanager
+def serving(command: str, path: str, home: Path, more: Mapping[str, str] | None = None) -> Iterator[Server]:
+    """A subcommand that serves `path` on a free port, as a script's `&` starts it: SIGINT is ignored.
+
+    It may be stopped within the block; where it is not, it is at the end.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    log = home / f"{command}.log"
+    line = ["sh", "-c", 'trap "" INT; exec "$@"', "sh", *clipfarm(command), "--port", str(port)]
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            line,
+            env={**clean_environment(home), **(more or {})},
+            stdout=output,
+            stderr=output,
+            stdin=subprocess.DEVNULL,
+        )
+    server = Server(process, port, home, log)
+    try:
+        _wait_until_served(server, path)
+        yield server
+    finally:
+        server.stop()
+
+
+def _wait_until_served(server: Server, path: str) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while True:
+        with contextlib.suppress(OSError), urllib.request.urlopen(server.url + path, timeout=5):
+            return
+        if server.process.poll() is not None or time.monotonic() > deadline:
+            raise RuntimeError(f"nothing serves {server.url}{path}:\n{server.tail()}")
+        time.sleep(0.2)
