@@ -3,10 +3,10 @@
 import os
 import time
 from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import dagster as dg
-from dagster._core.storage.dagster_run import IN_PROGRESS_RUN_STATUSES
 from dagster._core.storage.runs import SqliteRunStorage
 from dagster._core.storage.tags import (
     ASSET_PARTITION_RANGE_END_TAG,
@@ -19,10 +19,17 @@ from clipfarm_dagster.jobs import id_list
 from clipfarm_dagster.partitions import VIDEO_PARTITIONS
 from clipfarm_dagster.stages import Stage
 
+UNFINISHED_RUN_STATUSES = tuple(
+    status
+    for status in dg.DagsterRunStatus
+    if status not in (dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED)
+)
+"""Statuses of the runs that have yet to end: created, queued, starting, at work, or being cancelled."""
+
 
 def videos_in_flight(instance: dg.DagsterInstance) -> dict[Stage, set[str]]:
-    """Ids by stage that queued, starting or running runs have: by id list, partition or partition range."""
-    runs = instance.get_runs(dg.RunsFilter(statuses=IN_PROGRESS_RUN_STATUSES))
+    """Ids by stage that unfinished runs have: by id list, partition or partition range."""
+    runs = instance.get_runs(dg.RunsFilter(statuses=UNFINISHED_RUN_STATUSES))
     found: dict[Stage, set[str]] = {stage: set() for stage in Stage}
     partitions: Sequence[str] | None = None
     for run in runs:
@@ -44,23 +51,43 @@ def videos_in_flight(instance: dg.DagsterInstance) -> dict[Stage, set[str]]:
 
 
 def fail_dead_runs(instance: dg.DagsterInstance) -> list[str]:
-    """Mark as failed the started runs whose process was killed, so that their videos are not in flight for
-    ever; returns their ids.
+    """Mark as failed the runs that nobody will end, so that their videos are not in flight for ever; returns
+    their ids.
 
-    Dagster does so itself only for processes whose parent lives on: not after a restart of the machine or of
-    `clipfarm dev`, nor for `clipfarm sync`. Only an instance in SQLite files is looked at, since its runs are
-    all of this machine.
+    These are started runs whose process was killed, and runs that were created or launched and have not
+    started for longer than the instance's `run_monitoring.start_timeout_seconds`. A queued run waits for the
+    daemon, however long.
+
+    Dagster does so itself only where its daemon runs, and only for processes whose parent lives on: not after
+    a restart of the machine or of `clipfarm dev`, nor for `clipfarm sync`. Only an instance in SQLite files
+    is looked at, since its runs are all of this machine.
     """
     if not isinstance(instance.run_storage, SqliteRunStorage):
         return []
     dead = []
-    started = dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING])
-    for run in instance.get_runs(started):
-        process = _process(instance, run.run_id)
-        if process is not None and not _is_running(*process):
-            instance.report_run_failed(run, f"The run's process {process[0]} is gone: it was killed.")
-            dead.append(run.run_id)
+    for record in instance.get_run_records(dg.RunsFilter(statuses=_JUDGED)):
+        if cause := _cause_of_death(instance, record):
+            instance.report_run_failed(record.dagster_run, cause)
+            dead.append(record.dagster_run.run_id)
     return dead
+
+
+_NOT_YET_STARTED = (dg.DagsterRunStatus.NOT_STARTED, dg.DagsterRunStatus.STARTING)
+_JUDGED = (*_NOT_YET_STARTED, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING)
+
+
+def _cause_of_death(instance: dg.DagsterInstance, record: dg.RunRecord) -> str | None:
+    """Why nobody will end a run; None where somebody may."""
+    run = record.dagster_run
+    if run.status in _NOT_YET_STARTED:
+        seconds = instance.run_monitoring_start_timeout_seconds
+        if datetime.now(UTC) - record.update_timestamp <= timedelta(seconds=seconds):
+            return None
+        return f"The run has not started within {seconds} seconds: whoever launched it is gone."
+    process = _process(instance, run.run_id)
+    if process is None or _is_running(*process):
+        return None
+    return f"The run's process {process[0]} is gone: it was killed."
 
 
 def _process(instance: dg.DagsterInstance, run_id: str) -> tuple[int, float] | None:

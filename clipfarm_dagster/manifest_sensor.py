@@ -11,14 +11,13 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import dagster as dg
-from dagster._core.storage.dagster_run import IN_PROGRESS_RUN_STATUSES
 
 from clipfarm_dagster.assets.fusion import FUSED_ASSET_KEY
 from clipfarm_dagster.assets.manifests import manifest_asset_key
 from clipfarm_dagster.corpus import Corpus
 from clipfarm_dagster.cursor import Cursor
 from clipfarm_dagster.errors import ClipFarmError
-from clipfarm_dagster.in_flight import videos_in_flight
+from clipfarm_dagster.in_flight import UNFINISHED_RUN_STATUSES, fail_dead_runs, videos_in_flight
 from clipfarm_dagster.ledger.schema import timestamp
 from clipfarm_dagster.manifests.strategies import STRATEGIES
 from clipfarm_dagster.resources.object_store import ObjectStoreResource
@@ -141,13 +140,15 @@ def manifest_sensor(
     context: dg.SensorEvaluationContext, object_store: ObjectStoreResource, stage_state: StageStateResource
 ) -> dg.SensorResult | dg.SkipReason:
     """One tick. A ledger or store that cannot be read changes nothing and is tried again."""
+    for run_id in fail_dead_runs(context.instance):
+        context.log.warning(f"run {run_id} was killed; what it left undone is work again")
     try:
         corpus = stage_state.corpus(object_store)
         decision = decide(
             Seen.from_cursor(context.cursor),
             corpus_versions(corpus),
             busy=any(videos_in_flight(context.instance).values()),
-            refreshing=_has_run(context.instance, IN_PROGRESS_RUN_STATUSES),
+            refreshing=_has_run(context.instance, UNFINISHED_RUN_STATUSES),
             failed=_last_run_failed(context.instance),
             now=datetime.now(UTC),
         )

@@ -8,7 +8,6 @@ import dagster as dg
 import pytest
 from dagster import DagsterRunStatus
 
-from clipfarm_dagster.definitions import build_definitions
 from clipfarm_dagster.jobs import embedding_job_name, id_list_run_config
 from clipfarm_dagster.manifest_sensor import (
     LONGEST_WAIT,
@@ -23,6 +22,7 @@ from clipfarm_dagster.resources.object_store import ObjectStoreResource
 from clipfarm_dagster.resources.stage_state import StageStateResource
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster_tests.manifests.corpora import embed, embed_all, open_corpus
+from clipfarm_dagster_tests.runs import create_run
 
 NOW = datetime(2026, 2, 1, tzinfo=UTC)
 IDS = ["a", "b"]
@@ -109,14 +109,9 @@ def _tick(corpus, instance, cursor):
         return [], context.cursor
 
 
-def _add_run(instance, job, status, **options):
-    definition = build_definitions().resolve_job_def(job)
-    return instance.create_run_for_job(definition, status=status, **options)
-
-
 def test_landed_embeddings_lead_to_one_run_once_they_rest(corpus, instance):
     embed_all(corpus, IDS)
-    run = _add_run(
+    run = create_run(
         instance,
         embedding_job_name(Stage.TEXT),
         DagsterRunStatus.STARTED,
@@ -153,11 +148,28 @@ def test_strategies_that_were_materialized_once_are_kept_fresh(corpus, instance)
     assert request.run_config["ops"]["fused_manifest"]["config"]["strategies"] == ["concat", "weighted"]
 
 
-def test_runs_of_manifests_are_not_launched_beside_each_other(corpus, instance):
+@pytest.mark.parametrize(
+    "status", [DagsterRunStatus.QUEUED, DagsterRunStatus.NOT_STARTED, DagsterRunStatus.STARTED]
+)
+def test_runs_of_manifests_are_not_launched_beside_each_other(corpus, instance, status):
     embed_all(corpus, IDS)
-    _add_run(instance, MANIFESTS_JOB.name, DagsterRunStatus.STARTED)
+    create_run(instance, MANIFESTS_JOB.name, status)
     cursor = None
-    for _ in range(3):
+    for _ in range(4):
+        requests, cursor = _tick(corpus, instance, cursor)
+        assert requests == []
+
+
+def test_queued_embeddings_are_waited_for(corpus, instance):
+    embed_all(corpus, IDS)
+    create_run(
+        instance,
+        embedding_job_name(Stage.TEXT),
+        DagsterRunStatus.QUEUED,
+        run_config=id_list_run_config(Stage.TEXT, ["c"]),
+    )
+    cursor = None
+    for _ in range(4):
         requests, cursor = _tick(corpus, instance, cursor)
         assert requests == []
 

@@ -26,6 +26,7 @@ from clipfarm_dagster.resources.stage_state import StageStateResource
 from clipfarm_dagster.sensors import Seen, chunks, embedding_sensor
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster_tests.raw import metadata_row, put_metadata, put_transcript, wav
+from clipfarm_dagster_tests.runs import create_run
 
 pytestmark = pytest.mark.parametrize("store", ["folder"], indirect=True)
 
@@ -49,6 +50,15 @@ class Daemon:
                 return list(result.run_requests or [])
             self.cursor, self.skip = context.cursor, result.skip_message
             return []
+
+    def create_runs(self, requests: list[Any], status: dg.DagsterRunStatus) -> list[dg.DagsterRun]:
+        """Runs of what was requested, that wait or are under way somewhere."""
+        return [
+            create_run(
+                self.instance, request.job_name, status, run_config=request.run_config, tags=request.tags
+            )
+            for request in requests
+        ]
 
     def run(self, requests: list[dg.RunRequest]) -> list[dg.ExecuteInProcessResult]:
         return [
@@ -244,6 +254,51 @@ def test_ids_of_a_run_in_flight_are_not_requested_again(corpus: Corpus, daemon: 
 
     daemon.instance.report_run_failed(run)
     assert requested(daemon.tick()) == {"text": ["a", "b"]}
+
+
+@pytest.mark.parametrize(
+    "status",
+    sorted(
+        set(dg.DagsterRunStatus)
+        - {dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED},
+        key=str,
+    ),
+)
+def test_ids_are_asked_for_once_while_their_run_is_unfinished_and_again_when_it_is_cancelled(
+    corpus: Corpus, daemon: Daemon, status: dg.DagsterRunStatus
+):
+    put_texts(corpus, "a", "b")
+    runs = daemon.create_runs(daemon.tick(), status)
+    for _ in range(3):
+        assert requested(daemon.tick()) == {}
+    put_texts(corpus, "a", "b", "c")
+    runs += daemon.create_runs(requests := daemon.tick(), status)
+    assert requested(requests) == {"text": ["c"]}
+    assert requested(daemon.tick()) == {}
+
+    for run in runs:
+        daemon.instance.report_run_canceled(run)
+    assert requested(daemon.tick()) == {"text": ["a", "b", "c"]}
+
+
+def test_a_run_whose_launch_died_gives_its_videos_back_and_a_queued_one_waits(corpus: Corpus, tmp_path: Path):
+    put_texts(corpus, "not-started", "queued", "starting")
+    statuses = {
+        "not-started": dg.DagsterRunStatus.NOT_STARTED,
+        "queued": dg.DagsterRunStatus.QUEUED,
+        "starting": dg.DagsterRunStatus.STARTING,
+    }
+    overrides = {"run_monitoring": {"enabled": True, "start_timeout_seconds": 1}}
+    with dg.instance_for_test(overrides, temp_dir=str(tmp_path)) as instance:
+        daemon = Daemon(instance)
+        for video_id, status in statuses.items():
+            run_config = id_list_run_config(Stage.TEXT, [video_id])
+            create_run(instance, embedding_job_name(Stage.TEXT), status, run_config=run_config)
+        assert daemon.tick() == []
+        time.sleep(2)  # the database's timestamps count whole seconds
+
+        assert requested(daemon.tick()) == {"text": ["not-started", "starting"]}
+        assert instance.get_runs_count(dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE])) == 2
 
 
 def test_a_backfill_in_flight_keeps_its_range(corpus: Corpus, daemon: Daemon):

@@ -76,7 +76,6 @@ def sync_corpus(
     """
     from clipfarm_dagster.definitions import build_definitions
     from clipfarm_dagster.in_flight import fail_dead_runs, videos_in_flight
-    from clipfarm_dagster.jobs import embedding_job_name, id_list_run_config, id_list_run_tags
     from clipfarm_dagster.partitions import VIDEO_PARTITIONS
     from clipfarm_dagster.sensors import announce_restored
 
@@ -88,36 +87,24 @@ def sync_corpus(
         instance.add_dynamic_partitions(VIDEO_PARTITIONS.name or "", new)
     fail_dead_runs(instance)
     answer: dict[str, dict[str, Any]] = {}
+    left: Counter[Stage] = Counter()
     with progress_bars(quiet) as bars:
         listener = Listener(bars)
         definitions = build_definitions({"progress": listener})
         for stage in stages:
             started = time.monotonic()
             with corpus.ledger(stage) as ledger:
-                plan = corpus.plan(stage, latest, ledger, in_flight=videos_in_flight(instance)[stage])
+                theirs = videos_in_flight(instance)[stage]
+                left[stage] += len(theirs)
+                plan = corpus.plan(stage, latest, ledger, in_flight=theirs)
                 if plan.work.num_rows:  # a model that cannot be had is told before anything is written
                     stage_checkpoint(stage, corpus.settings).download()
                 restored = corpus.record_settled(ledger, plan)
                 corpus.push_snapshot(ledger)
             announce_restored(instance, corpus, stage, restored)
-            ids = plan.work["video_id"].to_pylist()
-            if ids:
-                listener.start(stage, len(ids))
-            for start in range(0, len(ids), corpus.settings.run_size):
-                # the sensor may have taken some meanwhile; what it has finished costs no model call
-                theirs = videos_in_flight(instance)[stage]
-                planned = ids[start : start + corpus.settings.run_size]
-                chunk = [video_id for video_id in planned if video_id not in theirs]
-                listener.start(stage, len(chunk) - len(planned))
-                if not chunk:
-                    continue
-                result = definitions.resolve_job_def(embedding_job_name(stage)).execute_in_process(
-                    instance=instance,
-                    run_config=quiet_run_config(id_list_run_config(stage, chunk)),
-                    tags=id_list_run_tags(stage, chunk),
-                    raise_on_error=False,
-                )
-                check_result(result)
+            left[stage] += _embed(
+                corpus, instance, definitions, stage, plan.work["video_id"].to_pylist(), listener
+            )
             counts = listener.finished[stage]
             model_calls = counts.pop("model_calls", 0)
             if plan.missing.num_rows:
@@ -127,7 +114,46 @@ def sync_corpus(
                 "model_calls": model_calls,
                 "seconds": round(time.monotonic() - started, 3),
             }
+    if some := ", ".join(f"{count:,} {stage}" for stage, count in left.items() if count):
+        print(
+            f"clipfarm: left to other runs: {some}; `clipfarm dev` shows them, and starts those in its queue",
+            file=sys.stderr,
+        )
     return answer
+
+
+def _embed(
+    corpus: Corpus,
+    instance: dg.DagsterInstance,
+    definitions: dg.Definitions,
+    stage: Stage,
+    video_ids: list[str],
+    listener: Listener,
+) -> int:
+    """Embed some videos in runs of this process; returns how many were left to other runs."""
+    from clipfarm_dagster.in_flight import videos_in_flight
+    from clipfarm_dagster.jobs import embedding_job_name, id_list_run_config, id_list_run_tags
+
+    left = 0
+    if video_ids:
+        listener.start(stage, len(video_ids))
+    for start in range(0, len(video_ids), corpus.settings.run_size):
+        # the sensor may have taken some meanwhile; what it has finished costs no model call
+        theirs = videos_in_flight(instance)[stage]
+        planned = video_ids[start : start + corpus.settings.run_size]
+        chunk = [video_id for video_id in planned if video_id not in theirs]
+        listener.start(stage, len(chunk) - len(planned))
+        left += len(planned) - len(chunk)
+        if not chunk:
+            continue
+        result = definitions.resolve_job_def(embedding_job_name(stage)).execute_in_process(
+            instance=instance,
+            run_config=quiet_run_config(id_list_run_config(stage, chunk)),
+            tags=id_list_run_tags(stage, chunk),
+            raise_on_error=False,
+        )
+        check_result(result)
+    return left
 
 
 def quiet_run_config(run_config: Mapping[str, Any]) -> dict[str, Any]:

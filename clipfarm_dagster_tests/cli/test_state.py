@@ -21,6 +21,7 @@ from clipfarm_dagster.ledger.schema import LedgerRow, Status
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster_tests.cli.conftest import Ended
 from clipfarm_dagster_tests.raw import metadata_row, put_metadata, put_transcript
+from clipfarm_dagster_tests.runs import create_run
 
 pytestmark = pytest.mark.parametrize("store", ["folder"], indirect=True)
 
@@ -75,6 +76,25 @@ def test_sync_leaves_alone_what_another_run_has_taken_meanwhile(
     assert sync_text(clipfarm) == (0, {"success": 2, "model_calls": 2})
     with corpus.ledger(Stage.TEXT) as ledger:
         assert ledger.rows("abc").keys() == {"a", "c"}
+
+
+@pytest.mark.parametrize("status", [dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.NOT_STARTED])
+def test_sync_leaves_alone_what_a_run_has_that_has_not_started(
+    corpus: Corpus, clipfarm: Command, status: dg.DagsterRunStatus
+):
+    put_texts(corpus, "a", "b")
+    with dg.DagsterInstance.get() as instance:
+        job, run_config = embedding_job_name(Stage.TEXT), id_list_run_config(Stage.TEXT, ["b"])
+        run = create_run(instance, job, status, run_config=run_config)
+
+        ended = clipfarm("sync", "--stage", "text", "--json")
+        assert (ended.code, ended.json["stages"]["text"]["success"]) == (0, 1)
+        assert "left to other runs: 1 text;" in ended.errors
+        with corpus.ledger(Stage.TEXT) as ledger:
+            assert ledger.rows("ab").keys() == {"a"}
+
+        instance.report_run_canceled(run)
+    assert sync_text(clipfarm) == (0, {"success": 1, "model_calls": 1})
 
 
 def test_a_sync_waits_for_another(corpus: Corpus, clipfarm: Command):
