@@ -21,7 +21,7 @@ from clipfarm_dagster.sensors import embedding_sensor
 
 def build_definitions(resource_overrides: Mapping[str, Any] | None = None) -> dg.Definitions:
     """All definitions; `resource_overrides` replace resources by name (`object_store`, `stage_state`,
-    `encoders`, `progress`). Nothing is read, connected to or loaded."""
+    `encoders`, `progress`, `io_manager`). Nothing is read, connected to or loaded."""
     return dg.Definitions(
         assets=[*RAW_ASSETS, *EMBEDDING_ASSETS, *MANIFEST_ASSETS, FUSED_ASSET],
         jobs=[*EMBEDDING_JOBS, MANIFESTS_JOB, CHECKS_JOB],
@@ -32,6 +32,8 @@ def build_definitions(resource_overrides: Mapping[str, Any] | None = None) -> dg
             "stage_state": StageStateResource(),
             "encoders": EncodersResource(),
             "progress": silent,
+            # nothing is handed on by it; Dagster's own default writes to a folder that a run may name
+            "io_manager": dg.mem_io_manager,
             **(resource_overrides or {}),
         },
         # a run is one step with worker processes of its own; a second process for the step only costs time

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import dagster as dg
+import pytest
 
 from clipfarm_dagster.definitions import build_definitions, defs
+from clipfarm_dagster.jobs import embedding_job_name
 from clipfarm_dagster.partitions import VIDEO_PARTITIONS
 from clipfarm_dagster.resources.object_store import ObjectStoreResource
+from clipfarm_dagster.resources.stage_state import StageStateResource
 from clipfarm_dagster.stages import Stage
 
 INERT = """
@@ -63,3 +67,44 @@ def test_resources_can_be_replaced(tmp_path):
     store = ObjectStoreResource(url=str(tmp_path))
 
     assert build_definitions({"object_store": store}).resources["object_store"] is store
+
+
+@pytest.mark.parametrize(
+    ("resource", "field"),
+    [
+        ("object_store", "url"),
+        ("object_store", "prefix"),
+        ("stage_state", "home"),
+        ("stage_state", "state_url"),
+    ],
+)
+def test_no_run_chooses_where_it_writes(
+    resource: str, field: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CLIPFARM_HOME", str(tmp_path / "home"))
+    job = defs.resolve_job_def(embedding_job_name(Stage.TEXT))
+    elsewhere = tmp_path / "elsewhere"
+    run_config = {
+        "ops": {"embed_text": {"config": {"video_ids": ["one"]}}},
+        "resources": {resource: {"config": {field: str(elsewhere)}}},
+    }
+
+    with pytest.raises(dg.DagsterInvalidConfigError, match=f'unexpected config entry "{field}"'):
+        job.execute_in_process(run_config=run_config)
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_resource_of_any_job_takes_a_path_or_address_from_a_run(tmp_path: Path) -> None:
+    given = {
+        "object_store": ObjectStoreResource(url=str(tmp_path), prefix="p"),
+        "stage_state": StageStateResource(home=str(tmp_path), state_url=""),
+    }
+    fields = set()
+    for definitions in (defs, build_definitions(given)):
+        for job in definitions.resolve_all_job_defs():
+            for name, resource in job.resource_defs.items():
+                config_type = resource.config_schema.config_type
+                fields |= {(name, field) for field in getattr(config_type, "fields", {})}
+
+    assert fields == {("object_store", "give_up_seconds"), ("encoders", "device")}

@@ -18,11 +18,14 @@ if TYPE_CHECKING:
 class ObjectStoreResource(dg.ConfigurableResource[ObjectStore]):
     """Where clips and embeddings lie. Nothing is read or connected to before a method is called."""
 
-    url: str | None = Field(
-        default=None, description="`s3://bucket` or a folder; by default the setting CLIPFARM_STORE_URL."
+    # Dependencies, not config: config could be overridden by whoever launches a run.
+    url: dg.ResourceDependency[str | None] = Field(
+        default=None,  # type: ignore[arg-type]
+        description="`s3://bucket` or a folder; by default the setting CLIPFARM_STORE_URL.",
     )
-    prefix: str | None = Field(
-        default=None, description="First part of every key; by default the setting CLIPFARM_PREFIX."
+    prefix: dg.ResourceDependency[str | None] = Field(
+        default=None,  # type: ignore[arg-type]
+        description="First part of every key; by default the setting CLIPFARM_PREFIX.",
     )
     give_up_seconds: float = Field(
         default=60.0, gt=0, description="A store that stays away this long is given up."
@@ -42,7 +45,7 @@ class ObjectStoreResource(dg.ConfigurableResource[ObjectStore]):
             SettingsError: the URL is unusable, or `s3` is no S3Resource.
             StoreError: the folder cannot be created.
         """
-        url = load_settings(store_url=self.url).store_url
+        url = load_settings(store_url=told(self.url)).store_url
         return ObjectStore.open(url, s3=_options(self.s3, self.give_up_seconds))
 
     def store_keys(self) -> Keys:
@@ -51,7 +54,12 @@ class ObjectStoreResource(dg.ConfigurableResource[ObjectStore]):
         Raises:
             SettingsError: the prefix is unusable.
         """
-        return load_settings(prefix=self.prefix).keys
+        return load_settings(prefix=told(self.prefix)).keys
+
+
+def told(value: str | None) -> str | None:
+    """The text itself; that of an environment variable where it was given as `dagster.EnvVar`."""
+    return value.get_value() if isinstance(value, dg.EnvVar) else value
 
 
 def _options(s3: "S3Resource | None", give_up_seconds: float) -> S3Options:

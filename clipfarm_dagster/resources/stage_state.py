@@ -4,18 +4,20 @@ import dagster as dg
 from pydantic import Field
 
 from clipfarm_dagster.corpus import Corpus
-from clipfarm_dagster.resources.object_store import ObjectStoreResource
+from clipfarm_dagster.resources.object_store import ObjectStoreResource, told
 from clipfarm_dagster.settings import load_settings
 
 
 class StageStateResource(dg.ConfigurableResource["StageStateResource"]):
     """Which ledgers tell what is done. Nothing is opened before a method is called."""
 
-    home: str | None = Field(
-        default=None, description="Folder of local state; by default the setting CLIPFARM_HOME."
+    # Dependencies, not config: config could be overridden by whoever launches a run.
+    home: dg.ResourceDependency[str | None] = Field(
+        default=None,  # type: ignore[arg-type]
+        description="Folder of local state; by default the setting CLIPFARM_HOME.",
     )
-    state_url: str | None = Field(
-        default=None,
+    state_url: dg.ResourceDependency[str | None] = Field(
+        default=None,  # type: ignore[arg-type]
         description="`postgresql://…` for a shared ledger; by default the setting CLIPFARM_STATE_URL, and"
         " where that is empty SQLite files in the home folder.",
     )
@@ -29,6 +31,9 @@ class StageStateResource(dg.ConfigurableResource["StageStateResource"]):
         """
         store = object_store.open()
         settings = load_settings(
-            home=self.home, state_url=self.state_url, store_url=object_store.url, prefix=object_store.prefix
+            home=told(self.home),
+            state_url=told(self.state_url),
+            store_url=told(object_store.url),
+            prefix=told(object_store.prefix),
         )
         return Corpus(settings, store)

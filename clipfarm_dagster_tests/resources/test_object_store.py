@@ -46,6 +46,14 @@ def test_config_wins_over_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert not (tmp_path / "by-setting").exists()
 
 
+def test_environment_variables_are_read_at_run_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    resource = ObjectStoreResource(url=dg.EnvVar("URL_OF_THE_FARM"), prefix=dg.EnvVar("PREFIX_OF_THE_FARM"))
+    monkeypatch.setenv("URL_OF_THE_FARM", str(tmp_path / "by-variable"))
+    monkeypatch.setenv("PREFIX_OF_THE_FARM", "other")
+    assert _materialize(resource).success
+    assert (tmp_path / "by-variable" / "other" / "marker").is_file()
+
+
 @pytest.mark.parametrize("prefix", ["../up", "/abs", "a//b", "a/"])
 def test_dangerous_prefix(prefix: str) -> None:
     with pytest.raises(SettingsError, match="PREFIX"):
