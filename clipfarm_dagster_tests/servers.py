@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
+import json
 import os
 import signal
 import socket
@@ -14,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 START_SECONDS = 180
 STOP_SECONDS = 60
@@ -120,3 +123,24 @@ def _wait_until_served(server: Server, path: str) -> None:
         if server.process.poll() is not None or time.monotonic() > deadline:
             raise RuntimeError(f"nothing serves {server.url}{path}:\n{server.tail()}")
         time.sleep(0.2)
+
+
+def ask(
+    server: Server, method: str, target: str, headers: dict[str, str], body: str | None = None
+) -> tuple[int, http.client.HTTPMessage, str]:
+    """One request with exactly these headers, but for `Host` where none is given."""
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+    try:
+        connection.request(method, target, body, headers)
+        response = connection.getresponse()
+        return response.status, response.headers, response.read().decode(errors="replace")
+    finally:
+        connection.close()
+
+
+def graphql(server: Server, query: str, **headers: str) -> Any:
+    """What a GraphQL query says, asked as the UI asks."""
+    own = {"Content-Type": "application/json", **headers}
+    status, _, text = ask(server, "POST", "/graphql", own, json.dumps({"query": query}))
+    assert status == 200, text
+    return json.loads(text)["data"]

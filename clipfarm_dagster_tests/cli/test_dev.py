@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlencode
 
 import pytest
@@ -16,7 +14,7 @@ from websockets.sync.client import connect
 from websockets.typing import Origin, Subprotocol
 
 from clipfarm_dagster.partitions import VIDEO_PARTITIONS
-from clipfarm_dagster_tests.servers import Server, serving
+from clipfarm_dagster_tests.servers import Server, ask, graphql, serving
 
 HEALTH_SECONDS = 120
 PROXY = "clipfarm.example"
@@ -35,27 +33,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     home = tmp_path_factory.mktemp("home")
     with serving("dev", "/server_info", home, {"CLIPFARM_ALLOWED_HOSTS": PROXY}) as server:
         yield server
-
-
-def ask(
-    server: Server, method: str, target: str, headers: dict[str, str], body: str | None = None
-) -> tuple[int, http.client.HTTPMessage, str]:
-    """One request with exactly these headers, but for `Host` where none is given."""
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
-    try:
-        connection.request(method, target, body, headers)
-        response = connection.getresponse()
-        return response.status, response.headers, response.read().decode(errors="replace")
-    finally:
-        connection.close()
-
-
-def graphql(server: Server, query: str, **headers: str) -> Any:
-    """What a GraphQL query says, asked as the UI asks."""
-    own = {"Content-Type": "application/json", **headers}
-    status, _, text = ask(server, "POST", "/graphql", own, json.dumps({"query": query}))
-    assert status == 200, text
-    return json.loads(text)["data"]
 
 
 def partitions(server: Server) -> list[str]:
