@@ -29,7 +29,17 @@ class InvalidVideoIdError(ClipFarmError):
 
 
 class StoreError(ClipFarmError):
-    """The object store could not be read or written; names the store's URL and the key."""
+    """The object store could not be read or written; names the store's URL and the key.
+
+    Args:
+        message: what happened and what to do.
+        problem: only what happened.
+        code: S3's error code, where its answer had one.
+    """
+
+    def __init__(self, message: str, *, problem: str | None = None, code: str | None = None) -> None:
+        self.problem, self.code = problem or message, code
+        super().__init__(message)
 
 
 class StoreUnavailableError(StoreError):

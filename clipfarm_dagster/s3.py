@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from clipfarm_dagster.errors import SettingsError, StoreUnavailableError
+from clipfarm_dagster.listing import KEYS_AN_ANSWER, Page
 
 if TYPE_CHECKING:
+    from obstore.auth.boto3 import Boto3CredentialProvider
     from obstore.store import S3Store
 
-_SLOWEST_BYTES_PER_SECOND = 256 * 1024
-"""Below this an upload counts as stalled."""
+SLOWEST_BYTES_PER_SECOND = 256 * 1024
+"""Below this a transfer counts as stalled."""
+
+_AWS_DOMAINS = (".amazonaws.com", ".amazonaws.com.cn")
+_LARGEST_PART = 16 * 2**20
+"""More than one request of a multi-part upload, or one answer of a listing, has to carry."""
 
 
 @dataclass(frozen=True)
@@ -36,59 +42,84 @@ class S3Options:
     """Requests are retried with growing, jittered waits; a store that stays away is given up after this."""
 
 
-def s3_connector(bucket: str, options: S3Options) -> Callable[..., S3Store]:
-    """Look up endpoint, region and credentials as boto3 does; the answer opens a connection with them.
+class S3Connection:
+    """Endpoint, region and credentials of a bucket, looked up as boto3 does; nothing is asked for yet.
 
-    `upload_bytes` is what a single request may have to send.
+    Raises:
+        StoreUnavailableError: there are no credentials, or the AWS settings are unusable.
+        SettingsError: the endpoint's URL holds credentials.
     """
-    import boto3
-    from botocore.exceptions import BotoCoreError
-    from obstore.auth.boto3 import Boto3CredentialProvider
-    from obstore.store import S3Store
 
-    try:
-        session = boto3.session.Session(
-            aws_access_key_id=options.aws_access_key_id,
-            aws_secret_access_key=options.aws_secret_access_key,
-            aws_session_token=options.aws_session_token,
-            region_name=options.region_name or os.environ.get("AWS_REGION"),
-            profile_name=options.profile_name,
+    def __init__(self, bucket: str, options: S3Options) -> None:
+        import boto3
+        from botocore import UNSIGNED
+        from botocore.config import Config
+        from botocore.exceptions import BotoCoreError
+
+        self._bucket, self._options = bucket, options
+        self._signed = not options.use_unsigned_session
+        seconds = options.give_up_seconds
+        config = Config(
+            connect_timeout=min(5.0, seconds / 3),
+            read_timeout=seconds / 3,
+            retries={"total_max_attempts": 2, "mode": "standard"},
+            s3={"addressing_style": "auto"},
+            **({} if self._signed else {"signature_version": UNSIGNED}),
         )
-        client = session.client("s3", endpoint_url=options.endpoint_url).meta
-        signed = not options.use_unsigned_session
-        if signed and session.get_credentials() is None:
-            raise StoreUnavailableError(
-                f"s3://{bucket}: no credentials found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
-                "or AWS_PROFILE, or run where a role gives them"
+        try:
+            session = boto3.session.Session(
+                aws_access_key_id=options.aws_access_key_id,
+                aws_secret_access_key=options.aws_secret_access_key,
+                aws_session_token=options.aws_session_token,
+                region_name=options.region_name or os.environ.get("AWS_REGION"),
+                profile_name=options.profile_name,
             )
-        # boto3 renews credentials that expire at least 10 minutes before they do.
-        provider = Boto3CredentialProvider(session, ttl=timedelta(minutes=10)) if signed else None
-    except (BotoCoreError, ValueError) as error:
-        raise StoreUnavailableError(f"s3://{bucket}: the AWS settings are unusable: {error}") from None
+            make = partial(session.client, "s3", endpoint_url=options.endpoint_url, verify=options.verify)
+            client = make(config=config)
+            self._of_aws = (urlsplit(client.meta.endpoint_url).hostname or "").endswith(_AWS_DOMAINS)
+            if not self._of_aws:
+                client = make(config=config.merge(Config(s3={"addressing_style": "path"})))
+            if self._signed and session.get_credentials() is None:
+                raise StoreUnavailableError(
+                    f"s3://{bucket}: no credentials found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
+                    "or AWS_PROFILE, or run where a role gives them"
+                )
+        except (BotoCoreError, ValueError) as error:
+            raise StoreUnavailableError(f"s3://{bucket}: the AWS settings are unusable: {error}") from None
+        self._session, self._client = session, client
+        if urlsplit(client.meta.endpoint_url).username is not None:
+            raise SettingsError("the S3 endpoint's URL holds credentials; set AWS_ACCESS_KEY_ID instead")
 
-    endpoint = urlsplit(client.endpoint_url)
-    if endpoint.username is not None:
-        raise SettingsError("the S3 endpoint's URL holds credentials; set AWS_ACCESS_KEY_ID instead")
-    of_aws = (endpoint.hostname or "").endswith((".amazonaws.com", ".amazonaws.com.cn"))
-    ca_bundle = os.environ.get("AWS_CA_BUNDLE") if endpoint.scheme == "https" else None
-    seconds = options.give_up_seconds
+    def connect(self, upload_bytes: int = 0, *, reads: bool = False, seconds: float | None = None) -> S3Store:
+        """Open a connection of obstore's.
 
-    def connect(upload_bytes: int = 0) -> S3Store:
+        Args:
+            upload_bytes: what a single request may have to send.
+            reads: answers may be of any size, and whoever asks ends those that take too long.
+            seconds: instead of `S3Options.give_up_seconds`.
+        """
+        from obstore.store import S3Store
+
+        seconds = self._options.give_up_seconds if seconds is None else seconds
+        endpoint = urlsplit(self._client.meta.endpoint_url)
+        ca_bundle = os.environ.get("AWS_CA_BUNDLE") if endpoint.scheme == "https" else None
         # A stalled request is cut after a third of the time, and none is begun after two thirds.
-        stalled = timedelta(seconds=seconds / 3 + upload_bytes / _SLOWEST_BYTES_PER_SECOND)
+        stalled = timedelta(seconds=seconds / 3 + upload_bytes / SLOWEST_BYTES_PER_SECOND)
+        # One that comes byte by byte never stalls.
+        whole = timedelta(seconds=seconds + max(upload_bytes, _LARGEST_PART) / SLOWEST_BYTES_PER_SECOND)
         return S3Store(
-            bucket,
-            endpoint=None if of_aws else client.endpoint_url,
-            region=client.region_name,
-            virtual_hosted_style_request=of_aws,
-            skip_signature=not signed,
-            credential_provider=provider,
+            self._bucket,
+            endpoint=None if self._of_aws else self._client.meta.endpoint_url,
+            region=self._client.meta.region_name,
+            virtual_hosted_style_request=self._of_aws,
+            skip_signature=not self._signed,
+            credential_provider=self._credentials,
             client_options={
                 "allow_http": endpoint.scheme == "http",
-                "allow_invalid_certificates": options.verify is False,
+                "allow_invalid_certificates": self._options.verify is False,
                 "connect_timeout": timedelta(seconds=min(5.0, seconds / 3)),
                 "read_timeout": stalled,
-                "timeout": timedelta(hours=1),
+                "timeout": timedelta(days=1) if reads else whole,
                 **({"root_certificate": Path(ca_bundle).read_bytes()} if ca_bundle else {}),
             },
             retry_config={
@@ -98,4 +129,24 @@ def s3_connector(bucket: str, options: S3Options) -> Callable[..., S3Store]:
             },
         )
 
-    return connect
+    @cached_property
+    def _credentials(self) -> Boto3CredentialProvider | None:
+        from obstore.auth.boto3 import Boto3CredentialProvider
+
+        # boto3 renews credentials that expire at least 10 minutes before they do.
+        return Boto3CredentialProvider(self._session, ttl=timedelta(minutes=10)) if self._signed else None
+
+    def list_page(self, prefix: str, after: str | None, *, keys: int = KEYS_AN_ANSWER) -> Page:
+        """Objects whose keys begin with `prefix` and are greater than `after`, odd keys too.
+
+        Raises what botocore raises.
+        """
+        start = {} if after is None else {"StartAfter": after}
+        answer = self._client.list_objects_v2(Bucket=self._bucket, Prefix=prefix, MaxKeys=keys, **start)
+        found = answer.get("Contents", [])
+        return Page(
+            [entry["Key"] for entry in found],
+            [entry["ETag"] for entry in found],
+            [entry["Size"] for entry in found],
+            is_last=not answer["IsTruncated"],
+        )

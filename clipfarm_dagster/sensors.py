@@ -20,7 +20,6 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -55,7 +54,6 @@ CHEAP_LISTING_SECONDS = 0.25
 LISTING_SHARE = 0.01
 MAX_ASKED_FOR = 300
 """Missing objects of a stage that are asked for one by one; for more, one listing costs less."""
-ASKED_AT_ONCE = 16
 MAX_MISSING = 10_000
 MAX_RESTORED = 500
 """Videos of a stage that one tick records as missing, or as restored, which Dagster is told of one by one;
@@ -256,8 +254,8 @@ def _found(
 
         there = pc.is_in(pa.array(raw_keys), value_set=listing["key"]).to_pylist()
     else:
-        with ThreadPoolExecutor(ASKED_AT_ONCE) as pool:
-            there = [info is not None for info in pool.map(corpus.store.head, raw_keys)]
+        # one that is refused is looked for in a listing
+        there = [info is not None for info in corpus.store.head_each(raw_keys)]
     return [video_id for video_id, is_there in zip(missing, there, strict=True) if is_there]
 
 

@@ -127,6 +127,12 @@ class Settings(BaseSettings):
     item_timeout_seconds: float = Field(
         300.0, gt=0, description="Preparation of one item that takes longer is ended and fails."
     )
+    fetch_timeout_seconds: float = Field(
+        120.0,
+        gt=0,
+        description="Fetching one raw object that takes longer than this, and a second more for each 256 KiB,"
+        " is ended and fails.",
+    )
     max_object_bytes: int = Field(2**31, ge=1, description="Raw objects that are larger are refused.")
     max_pixels: int = Field(2**26, ge=1, description="Video frames of more pixels than this are refused.")
     max_frames: int = Field(2**20, ge=1, description="Videos of more frames than this are refused.")

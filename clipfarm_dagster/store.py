@@ -9,43 +9,45 @@ written within the same tick (some milliseconds) of the file system's clock.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from threading import get_ident
 from typing import TYPE_CHECKING
-from urllib.parse import unquote, urlsplit
 
+from clipfarm_dagster.backend import Backend, checked, folder_of, local_path
 from clipfarm_dagster.errors import (
     ObjectMissingError,
-    PreconditionFailedError,
-    SettingsError,
     StoreError,
     StoreUnavailableError,
 )
-from clipfarm_dagster.s3 import S3Options, s3_connector
+from clipfarm_dagster.fetching import as_they_come
+from clipfarm_dagster.listing import ETAG_WRAPPING, Skipped, list_bucket, list_folder, to_table
+from clipfarm_dagster.s3 import SLOWEST_BYTES_PER_SECOND, S3Options
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from obstore import ObjectMeta, PutMode
-    from obstore.store import LocalStore, S3Store
+
+__all__ = ["ObjectInfo", "ObjectStore", "S3Options", "StoredObject", "local_path"]
 
 CONCURRENCY = 32
-"""Requests that `get_many` and `put_many` keep under way by default."""
+"""Requests that many reads or writes keep under way by default."""
 
+FETCH_SECONDS = 120.0
+"""Most that an object may take by default, besides what its size needs; more than a store that is away is
+waited for."""
+
+_HEADS_AT_ONCE = 16
 _LISTED_AT_ONCE = 16
-_KEYS_AN_ANSWER = 1000
-"""The most that S3 gives."""
-
-_ETAG_WRAPPING = r'^(?:W/)?"|"$'
-_BAD_IN_KEY = re.compile(r"(?:^|/)\.{0,2}(?:/|$)|[\x00-\x1f\x7f]")
 _LOCK_NAME = ".lock#0"
 """Lock file of a folder. obstore never lists a name that ends in `#` and digits."""
 
@@ -68,7 +70,7 @@ class StoredObject:
     info: ObjectInfo
 
 
-class ObjectStore:
+class ObjectStore(Backend):
     """A bucket or a folder. Threads may share one; pickling takes the address along and connects anew.
 
     A child process must be spawned, not forked: in a fork of a process that has used a store, calls hang.
@@ -77,13 +79,6 @@ class ObjectStore:
     or has an empty, `.` or `..` segment or a control character. All raise StoreUnavailableError when the
     store as a whole cannot be used, and StoreError for other trouble with one key.
     """
-
-    def __init__(self, url: str, s3: S3Options | None = None) -> None:
-        bucket, root = _parse_url(url)
-        self.url = f"s3://{bucket}" if bucket else str(root)
-        """`s3://bucket` or the folder's absolute path; never holds credentials."""
-        self._bucket, self._root, self._s3 = bucket, root, s3 or S3Options()
-        self._bucket_seen = False
 
     @classmethod
     def open(cls, url: str, *, s3: S3Options | None = None) -> ObjectStore:
@@ -119,9 +114,36 @@ class ObjectStore:
 
         try:
             with self._errors_named(key):
-                return _info(obstore.head(self._backend, _checked(key)))
+                return _info(obstore.head(self._backend, checked(key)))
         except ObjectMissingError:
             return None
+
+    def head_each(
+        self, keys: Sequence[str], *, max_concurrency: int = _HEADS_AT_ONCE
+    ) -> list[ObjectInfo | StoreError | None]:
+        """What `head` says of many objects, in order; trouble with one key alone is given, not raised."""
+
+        def ask(key: str) -> ObjectInfo | StoreError | None:
+            try:
+                return self.head(key)
+            except StoreError as error:
+                return error
+
+        with ThreadPoolExecutor(max_concurrency, thread_name_prefix="clipfarm-head") as executor:
+            answers = list(executor.map(ask, keys))
+        for key, answer in zip(keys, answers, strict=True):
+            if isinstance(answer, StoreError):
+                self._check_own_trouble(key, answer)
+        return answers
+
+    def listed_etag(self, key: str) -> str | None:
+        """The object's current version as a listing tells it, which takes no right to read the object."""
+        if self._root is not None:
+            info = self.head(key)
+            return None if info is None else info.etag
+        with self._errors_named(key):
+            page = self._s3_connection.list_page(checked(key), None, keys=1)
+        return _etag(page.etags[0]) if list(page.keys) == [key] else None
 
     def get(self, key: str, *, max_bytes: int | None = None) -> StoredObject:
         """Read an object whole; one that is larger than `max_bytes` comes without its data.
@@ -132,7 +154,7 @@ class ObjectStore:
         import obstore
 
         with self._errors_named(key):
-            result = obstore.get(self._backend, _checked(key))
+            result = obstore.get(self._reading_backend, checked(key))
             info = _info(result.meta)
             if max_bytes is not None and info.size > max_bytes:
                 return StoredObject(b"", info)
@@ -167,6 +189,59 @@ class ObjectStore:
         finally:
             executor.shutdown(wait=False, cancel_futures=True)
 
+    def get_each(
+        self,
+        keys: Iterable[str],
+        *,
+        max_concurrency: int = CONCURRENCY,
+        max_bytes: int | None = None,
+        timeout_seconds: float = FETCH_SECONDS,
+        wake_seconds: float | None = None,
+    ) -> Generator[tuple[str, StoredObject | StoreError] | None]:
+        """Read many objects as `get` does, and give each as soon as it is there.
+
+        Trouble with one key alone is given, not raised: an object that is missing, that cannot be read while
+        others can, or that takes longer than `timeout_seconds` and what its size needs at
+        `SLOWEST_BYTES_PER_SECOND`. At most `max_concurrency` are under way or wait to be taken.
+        With `wake_seconds`, None is given whenever nothing has come for so long.
+        """
+        request = partial(self._fetch, max_bytes=max_bytes, timeout_seconds=timeout_seconds)
+        come = as_they_come(keys, request, max_concurrency=max_concurrency, wake_seconds=wake_seconds)
+        with closing(come) as answers:
+            for done in answers:
+                if done is None:
+                    yield None
+                    continue
+                key, future = done
+                answer: StoredObject | StoreError
+                try:
+                    with self._errors_named(key):
+                        answer = future.result()
+                except StoreError as error:
+                    self._check_own_trouble(key, error)
+                    answer = error
+                else:
+                    self._readable[folder_of(key)] = (key, len(answer.data))
+                yield key, answer
+
+    async def _fetch(self, key: str, *, max_bytes: int | None, timeout_seconds: float) -> StoredObject:
+        import obstore
+
+        began = asyncio.get_running_loop().time()
+        try:
+            async with asyncio.timeout_at(began + timeout_seconds) as limit:
+                result = await obstore.get_async(self._reading_backend, checked(key))
+                info = _info(result.meta)
+                if max_bytes is not None and info.size > max_bytes:
+                    return StoredObject(b"", info)
+                limit.reschedule(began + timeout_seconds + info.size / SLOWEST_BYTES_PER_SECOND)
+                return StoredObject(bytes(await result.bytes_async()), info)
+        except TimeoutError:
+            raise StoreError(
+                f"{self.url}: {key!r}: fetching it took longer than CLIPFARM_FETCH_TIMEOUT_SECONDS="
+                f"{timeout_seconds:g}, and a second for each {SLOWEST_BYTES_PER_SECOND // 1024} KiB of it"
+            ) from None
+
     def put(self, key: str, data: bytes) -> str:
         """Write an object and return its ETag. Readers see the old or the new content, each whole."""
         return self._put(key, data)
@@ -183,6 +258,24 @@ class ObjectStore:
             return list(executor.map(lambda item: self.put(*item), items))
         finally:
             executor.shutdown(wait=True, cancel_futures=True)
+
+    def put_each(
+        self, items: Sequence[tuple[str, bytes]], *, max_concurrency: int = CONCURRENCY
+    ) -> list[str | StoreError]:
+        """Write many objects as `put_many` does; trouble with one key alone is given, not raised."""
+
+        def put(item: tuple[str, bytes]) -> str | StoreError:
+            try:
+                return self.put(*item)
+            except StoreError as error:
+                return error
+
+        with ThreadPoolExecutor(max_concurrency, thread_name_prefix="clipfarm-put") as executor:
+            answers = list(executor.map(put, items))
+        for (key, data), answer in zip(items, answers, strict=True):
+            if isinstance(answer, StoreError):
+                self._check_own_trouble(key, answer, written=data)
+        return answers
 
     def put_if_unchanged(self, key: str, data: bytes, etag: str | None) -> str:
         """Write an object only if its current ETag is `etag` (None: only if there is no object).
@@ -215,7 +308,7 @@ class ObjectStore:
         partial = path.with_name(f".{path.name}.{os.getpid()}-{get_ident()}.partial")
         try:
             with self._errors_named(key):
-                result = obstore.get(self._backend, _checked(key))
+                result = obstore.get(self._reading_backend, checked(key))
                 chunks = iter(result.stream())
             with partial.open("wb") as file:
                 while True:
@@ -239,46 +332,29 @@ class ObjectStore:
         Returns a table of `key` (string), `etag` (string) and `size` (int64, bytes), in no special order,
         with no rows if nothing is there.
         """
-        import pyarrow as pa
-        import pyarrow.compute as pc
-
         folder = prefix.removesuffix("/")
-        if self._root is not None and not self._root.is_dir():
-            raise StoreUnavailableError(f"{self.url}: the folder is gone; mount it, or set another store")
-        # the objects of a folder do not come in the order of their keys
-        bounds = [None, *(sorted(set(split_at)) if self._root is None else ()), None]
+        if folder:
+            checked(folder)
+        if self._root is not None:
+            self._check_there(folder)
+            skipped = Skipped()
+            with self._errors_named(folder):
+                return to_table(list_folder(self._backend, self._root, folder, skipped), skipped)
+        bounds = [None, *sorted(set(split_at)), None]
         with ThreadPoolExecutor(_LISTED_AT_ONCE, thread_name_prefix="clipfarm-list") as executor:
-            parts = executor.map(partial(self._list_between, folder), bounds[:-1], bounds[1:])
-            batches = [batch for part in parts for batch in part]
-        schema = pa.schema({"key": pa.string(), "etag": pa.string(), "size": pa.int64()})
-        found = pa.Table.from_batches(
-            [batch.rename_columns(schema.names).cast(schema) for batch in batches], schema
-        )
-        etags = pc.replace_substring_regex(found["etag"], pattern=_ETAG_WRAPPING, replacement="")
-        return found.set_column(1, "etag", etags)
+            parts = list(executor.map(partial(self._list_between, folder), bounds[:-1], bounds[1:]))
+        skipped = Skipped()
+        for _, left_out in parts:
+            skipped.add(left_out)
+        return to_table([batch for batches, _ in parts for batch in batches], skipped)
 
-    def _list_between(self, folder: str, after: str | None, last: str | None) -> Sequence[pa.RecordBatch]:
-        """Path, ETag and size of the objects below `folder` with keys greater than `after`, up to `last`."""
-        import obstore
-        import pyarrow as pa
-        import pyarrow.compute as pc
-
-        batches = []
+    def _list_between(
+        self, folder: str, after: str | None, last: str | None
+    ) -> tuple[Sequence[pa.RecordBatch], Skipped]:
+        skipped = Skipped()
         with self._errors_named(folder):
-            listed = obstore.list(
-                self._backend,
-                folder and _checked(folder),
-                offset=after,
-                chunk_size=_KEYS_AN_ANSWER,
-                return_arrow=True,
-            )
-            for answer in listed:
-                batch = pa.record_batch(answer).select(["path", "e_tag", "size"])
-                beyond = last is not None and batch.num_rows > 0 and batch["path"][-1].as_py() > last
-                batches.append(batch.filter(pc.less_equal(batch["path"], last)) if beyond else batch)
-                if beyond:
-                    break
-        return batches
+            list_page = self._s3_connection.list_page
+            return list(list_bucket(self._backend, list_page, folder, after, last, skipped)), skipped
 
     def delete(self, key: str) -> None:
         """Remove an object; that there is none is no error."""
@@ -286,7 +362,7 @@ class ObjectStore:
 
         try:
             with self._errors_named(key):
-                obstore.delete(self._backend, _checked(key))
+                obstore.delete(self._backend, checked(key))
         except ObjectMissingError:
             return
 
@@ -294,7 +370,7 @@ class ObjectStore:
         import obstore
 
         with self._errors_named(key):
-            return _etag(obstore.put(self._backend, _checked(key), data)["e_tag"])
+            return _etag(obstore.put(self._backend, checked(key), data)["e_tag"])
 
     def _put_if_unchanged(self, key: str, data: bytes | Path, size: int, etag: str | None) -> str:
         import obstore
@@ -308,11 +384,11 @@ class ObjectStore:
         mode: PutMode = "create" if etag is None else {"e_tag": f'"{etag}"'}
         with self._errors_named(key):
             # A conditional upload is one request, so its time limit grows with its size.
-            backend = self._backend if self._root is not None else self._connect_s3(upload_bytes=size)
+            backend = self._backend if self._root is not None else self._s3_connection.connect(size)
             try:
-                return _etag(obstore.put(backend, _checked(key), data, mode=mode)["e_tag"])
+                return _etag(obstore.put(backend, checked(key), data, mode=mode)["e_tag"])
             except FileNotFoundError:
-                self._check_bucket(key)
+                self._check_there(key)
                 raise self._lost(key) from None
 
     @contextmanager
@@ -333,105 +409,13 @@ class ObjectStore:
         finally:
             lock.release()
 
-    def _lost(self, key: str) -> PreconditionFailedError:
-        return PreconditionFailedError(
-            f"{self.url}: {key!r} has been changed meanwhile; read it anew and retry"
-        )
-
-    @cached_property
-    def _backend(self) -> S3Store | LocalStore:
-        if self._root is None:
-            return self._connect_s3()
-        from obstore.store import LocalStore
-
-        return LocalStore(self._root)
-
-    @cached_property
-    def _connect_s3(self) -> Callable[..., S3Store]:
-        return s3_connector(self._bucket, self._s3)
-
-    def _check_bucket(self, key: str) -> None:
-        """After a 404, tell a missing object from a missing bucket, which HEAD does not."""
-        import obstore
-
-        if self._root is None and not self._bucket_seen:
-            next(obstore.list(self._backend, key, chunk_size=1), None)
-            self._bucket_seen = True
-
-    @contextmanager
-    def _errors_named(self, key: str) -> Iterator[None]:
-        """Turn obstore's errors into ours.
-
-        They are never chained: the body of an S3 error can hold a session token.
-        """
-        from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
-
-        try:
-            try:
-                yield
-            except FileNotFoundError:
-                self._check_bucket(key)
-                raise ObjectMissingError(self.url, key) from None
-        except (AlreadyExistsError, PreconditionError):
-            raise self._lost(key) from None
-        except (BaseError, OSError, ValueError) as error:
-            problem = f"{self.url}: {key!r}: {_summary(error)}"
-            if self._root is not None:
-                raise StoreError(problem) from None
-            raise StoreUnavailableError(
-                f"{problem}; check that the bucket exists, that endpoint (AWS_ENDPOINT_URL) and region "
-                "(AWS_REGION) are right and can be reached, and that the credentials (AWS_ACCESS_KEY_ID and "
-                "AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or a role) are right and may do this"
-            ) from None
-
-
-def local_path(url: str) -> Path | None:
-    """The absolute path that a path or `file:///…` URL names; None for a URL of anything else."""
-    if "://" not in url:
-        return Path(url).expanduser().absolute()
-    parts = urlsplit(url)
-    local = parts.scheme == "file" and parts.netloc in ("", "localhost") and parts.path
-    return Path(unquote(parts.path)).absolute() if local else None
-
-
-def _parse_url(url: str) -> tuple[str, Path | None]:
-    """A bucket's name and None, or "" and a folder."""
-    if not url:
-        raise SettingsError("the store's URL is empty; set CLIPFARM_STORE_URL to s3://bucket or a folder")
-    if path := local_path(url):
-        return "", path
-    parts = urlsplit(url)
-    plain = parts.path in ("", "/") and not parts.query and not parts.fragment
-    if parts.scheme == "s3" and plain and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]+", parts.netloc):
-        return parts.netloc, None
-    raise SettingsError(
-        f"the store's URL ({parts.scheme}://…) is neither s3://bucket nor a folder; a path below the bucket "
-        "is set by CLIPFARM_PREFIX, and credentials come the AWS way"
-    )
-
-
-def _checked(key: str) -> str:
-    if _BAD_IN_KEY.search(key) or len(key.encode()) > 1024:
-        raise StoreError(
-            f"the key {key!r} is refused: empty, absolute, too long, or with a forbidden segment"
-        )
-    return key
-
 
 def _etag(raw: str | None) -> str:
-    """The one form of an ETag: without quotes and weak mark. `ObjectStore.list` does the same in bulk."""
+    """The one form of an ETag: without quotes and weak mark. Listings do the same in bulk."""
     if raw is None:
         raise StoreError("the store gives no ETags, and ClipFarm cannot work without")
-    return re.sub(_ETAG_WRAPPING, "", raw)
+    return re.sub(ETAG_WRAPPING, "", raw)
 
 
 def _info(meta: ObjectMeta) -> ObjectInfo:
     return ObjectInfo(meta["path"], _etag(meta["e_tag"]), meta["size"], meta["last_modified"])
-
-
-def _summary(error: Exception) -> str:
-    """What an obstore error says in one line: without its debug part, and of S3's answer only the code."""
-    text, _, body = str(error).partition("\n\nDebug source")[0].partition("<?xml")
-    code = re.search(r"<Code>(\w+)</Code>", body)
-    line = " ".join(text.split()).rstrip(": ")
-    return f"{line} ({code[1]})" if code else line

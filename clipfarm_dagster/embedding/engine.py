@@ -2,17 +2,20 @@
 
 Threads fetch ahead, worker processes prepare (`preparation`), threads run the model (`inference`), one thread
 stores and records (`recorder`); the calling thread hands on from one to the next. Each item has its own
-outcome. A store or ledger that fails stops the run: nothing is recorded that did not happen.
+outcome, also where the store refuses one object alone. A store that fails as a whole, or a ledger, stops the
+run: nothing is recorded that did not happen.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import closing
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from clipfarm_dagster.catalog.hashing import source_hash
@@ -45,12 +48,13 @@ from clipfarm_dagster.errors import (
     ModelUnavailableError,
     ObjectMissingError,
     PreparationError,
+    StoreError,
 )
 from clipfarm_dagster.ledger.ledger import Ledger
-from clipfarm_dagster.ledger.schema import Status
+from clipfarm_dagster.ledger.schema import LedgerRow, Status
 from clipfarm_dagster.settings import Settings
 from clipfarm_dagster.stages import Stage
-from clipfarm_dagster.store import ObjectStore, StoredObject
+from clipfarm_dagster.store import FETCH_SECONDS, ObjectStore, StoredObject
 
 if TYPE_CHECKING:
     import numpy as np
@@ -61,6 +65,9 @@ RECORD_EVERY_ITEMS = 32
 RECORD_EVERY_SECONDS = 5.0
 """Finished items wait for no longer than this before they are stored and recorded. A crash repeats them, and
 those of the batch that is being recorded."""
+
+_WAKE_SECONDS = 1.0
+"""While nothing comes from the store, what is done is looked after so often."""
 
 _SMALL_OBJECTS_AHEAD = 32
 """Text is fetched further ahead than media, of which a few fill the memory."""
@@ -76,6 +83,7 @@ class EngineOptions:
     max_object_bytes: int
     retry: RetryPolicy
     max_prepare_bytes: int = 2**32
+    fetch_timeout_seconds: float = FETCH_SECONDS
     previews: bool = False
 
     @classmethod
@@ -87,6 +95,7 @@ class EngineOptions:
             max_object_bytes=settings.max_object_bytes,
             retry=RetryPolicy(settings.max_attempts, settings.retry_seconds),
             max_prepare_bytes=settings.max_prepare_bytes,
+            fetch_timeout_seconds=settings.fetch_timeout_seconds,
             previews=previews,
         )
 
@@ -153,6 +162,13 @@ def embed_items(
     return progress
 
 
+class _End:
+    """What comes after the last object."""
+
+
+_END = _End()
+
+
 @dataclass(frozen=True)
 class _Fetched:
     item: WorkItem
@@ -196,10 +212,12 @@ class _Run:
         if not candidates:
             return []
         raw_keys = [self.keys.raw(self.stage, item.video_id) for item, _ in candidates]
-        with self.progress.timed("fetch"), ThreadPoolExecutor(16) as pool:
-            infos = list(pool.map(self.store.head, raw_keys))
+        with self.progress.timed("fetch"):
+            infos = self.store.head_each(raw_keys)
         outcomes = []
         for (item, previous), info in zip(candidates, infos, strict=True):
+            if isinstance(info, StoreError):  # fetching it will tell more
+                continue
             etag = info.etag if info is not None else previous.raw_etag or ""
             unchanged = source_hash(item.metadata_hash, etag) == previous.vector_source_hash
             if unchanged and (info is not None or previous.status == Status.SUCCESS):
@@ -241,26 +259,34 @@ class _Run:
 
     def _feed(self, flow: _Flow, items: Sequence[WorkItem], ahead: int) -> None:
         by_key = {self.keys.raw(self.stage, item.video_id): item for item in items}
-        for key, answer in self._fetch(list(by_key), ahead):
-            item = by_key[key]
-            if isinstance(answer, ObjectMissingError):
-                row = missing_row(item, self.contract, datetime.now(UTC), raw_key=key)
-                self.recorder.add(Outcome(Kind.MISSING, row))
-            elif (fetched := self._look_at(item, answer)) is not None:
-                flow.add(fetched, answer.data)
-
-    def _fetch(
-        self, raw_keys: Sequence[str], ahead: int
-    ) -> Iterator[tuple[str, StoredObject | ObjectMissingError]]:
-        objects = self.store.get_many(
-            raw_keys, max_concurrency=ahead, max_bytes=self.options.max_object_bytes
+        objects = self.store.get_each(
+            list(by_key),
+            max_concurrency=ahead,
+            max_bytes=self.options.max_object_bytes,
+            timeout_seconds=self.options.fetch_timeout_seconds,
+            wake_seconds=min(_WAKE_SECONDS, RECORD_EVERY_SECONDS),
         )
-        while True:
-            with self.progress.timed("fetch"):
-                answer = next(objects, None)
-            if answer is None:
-                return
-            yield answer
+        with closing(objects):
+            while True:
+                with self.progress.timed("fetch"):
+                    came = next(objects, _END)
+                if isinstance(came, _End):
+                    return
+                if came is None:
+                    flow.go_on()
+                else:
+                    self._take_fetched(flow, by_key[came[0]], *came)
+
+    def _take_fetched(self, flow: _Flow, item: WorkItem, key: str, answer: StoredObject | StoreError) -> None:
+        if isinstance(answer, ObjectMissingError):
+            row = missing_row(item, self.contract, datetime.now(UTC), raw_key=key)
+            self.recorder.add(Outcome(Kind.MISSING, row))
+        elif isinstance(answer, StoreError):
+            etag = self.store.listed_etag(key) or ""
+            unread = _Fetched(item, "", etag, source_hash(item.metadata_hash, etag))
+            self.fail(unread, f"the raw object cannot be read, while others can: {answer.problem}")
+        elif (fetched := self._look_at(item, answer)) is not None:
+            flow.add(fetched, answer.data)
 
     def _look_at(self, item: WorkItem, stored: StoredObject) -> _Fetched | None:
         """What was fetched, or `None` if the item is settled by its bytes alone."""
@@ -304,10 +330,22 @@ class _Run:
             seconds=seconds,
             note=ready.prepared.note,
         )
-        self.recorder.add(Outcome(Kind.EMBEDDED, row, ready.prepared.preview), to_npy(vector))
+        self.recorder.add(
+            Outcome(Kind.EMBEDDED, row, ready.prepared.preview),
+            to_npy(vector),
+            if_refused=partial(self._refused, fetched),
+        )
 
     def fail(self, fetched: _Fetched, error: str, *, invalid: bool = False) -> None:
-        row = failure_row(
+        self.recorder.add(Outcome(Kind.FAILED, self._failure_row(fetched, error, invalid=invalid)))
+
+    def _refused(self, fetched: _Fetched, error: StoreError) -> Outcome:
+        """The outcome of an item whose vector the store does not take; what it holds now, nobody knows."""
+        row = self._failure_row(fetched, f"the vector cannot be stored, while others can: {error.problem}")
+        return Outcome(Kind.FAILED, replace(row, vector_source_hash=None, vector_contract_id=None))
+
+    def _failure_row(self, fetched: _Fetched, error: str, *, invalid: bool = False) -> LedgerRow:
+        return failure_row(
             fetched.item,
             self.contract,
             datetime.now(UTC),
@@ -317,7 +355,6 @@ class _Run:
             invalid=invalid,
             policy=self.options.retry,
         )
-        self.recorder.add(Outcome(Kind.FAILED, row))
 
 
 class _Flow:
@@ -339,6 +376,12 @@ class _Flow:
             or len(self._inferring) >= self._waiting_batches
         ):
             self._step()
+
+    def go_on(self) -> None:
+        """Go on with what is here while nothing new comes: what is finished is not kept waiting."""
+        self._step(timeout=0)
+        while self._groups and not self._preparing and len(self._inferring) < self._waiting_batches:
+            self._infer(self._groups.pop(next(iter(self._groups))))
 
     def drain(self) -> None:
         """Finish all items."""

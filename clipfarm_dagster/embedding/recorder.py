@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from clipfarm_dagster.embedding.outcomes import Outcome
 from clipfarm_dagster.embedding.run_progress import Progress
+from clipfarm_dagster.errors import StoreError
 from clipfarm_dagster.ledger.ledger import Ledger
 from clipfarm_dagster.store import ObjectStore
+
+_InHand = tuple[Outcome, bytes | None, Callable[[StoreError], Outcome] | None]
 
 
 class Recorder:
@@ -32,17 +35,24 @@ class Recorder:
     ) -> None:
         self._store, self._ledger, self._on_recorded, self._progress = store, ledger, on_recorded, progress
         self._every_items, self._every_seconds = every_items, every_seconds
-        self._hand: list[tuple[Outcome, bytes | None]] = []
+        self._hand: list[_InHand] = []
         self._since = time.monotonic()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="record")
         self._writing: deque[Future[None]] = deque()
         self._failed = False
 
-    def add(self, outcome: Outcome, npy: bytes | None = None) -> None:
-        """Take a finished item, with its vector's file where it has a new one."""
+    def add(
+        self,
+        outcome: Outcome,
+        npy: bytes | None = None,
+        *,
+        if_refused: Callable[[StoreError], Outcome] | None = None,
+    ) -> None:
+        """Take a finished item, with its vector's file where it has a new one, and what its outcome is if the
+        store does not take this file alone."""
         if not self._hand:
             self._since = time.monotonic()
-        self._hand.append((outcome, npy))
+        self._hand.append((outcome, npy, if_refused))
         self.write_if_due()
 
     def write_if_due(self) -> None:
@@ -66,7 +76,7 @@ class Recorder:
             self._writing.append(self._thread.submit(self._write, self._hand))
         self._hand = []
 
-    def _write(self, batch: Sequence[tuple[Outcome, bytes | None]]) -> None:
+    def _write(self, batch: Sequence[_InHand]) -> None:
         if self._failed:
             return
         try:
@@ -75,12 +85,13 @@ class Recorder:
             self._failed = True
             raise
 
-    def _write_in_order(self, batch: Sequence[tuple[Outcome, bytes | None]]) -> None:
-        vectors = [(o.row.artifact_key, npy) for o, npy in batch if npy is not None and o.row.artifact_key]
-        outcomes = [outcome for outcome, _ in batch]
+    def _write_in_order(self, batch: Sequence[_InHand]) -> None:
+        vectors = [(o.row.artifact_key, npy) for o, npy, _ in batch if npy is not None and o.row.artifact_key]
         with self._progress.timed("store"):
-            self._ledger.mark_overwriting([o.row.video_id for o, npy in batch if npy is not None])
-            self._store.put_many(vectors)
+            self._ledger.mark_overwriting([o.row.video_id for o, npy, _ in batch if npy is not None])
+            answers = self._store.put_each(vectors)
+        refused = {key: e for (key, _), e in zip(vectors, answers, strict=True) if isinstance(e, StoreError)}
+        outcomes = [_as_stored(*in_hand, refused) for in_hand in batch]
         with self._progress.timed("ledger"):
             self._ledger.record([outcome.row for outcome in outcomes])
         for outcome in outcomes:
@@ -88,3 +99,22 @@ class Recorder:
             self._progress.outcomes[status] = self._progress.outcomes.get(status, 0) + 1
         with self._progress.timed("report"):
             self._on_recorded(outcomes)
+
+
+def _as_stored(
+    outcome: Outcome,
+    npy: bytes | None,
+    if_refused: Callable[[StoreError], Outcome] | None,
+    refused: Mapping[str, StoreError],
+) -> Outcome:
+    """What became of an item once its vector was to be stored.
+
+    Raises:
+        StoreError: the store refused it, which `if_refused` has no answer to.
+    """
+    error = refused.get(outcome.row.artifact_key or "") if npy is not None else None
+    if error is None:
+        return outcome
+    if if_refused is None:
+        raise error
+    return if_refused(error)

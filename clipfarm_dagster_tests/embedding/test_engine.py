@@ -7,6 +7,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,8 +22,8 @@ from clipfarm_dagster.errors import ModelUnavailableError, StoreUnavailableError
 from clipfarm_dagster.ledger.schema import LedgerRow, Status
 from clipfarm_dagster.settings import load_settings
 from clipfarm_dagster.stages import Stage
-from clipfarm_dagster.store import StoredObject
-from clipfarm_dagster_tests.embedding.bench import KEYS, OPTIONS, Bench, transcripts
+from clipfarm_dagster.store import ObjectStore
+from clipfarm_dagster_tests.embedding.bench import KEYS, OPTIONS, Bench, bench, transcripts
 from clipfarm_dagster_tests.embedding.faults import (
     EATS_MEMORY,
     HANGS,
@@ -264,20 +265,29 @@ class TestIsolation:
 
 
 @dataclass
-class FailingPuts:
-    """What a store does whose network goes away after some uploads."""
+class GoesAway:
+    """The writes of a folder that is a file from some upload on, as where a disk fails."""
 
     after: int
-    put: Callable[[str, bytes], str]
+    store: ObjectStore
     done: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        self.put, self.root = self.store.put, Path(self.store.url)
+        self.away = self.root.with_name("away")
 
     def __call__(self, key: str, data: bytes) -> str:
         with self.lock:
             self.done += 1
-            if self.done > self.after:
-                raise StoreUnavailableError("the store went away")
+            if self.done > self.after and not self.away.exists():
+                self.root.rename(self.away)
+                self.root.touch()
         return self.put(key, data)
+
+    def come_back(self) -> None:
+        self.root.unlink()
+        self.away.rename(self.root)
 
 
 @pytest.fixture
@@ -294,47 +304,31 @@ def interrupted_after() -> Iterator[Callable[[float], None]]:
 
 
 class TestFaults:
-    def test_a_store_that_goes_away_ends_the_run_and_nothing_wrong_is_recorded(
-        self, text: Bench, monkeypatch: pytest.MonkeyPatch
+    def test_a_folder_that_goes_away_ends_the_run_and_nothing_wrong_is_recorded(
+        self, text_encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ):
         raw = transcripts(160)
-        text.put(raw)
-        puts = FailingPuts(80, text.store.put)
-        with monkeypatch.context() as broken:
-            broken.setattr(text.store, "put", puts)
-            with pytest.raises(StoreUnavailableError):
-                text.run(list(raw))
+        monkeypatch.setattr(text_encoder, "batch_size", 16)
+        with bench(text_encoder, ObjectStore.open(str(tmp_path / "store")), tmp_path) as text:
+            text.put(raw)
+            puts = GoesAway(80, text.store)
+            with monkeypatch.context() as broken:
+                broken.setattr(text.store, "put", puts)
+                with pytest.raises(StoreUnavailableError):
+                    text.run(list(raw))
+            puts.come_back()
 
-        rows = text.ledger.rows(raw)
-        assert 0 < len(rows) < 160
-        assert puts.done <= 3 * RECORD_EVERY_ITEMS, "the batches after the one that failed were tried"
-        assert {row.status for row in rows.values()} == {Status.SUCCESS}
-        assert all(text.vector(video_id).size == 768 for video_id in rows)
-        assert sorted(text.kinds()) == sorted(rows)
+            rows = text.ledger.rows(raw)
+            assert 0 < len(rows) < 160
+            assert puts.done <= 3 * RECORD_EVERY_ITEMS, "the batches after the one that failed were tried"
+            assert {row.status for row in rows.values()} == {Status.SUCCESS}
+            assert all(text.vector(video_id).size == 768 for video_id in rows)
+            assert sorted(text.kinds()) == sorted(rows)
 
-        text.recorded = []
-        progress = text.run(list(raw))
-        assert progress.outcomes == {"success": 160}
-        assert progress.model_calls == 160 - len(rows)
-
-    def test_a_store_that_cannot_be_read_ends_the_run(self, text: Bench, monkeypatch: pytest.MonkeyPatch):
-        raw = transcripts(100)
-        text.put(raw)
-        get = text.store.get
-
-        def fails_late(key: str, **options: Any) -> StoredObject:
-            if key.endswith("clip-090.json"):
-                raise StoreUnavailableError("the store went away")
-            return get(key, **options)
-
-        monkeypatch.setattr(text.store, "get", fails_late)
-        with pytest.raises(StoreUnavailableError):
-            text.run(list(raw))
-
-        rows = text.ledger.rows(raw)
-        assert {row.status for row in rows.values()} == {Status.SUCCESS}
-        assert sorted(text.kinds()) == sorted(rows)
-        assert "clip-095" not in rows
+            text.recorded = []
+            progress = text.run(list(raw))
+            assert progress.outcomes == {"success": 160}
+            assert progress.model_calls == 160 - len(rows)
 
     def test_an_interrupt_records_what_is_finished(self, text: Bench, monkeypatch: pytest.MonkeyPatch):
         raw = transcripts(100)

@@ -1,0 +1,64 @@
+"""Runs many requests at a time, and gives each answer as soon as it is there.
+
+Requests are coroutines in an event loop with a thread of its own, since a coroutine can be given up at once,
+which a thread that waits for a server cannot.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Generator, Iterable
+from concurrent.futures import Future
+from queue import Empty, SimpleQueue
+from threading import Thread
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def as_they_come(
+    keys: Iterable[str],
+    request: Callable[[str], Coroutine[Any, Any, T]],
+    *,
+    max_concurrency: int,
+    wake_seconds: float | None = None,
+) -> Generator[tuple[str, Future[T]] | None]:
+    """Request many keys; gives each with its done future, the fastest first.
+
+    Keys are taken as it goes: at most `max_concurrency` are under way or wait to be taken. Closing the
+    iterator ends what is under way. With `wake_seconds`, None is given whenever nothing has come for so long.
+    """
+    loop = asyncio.new_event_loop()
+    thread = Thread(target=loop.run_forever, name="clipfarm-fetch", daemon=True)
+    thread.start()
+    done: SimpleQueue[Future[T]] = SimpleQueue()
+    under_way: dict[Future[T], str] = {}
+
+    def take(most_left: int) -> Generator[tuple[str, Future[T]] | None]:
+        while len(under_way) > most_left:
+            try:
+                future = done.get(timeout=wake_seconds)
+            except Empty:
+                yield None
+            else:
+                yield under_way.pop(future), future
+
+    try:
+        for key in keys:
+            yield from take(max_concurrency - 1)
+            future = asyncio.run_coroutine_threadsafe(request(key), loop)
+            under_way[future] = key
+            future.add_done_callback(done.put)
+        yield from take(0)
+    finally:
+        asyncio.run_coroutine_threadsafe(_give_up_the_rest(), loop).result()
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+
+
+async def _give_up_the_rest() -> None:
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
