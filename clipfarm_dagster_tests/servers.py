@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,8 @@ from typing import Any
 
 START_SECONDS = 180
 STOP_SECONDS = 60
+_MARK = "STARTED_BY_THE_TESTS_ON_PORT"
+"""Variable by which the descendants of a server are known."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,6 @@ class Server:
 
     process: subprocess.Popen[bytes]
     port: int
-    home: Path
     log: Path
 
     @property
@@ -37,8 +38,8 @@ class Server:
         return f"http://127.0.0.1:{self.port}"
 
     def processes(self) -> list[int]:
-        """All processes that work with its home folder, its descendants wherever they may be."""
-        mark = f"CLIPFARM_HOME={self.home}".encode()
+        """The command and all that it started, wherever they may be."""
+        mark = f"{_MARK}={self.port}".encode()
         found = []
         for folder in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
@@ -94,20 +95,35 @@ def serving(command: str, path: str, home: Path, more: Mapping[str, str] | None 
 
     It may be stopped within the block; where it is not, it is at the end.
     """
+    port = free_port()
+    line = ["sh", "-c", 'trap "" INT; exec "$@"', "sh", *clipfarm(command), "--port", str(port)]
+    with running(line, port, path, home, more) as server:
+        yield server
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 at which nobody listens."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    log = home / f"{command}.log"
-    line = ["sh", "-c", 'trap "" INT; exec "$@"', "sh", *clipfarm(command), "--port", str(port)]
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextmanager
+def running(
+    line: Sequence[str], port: int, path: str, home: Path, more: Mapping[str, str] | None = None
+) -> Iterator[Server]:
+    """Any command that serves `path` on a port, stopped at the end of the block at the latest."""
+    log = home / f"server-{port}.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
             line,
-            env={**clean_environment(home), **(more or {})},
+            env={**clean_environment(home), **(more or {}), _MARK: str(port)},
             stdout=output,
             stderr=output,
             stdin=subprocess.DEVNULL,
         )
-    server = Server(process, port, home, log)
+    server = Server(process, port, log)
     try:
         _wait_until_served(server, path)
         yield server

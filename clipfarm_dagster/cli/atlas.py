@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
-import socket
-import sys
 from typing import Annotated
 
 import typer
@@ -31,24 +28,15 @@ def atlas(
     """Serve a map of the fused vectors on 127.0.0.1, with title, text and thumbnail, until interrupted."""
     if importlib.util.find_spec("embedding_atlas") is None:
         raise SettingsError("the viewer is not installed; run `pip install 'clipfarm-dagster[atlas]'`")
-    with socket.socket() as probe:
-        if probe.connect_ex(("127.0.0.1", port)) == 0:
-            raise SettingsError(f"port {port} is taken; choose another with --port")
-    import pyarrow.parquet as pq
-
     from clipfarm_dagster.manifests.atlas import atlas_table
+    from clipfarm_dagster.web.atlas import serve_atlas
+    from clipfarm_dagster.web.serving import check_port_is_free
 
+    check_port_is_free(port)
     corpus = Corpus.open(load_settings())
     console().print(f"Placing the vectors of {strategy!r}, and making thumbnails …")
     table = atlas_table(corpus, strategy, thumbnails=thumbnails)
     if not table.num_rows:
         raise SettingsError(f"the fused manifest {strategy!r} is empty; run `clipfarm status`")
-    path = corpus.settings.home / "cache" / f"atlas-{strategy}.parquet"
-    pq.write_table(table, path, compression="zstd")
     console().print(f"{table.num_rows:,} videos: http://127.0.0.1:{port}")
-    arguments = ["-m", "embedding_atlas.cli", str(path), "--x", "x", "--y", "y", "--text", "title"]
-    arguments += ["--image", "thumbnail", "--disable-projection", "--duckdb", "server", "--no-mcp"]
-    arguments += ["--host", "127.0.0.1", "--port", str(port), "--no-auto-port"]
-    # the viewer has all it needs; nothing is to be looked up on the hub
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    os.execve(sys.executable, [sys.executable, *arguments], environment)  # noqa: S606 - no shell is wanted
+    serve_atlas(table, f"{corpus.settings.home} {strategy}", port, corpus.settings.hosts())
