@@ -14,7 +14,7 @@ from typing import Any
 
 import dagster as dg
 
-from clipfarm_dagster.cli.sync import check_result, quiet_run_config
+from clipfarm_dagster.cli.in_process import run_in_process
 from clipfarm_dagster.corpus import Corpus
 from clipfarm_dagster.definitions import build_definitions
 from clipfarm_dagster.embedding.encoder import Encoder, Prepared
@@ -60,13 +60,12 @@ def main() -> None:
     definitions = build_definitions({"encoders": FaultyEncoders(log=sys.argv[1])})
     with dg.DagsterInstance.get() as instance:
         instance.add_dynamic_partitions(VIDEO_PARTITIONS.name or "", ids)
-        result = definitions.resolve_job_def(embedding_job_name(Stage.AUDIO)).execute_in_process(
-            instance=instance,
-            run_config=quiet_run_config(id_list_run_config(Stage.AUDIO, ids)),
-            tags=id_list_run_tags(Stage.AUDIO, ids),
-            raise_on_error=False,
+        run_in_process(
+            definitions.resolve_job_def(embedding_job_name(Stage.AUDIO)),
+            instance,
+            id_list_run_config(Stage.AUDIO, ids),
+            id_list_run_tags(Stage.AUDIO, ids),
         )
-        check_result(result)
 
 
 if __name__ == "__main__":

@@ -2,11 +2,26 @@
 
 
 def main() -> None:
-    """Entry point of the command `clipfarm`; `app.main` says what it does.
+    """Entry point of the command `clipfarm`; `app.run` says what it does and how it exits.
 
-    Imports nothing before it is called: worker processes import the script that started them, and with it
-    this module, but not what they have no use for.
+    Imports nothing large before it is called: worker processes import the script that started them, and with
+    it this module, but not what they have no use for.
     """
-    from clipfarm_dagster.cli import app
+    import sys
 
-    app.main()
+    from clipfarm_dagster.cli.interrupts import EXIT_CODE, first_interrupt_noted
+
+    with first_interrupt_noted() as noted:
+        try:
+            from clipfarm_dagster.cli import app
+
+            code = app.run(noted)
+        except KeyboardInterrupt:
+            code = EXIT_CODE
+        except Exception:
+            if not noted():  # a library may turn the interrupt that reaches it into an error of its own
+                raise
+            code = EXIT_CODE
+        if code == EXIT_CODE:
+            print("clipfarm: interrupted; what was finished is recorded", file=sys.stderr)
+        sys.exit(code)

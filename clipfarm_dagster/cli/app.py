@@ -6,6 +6,7 @@ import logging
 import sys
 import traceback
 import warnings
+from collections.abc import Callable
 
 import dagster as dg
 import typer
@@ -24,6 +25,7 @@ from clipfarm_dagster.cli import (
     sync,
     transfer,
 )
+from clipfarm_dagster.cli.interrupts import EXIT_CODE
 from clipfarm_dagster.errors import ClipFarmError
 
 app = typer.Typer(
@@ -46,28 +48,34 @@ demo.register(app)
 dev.register(app)
 
 
-def main() -> None:
-    """Entry point of the command `clipfarm`.
+def run(interrupted: Callable[[], bool]) -> int:
+    """Run the command that the process was started for; returns its exit code.
 
-    Exit code 0: all well; 1: items failed or bad; 2: the command could not do its work.
+    0: all well; 1: items failed or bad; 2: the command could not do its work; 130: it was interrupted, as
+    `interrupted` may be the only one to know.
     """
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
     # what of Dagster is beta is used knowingly, and its warnings would hide the command's own words
     warnings.filterwarnings("ignore", category=dg.BetaWarning)
     stderr = Console(stderr=True, highlight=False, markup=False)
     try:
-        sys.exit(app(standalone_mode=False))
-    except (ClipFarmError, OSError) as error:  # the latter: a folder that cannot be made, a full disk
+        return app(standalone_mode=False) or 0
+    except (typer.Abort, KeyboardInterrupt, dg.DagsterExecutionInterruptedError):
+        return EXIT_CODE
+    except Exception as error:
+        if interrupted():
+            return EXIT_CODE
+        return _tell(error, stderr)
+
+
+def _tell(error: Exception, stderr: Console) -> int:
+    """Say what went wrong; returns the exit code."""
+    if isinstance(error, (ClipFarmError, OSError)):  # the latter: a folder that cannot be made, a full disk
         stderr.print(f"clipfarm: {error}", soft_wrap=True)
-        sys.exit(2)
-    except typer.Abort:
-        stderr.print("clipfarm: interrupted; what was finished is recorded")
-        sys.exit(2)
-    except typer.TyperException as error:  # the command line itself is wrong
+    elif isinstance(error, typer.TyperException):  # the command line itself is wrong
         if message := error.format_message():  # there is none where the help was all that was wanted
             stderr.print(f"clipfarm: {message} (see --help)", soft_wrap=True)
-        sys.exit(2)
-    except Exception:
-        traceback.print_exc()
+    else:
+        traceback.print_exception(error)
         stderr.print("clipfarm: stopped by an error of its own, told above; please report it")
-        sys.exit(2)
+    return 2

@@ -10,9 +10,10 @@ from typing import Annotated, Any
 import dagster as dg
 import typer
 
+from clipfarm_dagster.cli.in_process import run_in_process
 from clipfarm_dagster.cli.manifests import make_manifests
 from clipfarm_dagster.cli.output import Json, console, dagster_instance, print_json, table
-from clipfarm_dagster.cli.sync import Listener, check_result, progress_bars, quiet_run_config
+from clipfarm_dagster.cli.sync import Listener, progress_bars
 from clipfarm_dagster.corpus import Corpus
 from clipfarm_dagster.embedding.loading import quiet_transformers
 from clipfarm_dagster.errors import SettingsError
@@ -148,14 +149,7 @@ def run_sensor_until_quiet(instance: dg.DagsterInstance, *, quiet: bool = False)
             for request in tick.run_requests:
                 listener.start(Stage(request.tags[STAGE_TAG]), int(request.tags[ITEMS_TAG]))
                 job = definitions.resolve_job_def(request.job_name or "")
-                check_result(
-                    job.execute_in_process(
-                        instance=instance,
-                        run_config=quiet_run_config(request.run_config),
-                        tags=request.tags,
-                        raise_on_error=False,
-                    )
-                )
+                run_in_process(job, instance, request.run_config, request.tags)
     return {stage: counts["model_calls"] for stage, counts in listener.finished.items()}
 
 

@@ -8,8 +8,8 @@ import dagster as dg
 import typer
 from rich.console import Console
 
+from clipfarm_dagster.cli.in_process import run_in_process
 from clipfarm_dagster.cli.output import Json, console, dagster_instance, print_json, table
-from clipfarm_dagster.cli.sync import check_result, quiet_run_config
 from clipfarm_dagster.corpus import Corpus
 from clipfarm_dagster.settings import load_settings
 
@@ -43,16 +43,8 @@ def make_manifests(corpus: Corpus, instance: dg.DagsterInstance) -> list[dict[st
     from clipfarm_dagster.definitions import build_definitions
     from clipfarm_dagster.manifest_sensor import MANIFESTS_JOB, manifests_run_config, strategies_in_use
 
-    result = (
-        build_definitions()
-        .resolve_job_def(MANIFESTS_JOB.name)
-        .execute_in_process(
-            instance=instance,
-            run_config=quiet_run_config(manifests_run_config(strategies_in_use(corpus))),
-            raise_on_error=False,
-        )
-    )
-    check_result(result)
+    job = build_definitions().resolve_job_def(MANIFESTS_JOB.name)
+    result = run_in_process(job, instance, manifests_run_config(strategies_in_use(corpus)))
     records = [event.metadata for event in _materializations(instance, result.run_id)]
     return [
         {

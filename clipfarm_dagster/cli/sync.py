@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
+from clipfarm_dagster.cli.in_process import run_in_process
 from clipfarm_dagster.cli.output import Json, Stages, console, dagster_instance, print_json, table
 from clipfarm_dagster.corpus import FAILED_STATUSES, Corpus
 from clipfarm_dagster.embedding.engine import Progress
 from clipfarm_dagster.embedding.loading import stage_checkpoint
-from clipfarm_dagster.errors import ClipFarmError
 from clipfarm_dagster.ledger.schema import Status
 from clipfarm_dagster.settings import load_settings
 from clipfarm_dagster.stages import Stage
@@ -146,45 +146,13 @@ def _embed(
         left += len(planned) - len(chunk)
         if not chunk:
             continue
-        result = definitions.resolve_job_def(embedding_job_name(stage)).execute_in_process(
-            instance=instance,
-            run_config=quiet_run_config(id_list_run_config(stage, chunk)),
-            tags=id_list_run_tags(stage, chunk),
-            raise_on_error=False,
+        run_in_process(
+            definitions.resolve_job_def(embedding_job_name(stage)),
+            instance,
+            id_list_run_config(stage, chunk),
+            id_list_run_tags(stage, chunk),
         )
-        check_result(result)
     return left
-
-
-def quiet_run_config(run_config: Mapping[str, Any]) -> dict[str, Any]:
-    """A run config whose run keeps its log off the terminal; Dagster's UI shows it."""
-    return {**run_config, "loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
-
-
-def check_result(result: dg.ExecuteInProcessResult) -> None:
-    """Raise unless the run did its work; failed items are in the ledger and are no concern here.
-
-    Raises:
-        ClipFarmError: the run failed as a whole.
-        typer.Abort: somebody interrupted it.
-    """
-    from clipfarm_dagster.assets.embeddings import FAILED_ITEMS_KEY
-
-    if result.success:
-        return
-    for event in result.all_node_events:
-        if event.is_step_failure:
-            data = event.step_failure_data
-            if data.user_failure_data is not None and FAILED_ITEMS_KEY in data.user_failure_data.metadata:
-                return
-            cause = data.error
-            while cause is not None and cause.cause is not None:
-                cause = cause.cause
-            if cause is not None and cause.cls_name == dg.DagsterExecutionInterruptedError.__name__:
-                raise typer.Abort
-            message = cause.message.strip() if cause is not None else "the step failed without an error"
-            raise ClipFarmError(f"run {result.run_id} failed: {message}")
-    raise ClipFarmError(f"run {result.run_id} failed; `clipfarm dev` shows its log")
 
 
 class Listener:

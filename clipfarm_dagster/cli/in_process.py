@@ -1,0 +1,90 @@
+"""Runs of Dagster jobs in the process of a command."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import dagster as dg
+import typer
+
+from clipfarm_dagster.cli.interrupts import interrupts_blocked
+from clipfarm_dagster.errors import ClipFarmError
+
+
+def run_in_process(
+    job: dg.JobDefinition,
+    instance: dg.DagsterInstance,
+    run_config: Mapping[str, Any],
+    tags: Mapping[str, str] | None = None,
+) -> dg.ExecuteInProcessResult:
+    """Run a job in this process, its log kept off the terminal; Dagster's UI shows it.
+
+    Failed items of a run are in the ledger, and are no concern here.
+
+    Raises:
+        ClipFarmError: the run failed as a whole.
+        typer.Abort: somebody interrupted it.
+    """
+    with _log_watchers_not_interrupted(instance):
+        result = job.execute_in_process(
+            instance=instance, run_config=quiet_run_config(run_config), tags=tags, raise_on_error=False
+        )
+    check_result(result)
+    return result
+
+
+@contextmanager
+def _log_watchers_not_interrupted(instance: dg.DagsterInstance) -> Iterator[None]:
+    """Keep Ctrl-C from the programs that Dagster starts to show what a run prints. They would each answer it
+    with a traceback; Dagster ends them itself, with the run."""
+    manager = instance.compute_log_manager
+    capture_logs = manager.capture_logs
+
+    @contextmanager
+    def capture(log_key: Sequence[str]) -> Iterator[Any]:
+        captured = capture_logs(log_key)
+        with interrupts_blocked():
+            context = captured.__enter__()
+        try:
+            yield context
+        finally:
+            captured.__exit__(None, None, None)
+
+    manager.capture_logs = capture  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del manager.capture_logs
+
+
+def quiet_run_config(run_config: Mapping[str, Any]) -> dict[str, Any]:
+    """A run config whose run keeps its log off the terminal; Dagster's UI shows it."""
+    return {**run_config, "loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+
+
+def check_result(result: dg.ExecuteInProcessResult) -> None:
+    """Raise unless the run did its work; failed items are in the ledger and are no concern here.
+
+    Raises:
+        ClipFarmError: the run failed as a whole.
+        typer.Abort: somebody interrupted it.
+    """
+    from clipfarm_dagster.assets.embeddings import FAILED_ITEMS_KEY
+
+    if result.success:
+        return
+    for event in result.all_node_events:
+        if event.is_step_failure:
+            data = event.step_failure_data
+            if data.user_failure_data is not None and FAILED_ITEMS_KEY in data.user_failure_data.metadata:
+                return
+            cause = data.error
+            while cause is not None and cause.cause is not None:
+                cause = cause.cause
+            if cause is not None and cause.cls_name == dg.DagsterExecutionInterruptedError.__name__:
+                raise typer.Abort
+            message = cause.message.strip() if cause is not None else "the step failed without an error"
+            raise ClipFarmError(f"run {result.run_id} failed: {message}")
+    raise ClipFarmError(f"run {result.run_id} failed; `clipfarm dev` shows its log")
