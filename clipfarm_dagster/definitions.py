@@ -10,6 +10,7 @@ from clipfarm_dagster.assets.fusion import FUSED_ASSET
 from clipfarm_dagster.assets.manifests import MANIFEST_ASSETS
 from clipfarm_dagster.assets.raw import RAW_ASSETS
 from clipfarm_dagster.checks import ASSET_CHECKS, CHECKS_JOB
+from clipfarm_dagster.executor import locking_in_process_executor
 from clipfarm_dagster.jobs import EMBEDDING_JOBS
 from clipfarm_dagster.manifest_sensor import MANIFESTS_JOB, manifest_sensor
 from clipfarm_dagster.progress import silent
@@ -37,7 +38,7 @@ def build_definitions(resource_overrides: Mapping[str, Any] | None = None) -> dg
             **(resource_overrides or {}),
         },
         # a run is one step with worker processes of its own; a second process for the step only costs time
-        executor=dg.in_process_executor,
+        executor=locking_in_process_executor,
     )
 
 

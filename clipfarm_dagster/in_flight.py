@@ -7,7 +7,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import dagster as dg
-from dagster._core.storage.runs import SqliteRunStorage
 from dagster._core.storage.tags import (
     ASSET_PARTITION_RANGE_END_TAG,
     ASSET_PARTITION_RANGE_START_TAG,
@@ -17,6 +16,7 @@ from dagster._core.storage.tags import (
 from clipfarm_dagster.assets.embeddings import embedding_asset_key
 from clipfarm_dagster.jobs import id_list
 from clipfarm_dagster.partitions import VIDEO_PARTITIONS
+from clipfarm_dagster.run_locks import freed_runs, has_lock, lock_folder
 from clipfarm_dagster.stages import Stage
 
 UNFINISHED_RUN_STATUSES = tuple(
@@ -54,17 +54,23 @@ def fail_dead_runs(instance: dg.DagsterInstance) -> list[str]:
     """Mark as failed the runs that nobody will end, so that their videos are not in flight for ever; returns
     their ids.
 
-    These are started runs whose process was killed, and runs that were created or launched and have not
-    started for longer than the instance's `run_monitoring.start_timeout_seconds`. A queued run waits for the
-    daemon, however long.
+    These are runs whose process has freed their lock without ending them, and runs that were created or
+    launched and have not started for longer than the instance's `run_monitoring.start_timeout_seconds`. A
+    queued run waits for the daemon, however long. A started run without a lock, of another executor or an
+    earlier version, is judged by its process id.
 
     Dagster does so itself only where its daemon runs, and only for processes whose parent lives on: not after
     a restart of the machine or of `clipfarm dev`, nor for `clipfarm sync`. Only an instance in SQLite files
     is looked at, since its runs are all of this machine.
     """
-    if not isinstance(instance.run_storage, SqliteRunStorage):
+    if lock_folder(instance) is None:
         return []
     dead = []
+    for run_id in freed_runs(instance):
+        run = instance.get_run_by_id(run_id)  # asked for now: it may have ended before its lock was freed
+        if run is not None and run.status in UNFINISHED_RUN_STATUSES:
+            instance.report_run_failed(run, "The run's process is gone: it was killed.")
+            dead.append(run_id)
     for record in instance.get_run_records(dg.RunsFilter(statuses=_JUDGED)):
         if cause := _cause_of_death(instance, record):
             instance.report_run_failed(record.dagster_run, cause)
@@ -79,6 +85,8 @@ _JUDGED = (*_NOT_YET_STARTED, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.C
 def _cause_of_death(instance: dg.DagsterInstance, record: dg.RunRecord) -> str | None:
     """Why nobody will end a run; None where somebody may."""
     run = record.dagster_run
+    if has_lock(instance, run.run_id):
+        return None
     if run.status in _NOT_YET_STARTED:
         seconds = instance.run_monitoring_start_timeout_seconds
         if datetime.now(UTC) - record.update_timestamp <= timedelta(seconds=seconds):

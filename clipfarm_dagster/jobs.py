@@ -13,6 +13,7 @@ from pydantic import Field
 
 from clipfarm_dagster.assets.embeddings import embed_videos
 from clipfarm_dagster.catalog.keys import check_video_id
+from clipfarm_dagster.executor import locking_in_process_executor
 from clipfarm_dagster.progress import ProgressListener
 from clipfarm_dagster.resources.encoders import EncodersResource
 from clipfarm_dagster.resources.object_store import ObjectStoreResource
@@ -58,7 +59,7 @@ def _embedding_job(stage: Stage) -> dg.JobDefinition:
         name=embedding_job_name(stage),
         description=f"Embeds the {stage} of the video_ids in the run's config.",
         tags={STAGE_TAG: str(stage)},
-        executor_def=dg.in_process_executor,
+        executor_def=locking_in_process_executor,
     )
     def job() -> None:
         embed()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -11,6 +12,7 @@ import typer
 
 from clipfarm_dagster.cli.interrupts import interrupts_blocked
 from clipfarm_dagster.errors import ClipFarmError
+from clipfarm_dagster.run_locks import lock_run, unlock_run
 
 
 def run_in_process(
@@ -27,10 +29,17 @@ def run_in_process(
         ClipFarmError: the run failed as a whole.
         typer.Abort: somebody interrupted it.
     """
+    run_id = str(uuid.uuid4())
+    lock_run(instance, run_id)
     with _log_watchers_not_interrupted(instance):
         result = job.execute_in_process(
-            instance=instance, run_config=quiet_run_config(run_config), tags=tags, raise_on_error=False
+            instance=instance,
+            run_config=quiet_run_config(run_config),
+            tags=tags,
+            run_id=run_id,
+            raise_on_error=False,
         )
+    unlock_run(instance, run_id)  # not where something was raised: the run may not have ended
     check_result(result)
     return result
 
