@@ -103,7 +103,7 @@ def list_bucket(
     `list_page` gives those whose keys begin with a prefix and are greater than a key, odd ones too.
     """
     import pyarrow as pa
-    from obstore.exceptions import InvalidPathError
+    from obstore.exceptions import GenericError, InvalidPathError
 
     while True:
         try:
@@ -115,10 +115,13 @@ def list_bucket(
                 if batch.num_rows:
                     after = batch["path"][-1].as_py()
             return
-        except InvalidPathError:
-            pass
+        except (InvalidPathError, GenericError) as error:
+            broken = error  # the latter also where the answer as a whole is no UTF-8
         while True:  # pages with odd keys, up to one from whose end obstore can go on
-            page = list_page(f"{folder}/" if folder else "", after)
+            try:
+                page = list_page(f"{folder}/" if folder else "", after)
+            except Exception:  # the store's trouble, then, of which obstore has told
+                raise broken from None
             usable = [_noted(key, last, skipped) for key in page.keys]
             columns = (page.keys, page.etags, page.sizes)
             arrays = [[value for value, use in zip(column, usable, strict=True) if use] for column in columns]

@@ -19,6 +19,7 @@ from clipfarm_dagster.catalog.hashing import source_hash_sql
 from clipfarm_dagster.catalog.keys import Keys
 from clipfarm_dagster.catalog.metadata import LatestRows
 from clipfarm_dagster.ledger.schema import Status, timestamp
+from clipfarm_dagster.listing import Skipped, skipped_keys
 from clipfarm_dagster.stages import Stage
 
 if TYPE_CHECKING:
@@ -96,6 +97,8 @@ class StagePlan:
     """The earliest retry that is not due yet."""
     orphaned: int
     """Ledger rows of videos that the metadata no longer has."""
+    skipped: Skipped
+    """Keys of the raw folder that are no objects ClipFarm can read."""
 
     @property
     def delta(self) -> int:
@@ -156,6 +159,7 @@ def plan_stage(
             missing_raw_object=counts.get(Rest.MISSING, 0) + counts.get(Rest.STILL_MISSING, 0),
             next_attempt_at=next_attempt_at,
             orphaned=counts.get(Rest.ORPHANED, 0),
+            skipped=Skipped() if listing is None else skipped_keys(listing),
         )
 
 

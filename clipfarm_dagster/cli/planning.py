@@ -53,6 +53,7 @@ def plan(stage: Stages = None, explain: Explain = None, as_json: Json = False) -
                         "delta": made.delta,
                         "missing_raw_object": made.missing_raw_object,
                         "reasons": made.reasons,
+                        "skipped_keys": asdict(made.skipped),
                     }
                     for name, made in plans.items()
                 },
@@ -66,6 +67,14 @@ def plan(stage: Stages = None, explain: Explain = None, as_json: Json = False) -
         out.print(f"{latest.refused_ids:,} refused for their video_id: {names}")
     if orphaned:
         out.print(f"{orphaned:,} embedded earlier and no longer in the CSV; their vectors are kept")
+    for name, made in plans.items():
+        if made.skipped.count:
+            keys = ", ".join(repr(key) for key in made.skipped.examples)
+            out.print(
+                f"{made.skipped.count:,} keys below {corpus.keys.raw_folder(name)} cannot be used and are"
+                f" skipped: {keys}",
+                soft_wrap=True,
+            )
     estimates = _estimates(corpus, plans)
     rows = [
         [

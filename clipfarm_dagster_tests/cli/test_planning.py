@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -41,8 +42,14 @@ def test_the_json_has_the_counts_and_nothing_else(corpus: Corpus, clipfarm: Comm
 
     ended = clipfarm("plan", "--json")
 
-    nothing_there = {"delta": 0, "missing_raw_object": 2, "reasons": {}}
-    text = {"delta": 1, "missing_raw_object": 1, "reasons": {"new": 1}}
+    none_skipped = {"count": 0, "examples": []}
+    nothing_there = {"delta": 0, "missing_raw_object": 2, "reasons": {}, "skipped_keys": none_skipped}
+    text = {
+        "delta": 1,
+        "missing_raw_object": 1,
+        "reasons": {"new": 1},
+        "skipped_keys": none_skipped,
+    }
     assert ended.json == {
         "videos": 2,
         "refused": 1,
@@ -50,6 +57,23 @@ def test_the_json_has_the_counts_and_nothing_else(corpus: Corpus, clipfarm: Comm
         "stages": {"video": nothing_there, "audio": nothing_there, "text": text},
     }
     assert (ended.code, ended.errors) == (0, "")
+
+
+def test_odd_keys_are_skipped_and_named(corpus: Corpus, clipfarm: Command):
+    put_metadata(corpus, [metadata_row("a"), metadata_row("b")])
+    put_transcript(corpus, "a", "said")
+    raw = Path(corpus.store.url) / corpus.keys.raw_folder(Stage.TEXT)
+    (raw / "a\nb.json").write_bytes(b"{}")
+
+    text = clipfarm("plan", "--json").json["stages"]["text"]
+    told = clipfarm("plan")
+
+    key = f"{corpus.keys.raw_folder(Stage.TEXT)}a\nb.json"
+    assert text["skipped_keys"] == {"count": 1, "examples": [key]}
+    assert (text["reasons"], text["missing_raw_object"]) == ({"new": 1}, 1)
+    assert repr(key) in told.output
+    synced = clipfarm("sync", "--stage", "text", "--json")
+    assert (synced.code, synced.json["stages"]["text"]["success"]) == (0, 1)
 
 
 def test_planning_changes_nothing(corpus: Corpus, clipfarm: Command):
