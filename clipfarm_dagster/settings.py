@@ -134,6 +134,7 @@ class Settings(BaseSettings):
         " is ended and fails.",
     )
     max_object_bytes: int = Field(2**31, ge=1, description="Raw objects that are larger are refused.")
+    max_text_bytes: int = Field(2**26, ge=1, description="Transcript files that are larger are refused.")
     max_pixels: int = Field(2**26, ge=1, description="Video frames of more pixels than this are refused.")
     max_frames: int = Field(2**20, ge=1, description="Videos of more frames than this are refused.")
     max_prepare_bytes: int = Field(

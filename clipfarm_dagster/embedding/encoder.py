@@ -45,7 +45,8 @@ class Preparer(Protocol):
 
     @property
     def isolated(self) -> bool:
-        """Whether it decodes foreign bytes with native code, and so belongs in a process of its own."""
+        """Whether it decodes foreign bytes with native code, and so belongs in a process of its own, however
+        few the bytes are."""
 
     def __call__(self, raw: bytes, metadata: Mapping[str, str], *, preview: bool = False) -> Prepared:
         """Prepare one item.
@@ -70,7 +71,11 @@ class Encoder(Protocol):
         """The preparer whose output `encode` takes."""
 
     def encode(self, batch: Sequence[Prepared]) -> np.ndarray[Any, Any]:
-        """Vectors of a batch: float32 (items, dimension), of unit L2 norm."""
+        """Vectors of a batch: float32 (items, dimension), of unit L2 norm.
+
+        Raises:
+            InvalidRawObjectError: the model cannot read an item, through the fault of its raw object.
+        """
 
     def trace(self, raw: bytes, metadata: Mapping[str, str]) -> Trace:
         """One input after each step, as `preparer` and `encode` take it there."""

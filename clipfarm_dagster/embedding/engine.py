@@ -83,6 +83,7 @@ class EngineOptions:
     max_object_bytes: int
     retry: RetryPolicy
     max_prepare_bytes: int = 2**32
+    max_text_bytes: int = 2**26
     fetch_timeout_seconds: float = FETCH_SECONDS
     previews: bool = False
 
@@ -95,9 +96,17 @@ class EngineOptions:
             max_object_bytes=settings.max_object_bytes,
             retry=RetryPolicy(settings.max_attempts, settings.retry_seconds),
             max_prepare_bytes=settings.max_prepare_bytes,
+            max_text_bytes=settings.max_text_bytes,
             fetch_timeout_seconds=settings.fetch_timeout_seconds,
             previews=previews,
         )
+
+    def object_limit(self, stage: Stage) -> tuple[int, str]:
+        """Most bytes that a raw object of a stage may have, and the setting that says so."""
+        limits = [(self.max_object_bytes, "CLIPFARM_MAX_OBJECT_BYTES")]
+        if stage == Stage.TEXT:
+            limits.append((self.max_text_bytes, "CLIPFARM_MAX_TEXT_BYTES"))
+        return min(limits)
 
 
 def _cores() -> int:
@@ -262,7 +271,7 @@ class _Run:
         objects = self.store.get_each(
             list(by_key),
             max_concurrency=ahead,
-            max_bytes=self.options.max_object_bytes,
+            max_bytes=self.options.object_limit(self.stage)[0],
             timeout_seconds=self.options.fetch_timeout_seconds,
             wake_seconds=min(_WAKE_SECONDS, RECORD_EVERY_SECONDS),
         )
@@ -290,14 +299,15 @@ class _Run:
 
     def _look_at(self, item: WorkItem, stored: StoredObject) -> _Fetched | None:
         """What was fetched, or `None` if the item is settled by its bytes alone."""
-        etag, size, limit = stored.info.etag, stored.info.size, self.options.max_object_bytes
+        etag, size = stored.info.etag, stored.info.size
+        limit, setting = self.options.object_limit(self.stage)
         fetched = _Fetched(
             item, hashlib.sha256(stored.data).hexdigest(), etag, source_hash(item.metadata_hash, etag)
         )
         if size > limit:  # and so without its data
             self.fail(
                 fetched,
-                f"the raw object has {size} bytes, more than CLIPFARM_MAX_OBJECT_BYTES={limit}",
+                f"the raw object has {size} bytes, more than {setting}={limit}",
                 invalid=True,
             )
             return None
@@ -444,7 +454,9 @@ class _Flow:
         self._run.progress.model_calls += len(group)
         seconds = inferred.seconds / len(group)
         for ready, vector in zip(group, inferred.vectors, strict=True):
-            if isinstance(vector, Exception):
+            if isinstance(vector, InvalidRawObjectError):
+                self._run.fail(ready.fetched, str(vector), invalid=True)
+            elif isinstance(vector, Exception):
                 error = f"the model failed: {type(vector).__name__}: {vector}"
                 self._run.fail(ready.fetched, error)
             else:

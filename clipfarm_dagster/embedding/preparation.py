@@ -1,7 +1,8 @@
 """Where raw objects become model input: in worker processes, each item under limits of time and memory.
 
 Foreign bytes meet native decoders here. Whatever they do to a process costs that item alone: the worker is
-ended and replaced, and the item's future says why.
+ended and replaced, and the item's future says why. Small objects that no native code decodes are prepared
+right here, at less than the cost of handing them over.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ _IMPORTED_AHEAD = [
     "clipfarm_dagster.embedding.frames",
     "clipfarm_dagster.embedding.preparation",
     "clipfarm_dagster.embedding.sound_file",
+    "clipfarm_dagster.embedding.text",
     "clipfarm_dagster.embedding.video",
     "PIL.Image",
     "av",
@@ -40,6 +42,9 @@ _IMPORTED_AHEAD = [
 """What workers share, in memory too: they are forks of a process that has imported these and done nothing
 else. A fork of the main process could hang, since that runs threads; a new interpreter each would take a
 second to start, and twice the memory."""
+
+LARGE_BYTES = 2**20
+"""A larger object is prepared by a worker whatever its stage: it could take what the limits forbid."""
 
 _SECONDS_OF_GRACE = 10
 
@@ -120,6 +125,8 @@ class _PoolPreparation(Preparation):
         self.pool = ProcessPool(max_workers=workers, context=_fork_server())
 
     def submit(self, raw: bytes, metadata: Mapping[str, str]) -> Future[PreparedItem]:
+        if not self._preparer.isolated and len(raw) <= LARGE_BYTES:
+            return super().submit(raw, metadata)
         args = (self._preparer, raw, dict(metadata), self._previews, self._limits)
         try:
             future: Future[PreparedItem] = self.pool.schedule(
@@ -152,11 +159,8 @@ def start_workers_early() -> None:
 def preparation(
     preparer: Preparer, limits: Limits, *, workers: int, previews: bool = False
 ) -> Iterator[Preparation]:
-    """A preparation for the time of a block: in `workers` processes, or, where no native code is involved,
-    right here."""
-    if not preparer.isolated:
-        yield Preparation(preparer, limits, previews=previews)
-        return
+    """A preparation for the time of a block, in `workers` processes, which are started for the first item
+    that needs one."""
     pooled = _PoolPreparation(preparer, limits, previews=previews, workers=workers)
     try:
         yield pooled

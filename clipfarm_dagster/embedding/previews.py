@@ -1,10 +1,12 @@
-"""What a person sees of an input in Dagster's UI: sampled frames on one sheet, sound as a waveform."""
+"""What a person sees of an input in Dagster's UI: sampled frames on one sheet, sound as a waveform, text."""
 
 from __future__ import annotations
 
 import base64
 import io
 import itertools
+import re
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +16,9 @@ if TYPE_CHECKING:
 
 MAX_SHEET_BYTES = 40_000
 """A preview is kept in Dagster's event log, so it stays small."""
+
+PREVIEW_CHARACTERS = 4_000
+"""The same for text."""
 
 _WAVE = (38, 148, 140, 255)
 _CENTRE = (38, 148, 140, 110)
@@ -134,3 +139,17 @@ def data_uri_markdown(image: bytes, alt: str) -> str:
         raise ValueError("a preview must be PNG, JPEG or WebP")
     words = "".join(" " if c in "[]\\\r\n" else c for c in alt)
     return f"![{words}](data:image/{kind};base64,{base64.b64encode(image).decode()})"
+
+
+def quoted_markdown(text: str) -> str:
+    """The first `PREVIEW_CHARACTERS` of a text as it is, for metadata that Dagster's UI shows; where that is
+    not all, a line below says so."""
+    shown = text[:PREVIEW_CHARACTERS]
+    longest_run = max(map(len, re.findall("~+", shown)), default=0)
+    fence = "~" * max(3, longest_run + 1)
+    # Dagster's UI does not wrap what is fenced
+    lines = [wrapped for line in shown.splitlines() for wrapped in textwrap.wrap(line, 76) or [""]]
+    quoted = "\n".join([fence, *lines, fence])
+    if len(text) > len(shown):
+        quoted += f"\n\n… cut here: the first {len(shown):,} of {len(text):,} characters"
+    return quoted

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-import textwrap
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from clipfarm_dagster.embedding.checkpoints import Checkpoint, check_weights
 from clipfarm_dagster.embedding.contract import Contract
 from clipfarm_dagster.embedding.encoder import Prepared, Trace, inference
+from clipfarm_dagster.embedding.text_cut import LONGEST_TEXT, cut_to_tokens, plain_copy
 from clipfarm_dagster.embedding.vectors import l2_normalise
 from clipfarm_dagster.errors import InvalidRawObjectError
 from clipfarm_dagster.settings import TextSettings
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     import numpy as np
     import torch
+    from tokenizers import Tokenizer
 
 PREPROCESS_VERSION = "1"
 """Raised by hand whenever the code below would give another text for the same bytes and settings."""
@@ -32,6 +34,11 @@ TRANSCRIPT_FIELD = "transcript"
 
 METADATA_TEXT_COLUMNS = ("title", "description", "query")
 """Columns of the metadata text, in order, with ` [SEP] ` between."""
+
+_FIRST_CHARACTERS_PER_TOKEN = 8
+"""Of the beginning that is tokenized first; English has four to five."""
+
+_HALF_OF_A_PAIR = re.compile("[\ud800-\udfff]")
 
 # A buffer that older checkpoints carry; the model counts positions itself.
 _UNUSED_WEIGHTS = ("embeddings.position_ids",)
@@ -45,7 +52,7 @@ def text_contract(settings: TextSettings, checkpoint: Checkpoint) -> Contract:
         model_revision=checkpoint.revision,
         preprocess_name="metadata-sep-transcript",
         preprocess_version=PREPROCESS_VERSION,
-        preprocess_params={},
+        preprocess_params={"longest_text": LONGEST_TEXT},
         pooling="concat",
         dtype=settings.dtype,
     )
@@ -53,7 +60,7 @@ def text_contract(settings: TextSettings, checkpoint: Checkpoint) -> Contract:
 
 @dataclass(frozen=True)
 class TextPreparer:
-    """Composes the two texts that are embedded."""
+    """Composes the two texts that are embedded, of each its first `LONGEST_TEXT` characters at most."""
 
     isolated: bool = False
 
@@ -66,23 +73,18 @@ class TextPreparer:
         transcript = document.get(TRANSCRIPT_FIELD) if isinstance(document, dict) else None
         if not isinstance(transcript, str):
             raise InvalidRawObjectError(f"the JSON has no text in a field {TRANSCRIPT_FIELD!r}")
-        try:
-            transcript.encode()
-        except UnicodeEncodeError as error:  # JSON can escape half of a surrogate pair; no tokenizer takes it
-            raise InvalidRawObjectError(f"the transcript is no Unicode text: {error}") from None
+        if half := _HALF_OF_A_PAIR.search(transcript):  # JSON can escape it; no tokenizer takes it
+            raise InvalidRawObjectError(
+                f"the transcript is no Unicode text: half of a surrogate pair at position {half.start()}"
+            )
         described = " [SEP] ".join(metadata.get(name) or "" for name in METADATA_TEXT_COLUMNS)
         shown = None
         if preview:
-            shown = f"**Metadata**\n\n{_quoted(described)}\n\n**Transcript**\n\n{_quoted(transcript)}"
-        return Prepared((described, transcript), None, None, shown)
+            from clipfarm_dagster.embedding.previews import quoted_markdown
 
-
-def _quoted(text: str) -> str:
-    longest_run = max(map(len, re.findall("~+", text)), default=0)
-    fence = "~" * max(3, longest_run + 1)
-    # Dagster's UI does not wrap what is fenced
-    lines = [wrapped for line in text.splitlines() for wrapped in textwrap.wrap(line, 76) or [""]]
-    return "\n".join([fence, *lines, fence])
+            metadata_shown, transcript_shown = quoted_markdown(described), quoted_markdown(transcript)
+            shown = f"**Metadata**\n\n{metadata_shown}\n\n**Transcript**\n\n{transcript_shown}"
+        return Prepared((described[:LONGEST_TEXT], transcript[:LONGEST_TEXT]), None, None, shown)
 
 
 class TextEncoder:
@@ -114,11 +116,30 @@ class TextEncoder:
         self.preparer = TextPreparer()
         self._tokenizing = threading.Lock()
 
+    @cached_property
+    def _cutting_tokenizer(self) -> Tokenizer | None:
+        """For finding out how much of a text is read; `None` where the tokenizer is in Python alone."""
+        backend = getattr(self._model.tokenizer, "backend_tokenizer", None)
+        return None if backend is None else plain_copy(backend)
+
+    def _cut(self, text: str) -> str:
+        """What is read of a text: a beginning with the same first tokens."""
+        wanted = self._model.max_seq_length
+        start = _FIRST_CHARACTERS_PER_TOKEN * (wanted or 0)
+        if wanted is None or len(text) <= start or self._cutting_tokenizer is None:
+            return text
+        return cut_to_tokens(text, self._cutting_tokenizer, wanted, start=start)
+
     def encode(self, batch: Sequence[Prepared]) -> np.ndarray[Any, Any]:
-        """Vectors of items: float32 (items, 2 * the model's dimension), of unit L2 norm."""
+        """Vectors of items: float32 (items, 2 * the model's dimension), of unit L2 norm.
+
+        Raises:
+            InvalidRawObjectError: the tokens that the model reads of a text are not settled by its first
+                `LONGEST_TEXT` characters.
+        """
         import numpy as np
 
-        texts = [text for item in batch for text in item.inputs]
+        texts = [self._cut(text) for item in batch for text in item.inputs]
         halves = l2_normalise(self._encode_texts(texts))
         return l2_normalise(np.concatenate([halves[0::2], halves[1::2]], axis=1))
 
@@ -153,8 +174,10 @@ class TextEncoder:
         item = self.preparer(raw, metadata)
         characters = np.frombuffer("\0".join(item.inputs).encode(), dtype=np.uint8)
         # each text alone, so that no padding follows the shorter one
-        tokens = [self._model.preprocess([text])["input_ids"][0].cpu().numpy() for text in item.inputs]
-        return Trace(characters, np.concatenate(tokens), self.encode([item])[0])
+        tokens = [self._model.preprocess([self._cut(text)])["input_ids"][0] for text in item.inputs]
+        return Trace(
+            characters, np.concatenate([ids.cpu().numpy() for ids in tokens]), self.encode([item])[0]
+        )
 
     def parameters(self) -> Iterator[torch.Tensor]:
         """The model's weights as loaded, in the order of its layers."""

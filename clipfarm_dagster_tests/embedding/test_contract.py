@@ -107,5 +107,5 @@ def test_the_default_contracts_keep_their_ids(tmp_path: Path) -> None:
     assert ids == {
         "video": "d3a5ae3c53c6a231",
         "audio": "f6e8d3046e88efff",
-        "text": "c9aaa6c7a8745ebd",
+        "text": "3fab162a867d67d7",
     }
