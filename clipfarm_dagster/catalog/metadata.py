@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from clipfarm_dagster import cache_files
 from clipfarm_dagster.catalog import csv_file, duck
 from clipfarm_dagster.catalog.hashing import metadata_hash_sql
 from clipfarm_dagster.catalog.keys import VIDEO_ID_PATTERN
@@ -37,6 +38,7 @@ _SAMPLED_EVERY = 100
 _FORMAT = 1
 """Raise it when the Parquet file or the reading of the CSV changes, so that older files are not read."""
 _FILES_KEPT = 3
+_SUFFIX = ".parquet"
 _ROW_GROUP = 65_536
 _INFO = b"clipfarm"
 _SHOWN_CHARACTERS = 200
@@ -84,22 +86,23 @@ def read_latest_rows(
         url: where it came from, for errors.
         source_columns: the columns that each stage hashes; none for a stage that is left out.
         cache_dir: folder of the Parquet files. What was read under the same `etag`, `url` and
-            `source_columns` is taken from there; the least recently used files are removed.
+            `source_columns` is taken from there, unless it was damaged; the least recently used files are
+            removed.
         etag: identifies the content; None if unknown, which reads the CSV in any case.
 
     Raises:
         MetadataError: the file cannot be read as a whole, with line and column; nothing has changed.
     """
     hashed = {stage: list(source_columns.get(stage, ())) for stage in Stage}
-    path = _cache_path(cache_dir, url, hashed, etag or os.urandom(16).hex())
-    if cached := _open_cached(path):
+    stem = _cache_stem(url, hashed, etag or os.urandom(16).hex())
+    if cached := _open_cached(cache_dir, stem):
         return cached
     cache_dir.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.urandom(8).hex()}.part")
+    part = cache_dir / f"{stem}.{os.urandom(8).hex()}.part"
     try:
         with io.BytesIO(csv) if isinstance(csv, bytes) else csv.open("rb") as file, _unchanged(file, url):
             latest = _write_latest(file, url, hashed, part)
-        part.replace(path)
+        path = cache_files.keep(part, cache_dir, stem, _SUFFIX)
     finally:
         part.unlink(missing_ok=True)
     _prune(cache_dir)
@@ -111,7 +114,7 @@ def open_latest_rows(
 ) -> LatestRows | None:
     """What `read_latest_rows` has read of this version before, without the CSV; None if it is not there."""
     hashed = {stage: list(source_columns.get(stage, ())) for stage in Stage}
-    return _open_cached(_cache_path(cache_dir, url, hashed, etag))
+    return _open_cached(cache_dir, _cache_stem(url, hashed, etag))
 
 
 def split_points(latest: LatestRows) -> list[str]:
@@ -292,28 +295,24 @@ def _latest_batches(
         yield kept.append_column("captured_at", captured_at)
 
 
-def _cache_path(cache_dir: Path, url: str, hashed: Mapping[Stage, Sequence[str]], etag: str) -> Path:
+def _cache_stem(url: str, hashed: Mapping[Stage, Sequence[str]], etag: str) -> str:
     identity = json.dumps([_FORMAT, url, etag, hashed], sort_keys=True)
-    return cache_dir / f"latest-{hashlib.sha256(identity.encode()).hexdigest()[:32]}.parquet"
+    return f"latest-{hashlib.sha256(identity.encode()).hexdigest()[:32]}"
 
 
-def _open_cached(path: Path) -> LatestRows | None:
-    import pyarrow as pa
+def _open_cached(cache_dir: Path, stem: str) -> LatestRows | None:
     import pyarrow.parquet as pq
 
-    try:
-        info = json.loads(pq.read_schema(path).metadata[_INFO])
-    except FileNotFoundError:
+    path = cache_files.find(cache_dir, stem, _SUFFIX)
+    if path is None:
         return None
-    except pa.ArrowInvalid:  # a machine that lost power may leave an empty file; it is made anew
-        return None
-    os.utime(path)
+    info = json.loads(pq.read_schema(path).metadata[_INFO])
     return LatestRows(path, **info)
 
 
 def _prune(cache_dir: Path) -> None:
     """Remove all but the files used last, and what a killed process left half-written."""
-    files = sorted(cache_dir.glob("latest-*.parquet"), key=lambda f: f.stat().st_mtime, reverse=True)
+    files = sorted(cache_dir.glob(f"latest-*{_SUFFIX}"), key=lambda f: f.stat().st_mtime, reverse=True)
     yesterday = time.time() - 86_400
     parts = (f for f in cache_dir.glob("latest-*.part") if f.stat().st_mtime < yesterday)
     for file in (*files[_FILES_KEPT:], *parts):

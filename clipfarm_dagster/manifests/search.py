@@ -1,7 +1,7 @@
 """Nearest neighbours and near duplicates among the vectors of a file (`fusion.read_vectors`), by cosine.
 
 Exact up to `INDEX_FROM` vectors. Beyond that by a USearch index (HNSW), which finds nearly all; it lies
-beside the file and is built anew when the file changes.
+beside the file and is built anew when the file changes, or where the index is damaged.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from clipfarm_dagster import cache_files
 from clipfarm_dagster.errors import ManifestError, VideoNotFoundError
 from clipfarm_dagster.manifests.fusion import VECTOR_COLUMN, count_vectors, read_vectors
 from clipfarm_dagster.manifests.local_copies import LocalFile
@@ -29,6 +30,7 @@ INDEX_FROM = 200_000
 _INDEXED_SHARE = 0.1
 _NEIGHBOURS = 32
 """How many neighbours of each vector are looked at for duplicates, where an index is used."""
+_SUFFIX = ".usearch"
 
 
 @dataclass(frozen=True)
@@ -187,17 +189,22 @@ def _pairs_by_index(file: LocalFile, threshold: float, ids: list[str]) -> _Found
 def _index(file: LocalFile) -> tuple[Index, list[str]]:
     """The file's index, whose keys are the numbers of its rows, and the ids in their order."""
     import pyarrow.parquet as pq
-    from usearch.index import Index
 
     with file.reading() as path:
         ids: list[str] = pq.read_table(path, columns=["video_id"])["video_id"].to_pylist()
     folder, status = path.parent / "indexes", path.stat()
-    place = folder / f"{path.name}.{status.st_size}-{status.st_mtime_ns}.usearch"
-    if place.exists():
-        index = Index(ndim=count_vectors(file)[1], metric="cos", dtype="f16")
-        index.view(place)
-        return index, ids
-    index = Index(ndim=count_vectors(file)[1], metric="cos", dtype="f16")
+    version = f"{path.name}.{status.st_size}-{status.st_mtime_ns}"
+    place = cache_files.find(folder, version, _SUFFIX)
+    if place is None:
+        return _build_index(file, folder, version), ids
+    index = _empty_index(file)
+    index.view(place)
+    return index, ids
+
+
+def _build_index(file: LocalFile, folder: Path, version: str) -> Index:
+    """Make the index, keep it in `folder`, and remove those that it replaces."""
+    index = _empty_index(file)
     done = 0
     for some, vectors in read_vectors(file):
         index.add(_numbers(done, len(some)), vectors)
@@ -206,16 +213,22 @@ def _index(file: LocalFile) -> tuple[Index, list[str]]:
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         part = Path(scratch) / "index"
         index.save(part)
-        part.replace(place)
-    for old in folder.glob("*.usearch"):
-        if old != place and (old.name.startswith(f"{path.name}.") or not _indexed(old).exists()):
+        place = cache_files.keep(part, folder, version, _SUFFIX)
+    for old in folder.glob(f"*{_SUFFIX}"):
+        if old != place and (old.name.startswith(f"{file.path.name}.") or not _indexed(old).exists()):
             old.unlink(missing_ok=True)
-    return index, ids
+    return index
+
+
+def _empty_index(file: LocalFile) -> Index:
+    from usearch.index import Index
+
+    return Index(ndim=count_vectors(file)[1], metric="cos", dtype="f16")
 
 
 def _indexed(index: Path) -> Path:
     """The file that an index was made of."""
-    return index.parent.parent / index.name.removesuffix(".usearch").rpartition(".")[0]
+    return index.parent.parent / cache_files.stem_of(index, _SUFFIX).rpartition(".")[0]
 
 
 def _numbers(start: int, count: int) -> np.ndarray[Any, Any]:
