@@ -9,7 +9,6 @@ run: nothing is recorded that did not happen.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import closing
@@ -22,11 +21,11 @@ from clipfarm_dagster.catalog.hashing import source_hash
 from clipfarm_dagster.catalog.keys import Keys
 from clipfarm_dagster.embedding.contract import Contract
 from clipfarm_dagster.embedding.encoder import Encoder, Prepared
+from clipfarm_dagster.embedding.engine_options import EngineOptions, cores
 from clipfarm_dagster.embedding.inference import Inferred, ModelThreads
 from clipfarm_dagster.embedding.outcomes import (
     Kind,
     Outcome,
-    RetryPolicy,
     WorkItem,
     failure_row,
     missing_row,
@@ -52,9 +51,8 @@ from clipfarm_dagster.errors import (
 )
 from clipfarm_dagster.ledger.ledger import Ledger
 from clipfarm_dagster.ledger.schema import LedgerRow, Status
-from clipfarm_dagster.settings import Settings
 from clipfarm_dagster.stages import Stage
-from clipfarm_dagster.store import FETCH_SECONDS, ObjectStore, StoredObject
+from clipfarm_dagster.store import ObjectStore, StoredObject
 
 if TYPE_CHECKING:
     import numpy as np
@@ -72,45 +70,6 @@ _WAKE_SECONDS = 1.0
 _SMALL_OBJECTS_AHEAD = 32
 """Text is fetched further ahead than media, of which a few fill the memory."""
 _GPU_STREAMS = 2
-
-
-@dataclass(frozen=True)
-class EngineOptions:
-    """Limits and sizes of one run of the engine."""
-
-    workers: int
-    item_timeout_seconds: float
-    max_object_bytes: int
-    retry: RetryPolicy
-    max_prepare_bytes: int = 2**32
-    max_text_bytes: int = 2**26
-    fetch_timeout_seconds: float = FETCH_SECONDS
-    previews: bool = False
-
-    @classmethod
-    def from_settings(cls, settings: Settings, *, previews: bool = False) -> EngineOptions:
-        """The options that the settings ask for."""
-        return cls(
-            workers=settings.workers or _cores(),
-            item_timeout_seconds=settings.item_timeout_seconds,
-            max_object_bytes=settings.max_object_bytes,
-            retry=RetryPolicy(settings.max_attempts, settings.retry_seconds),
-            max_prepare_bytes=settings.max_prepare_bytes,
-            max_text_bytes=settings.max_text_bytes,
-            fetch_timeout_seconds=settings.fetch_timeout_seconds,
-            previews=previews,
-        )
-
-    def object_limit(self, stage: Stage) -> tuple[int, str]:
-        """Most bytes that a raw object of a stage may have, and the setting that says so."""
-        limits = [(self.max_object_bytes, "CLIPFARM_MAX_OBJECT_BYTES")]
-        if stage == Stage.TEXT:
-            limits.append((self.max_text_bytes, "CLIPFARM_MAX_TEXT_BYTES"))
-        return min(limits)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0))
 
 
 def embed_items(
@@ -248,7 +207,7 @@ class _Run:
     def embed(self, items: Sequence[WorkItem], encoder: Encoder) -> None:
         options = self.options
         limits = Limits(options.item_timeout_seconds, options.max_prepare_bytes)
-        threads = min(_cores(), len(items)) if encoder.device == "cpu" else _GPU_STREAMS
+        threads = min(cores(), len(items)) if encoder.device == "cpu" else _GPU_STREAMS
         model = ModelThreads(encoder, threads=threads, progress=self.progress)
         self.progress.widths = {
             "prepare": options.workers if encoder.preparer.isolated else 1,
