@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from clipfarm_dagster.ledger.patience import hurry
+
 EXIT_CODE = 130
 """Of a command that was interrupted: 128 and the number of SIGINT, as shells have it."""
 
@@ -25,6 +27,7 @@ def first_interrupt_noted() -> Iterator[Callable[[], bool]]:
 
     def interrupt(_number: int, frame: FrameType | None) -> None:
         noted.set()
+        hurry.set()
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         if _is_importing(frame):
             signal.setitimer(signal.ITIMER_REAL, _AGAIN_SECONDS)

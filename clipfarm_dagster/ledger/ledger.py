@@ -42,6 +42,7 @@ from sqlalchemy.schema import CreateColumn, CreateSchema
 from clipfarm_dagster.embedding.contract import Contract
 from clipfarm_dagster.errors import LedgerError
 from clipfarm_dagster.ledger.bulk_read import stream_postgresql, stream_sqlite
+from clipfarm_dagster.ledger.postgres import hint, postgres_engine
 from clipfarm_dagster.ledger.schema import LEDGER_COLUMNS, LedgerRow, Status, processed_items_table
 from clipfarm_dagster.stages import Stage
 
@@ -147,19 +148,16 @@ class Ledger:
         casts = ", ".join(_arrow_expression(self._items.c[name]) for name in names)
         query = f"SELECT {casts} FROM {table}"  # noqa: S608 - names are checked above
         schema = _arrow_schema(self._items, names)
-        if self.sqlite_path is None:
-            import psycopg2.extensions
-
-            # libpq is told the same here as through SQLAlchemy
-            conninfo = psycopg2.extensions.make_dsn(**self._engine.dialect.create_connect_args(self._url)[1])
-            with stream_postgresql(conninfo, query, schema, partial(self._error, "read")) as reader:
-                yield reader
-            return
         with self._connection() as connection:
             count = connection.execute(select(func.count()).select_from(self._items)).scalar_one()
             rows = connection.exec_driver_sql(query).fetchall() if count <= _ROWS_READ_HERE else None
         if rows is not None:
             yield _to_arrow(rows, schema).to_reader()
+            return
+        if self.sqlite_path is None:
+            read = stream_postgresql(self._url, query, schema, partial(self._error, "read"))
+            with read as reader:
+                yield reader
             return
         typed = ", ".join(f"{_SQL_ZERO[self._items.c[name].type.__visit_name__]} AS {name}" for name in names)
         with stream_sqlite(self.sqlite_path, f"SELECT {typed} UNION ALL {query}") as reader:
@@ -299,6 +297,8 @@ class Ledger:
                 cause = cause.replace(form, "***")
         if isinstance(getattr(error, "orig", None), sqlite3.DatabaseError) and cause in _DAMAGED:
             cause += "; move the file away, and it is restored from its snapshot in the store"
+        elif advice := hint(getattr(error, "orig", None) or error):
+            cause += f"; {advice}"
         return LedgerError(f"cannot {action} the {self.stage} ledger at {self.name}: {cause}")
 
     def _migrate(self, connection: Connection) -> None:
@@ -354,7 +354,7 @@ def new_version() -> str:
 
 def _create_engine(url: URL) -> Engine:
     if url.get_backend_name() == "postgresql":
-        return create_engine(url, pool_pre_ping=True)
+        return postgres_engine(url)
     engine = create_engine(url, connect_args={"timeout": _BUSY_SECONDS, "isolation_level": None})
 
     @event.listens_for(engine, "connect")
