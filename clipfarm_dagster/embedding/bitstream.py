@@ -69,7 +69,12 @@ _Roles = Iterator[tuple[PacketRole, frozenset[bytes]]]
 """Of each packet its role, and the parameter sets (H.264, HEVC) or sequence headers (AV1) within it."""
 
 
-def _nal_units(packet: memoryview, length_size: int) -> Iterator[memoryview]:
+def nal_units(packet: memoryview, length_size: int) -> Iterator[memoryview]:
+    """The NAL units of a packet, each after its length in `length_size` bytes.
+
+    Raises:
+        UnclearBitstreamError: the lengths do not add up to the packet.
+    """
     position, end = 0, len(packet)
     while position < end:
         start = position + length_size
@@ -104,7 +109,7 @@ def _h264_roles(extradata: bytes, packets: Sequence[memoryview]) -> _Roles:
             yield lone, NO_PARAMETERS
             continue
         kinds, needed, parameters = set(), False, []
-        for unit in _nal_units(packet, length_size):
+        for unit in nal_units(packet, length_size):
             kind = unit[0] & 0x9F  # with the bit that must be zero
             if kind in (1, 5):  # slice of a non-IDR picture, of an IDR picture
                 kinds.add(kind)
@@ -134,7 +139,7 @@ def _hevc_roles(extradata: bytes, packets: Sequence[memoryview]) -> _Roles:
             pictures.append(lone)
             continue
         kinds, parameters = set(), []
-        for unit in _nal_units(packet, length_size):
+        for unit in nal_units(packet, length_size):
             kind, layer, temporal = _hevc_header(unit[0], unit[1])
             if layer:
                 raise UnclearBitstreamError("HEVC with several layers")
@@ -253,3 +258,6 @@ _READERS: dict[str, Callable[[bytes, Sequence[memoryview]], _Roles]] = {
     "av1": _av1_roles,
     "libdav1d": _av1_roles,
 }
+
+CODECS_READ = frozenset(_READERS)
+"""FFmpeg's names of the codecs that `packet_roles` knows."""

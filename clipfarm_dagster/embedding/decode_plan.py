@@ -50,9 +50,9 @@ def plan_decode(
         reorder_depth: how many frames the decoder holds back to put them in order. If the timestamps
             need more, it may drop frames, and only a full decode tells which.
     """
-    known = cast("Sequence[int]", times)
-    if None in times or len(set(times)) < len(times) or sum(shown) != total:
+    if presentation_times(times, shown, total) is None:
         return None
+    known = cast("Sequence[int]", times)
     restarts = [i for i, role in enumerate(roles) if role.restart]
     if not restarts or restarts[0] != 0:
         return None
@@ -71,6 +71,14 @@ def plan_decode(
     if _reordering(known) > reorder_depth or not _restarts_part_the_timeline(known, roles):
         return None
     return DecodePlan(runs, tuple(wanted), tuple(known[by_time[index]] for index in wanted))
+
+
+def presentation_times(times: Sequence[int | None], shown: Sequence[bool], total: int) -> list[int] | None:
+    """The timestamps of the shown frames in order; None unless each of `total` has one of its own."""
+    if None in times or len(set(times)) < len(times) or sum(shown) != total:
+        return None
+    known = cast("Sequence[int]", times)
+    return sorted(time for time, is_shown in zip(known, shown, strict=True) if is_shown)
 
 
 def _reordering(times: Sequence[int]) -> int:
