@@ -29,8 +29,14 @@ _TICK_STEPS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10
 """Seconds between two ticks of the time axis."""
 
 
+_GAP, _COLUMNS, _SHEET_WIDTH, _TALLEST = 4, 8, 800, 180
+
+
 def contact_sheet(
-    frames: Sequence[NDArray[np.uint8]] | NDArray[np.uint8], *, columns: int = 8, width: int = 800
+    frames: Sequence[NDArray[np.uint8]] | NDArray[np.uint8],
+    *,
+    columns: int = _COLUMNS,
+    width: int = _SHEET_WIDTH,
 ) -> bytes:
     """Frames in reading order on one WebP picture of at most `MAX_SHEET_BYTES`, with clear gaps between them.
 
@@ -42,21 +48,39 @@ def contact_sheet(
     Raises:
         ValueError: there are no frames.
     """
+    return sheet_of_tiles([tile(frame, columns=columns, width=width) for frame in frames], columns=columns)
+
+
+def tile(
+    frame: NDArray[np.uint8], *, columns: int = _COLUMNS, width: int = _SHEET_WIDTH
+) -> NDArray[np.uint8]:
+    """One frame of a contact sheet at its size there: RGB, uint8 `(height, width, 3)`, as it is given."""
+    import numpy as np
     from PIL import Image
 
-    if len(frames) == 0:
+    height, breadth = frame.shape[:2]
+    shrink = min((width - _GAP * (columns - 1)) / columns / breadth, _TALLEST / height)
+    size = max(round(breadth * shrink), 1), max(round(height * shrink), 1)
+    return np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BOX))
+
+
+def sheet_of_tiles(tiles: Sequence[NDArray[np.uint8]], *, columns: int = _COLUMNS) -> bytes:
+    """The contact sheet of frames of which `tile` has been taken.
+
+    Raises:
+        ValueError: there are no frames.
+    """
+    from PIL import Image
+
+    if len(tiles) == 0:
         raise ValueError("a contact sheet needs at least one frame")
-    gap, tallest = 4, 180
-    height, breadth = frames[0].shape[:2]
-    shrink = min((width - gap * (columns - 1)) / columns / breadth, tallest / height)
-    tile = max(round(breadth * shrink), 1), max(round(height * shrink), 1)
-    across = min(columns, len(frames))
-    down = -(-len(frames) // columns)
-    sheet = Image.new("RGBA", (across * (tile[0] + gap) - gap, down * (tile[1] + gap) - gap))
-    for number, frame in enumerate(frames):
+    high, broad = tiles[0].shape[:2]
+    across = min(columns, len(tiles))
+    down = -(-len(tiles) // columns)
+    sheet = Image.new("RGBA", (across * (broad + _GAP) - _GAP, down * (high + _GAP) - _GAP))
+    for number, picture in enumerate(tiles):
         row, column = divmod(number, columns)
-        picture = Image.fromarray(frame).resize(tile, Image.Resampling.BOX)
-        sheet.paste(picture, (column * (tile[0] + gap), row * (tile[1] + gap)))
+        sheet.paste(Image.fromarray(picture), (column * (broad + _GAP), row * (high + _GAP)))
     return _webp_within(sheet, MAX_SHEET_BYTES)
 
 

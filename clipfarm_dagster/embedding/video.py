@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from clipfarm_dagster.embedding.frames import SampledFrames
 
-PREPROCESS_VERSION = "1"
+PREPROCESS_VERSION = "2"
 """Raised by hand whenever the code below would give another tensor for the same bytes and settings."""
 
 # The published checkpoint is a VideoMAEForPreTraining; VideoMAEModel has no decoder and masks nothing.
@@ -146,26 +146,34 @@ class VideoPreparer:
         """Prepare one clip: uint8 (frames, height, width, channels)."""
         import numpy as np
 
-        sampled = self.decode(raw)
-        pixels = np.stack([self.transform(frame) for frame in sampled.frames])
+        from clipfarm_dagster.embedding.frames import sample_each
+        from clipfarm_dagster.embedding.previews import data_uri_markdown, sheet_of_tiles, tile
+
+        def small(frame: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any] | None]:
+            # contiguous, so that no crop keeps its whole frame
+            return np.ascontiguousarray(self.transform(frame)), tile(frame) if preview else None
+
+        sampled = sample_each(raw, small, **self._limits())
+        pixels = np.stack([pixels for pixels, _ in sampled.made])
         picture = None
         if preview:
-            from clipfarm_dagster.embedding.previews import contact_sheet, data_uri_markdown
-
-            picture = data_uri_markdown(contact_sheet(sampled.frames), f"{self.frames} sampled frames")
+            tiles = [seen for _, seen in sampled.made if seen is not None]
+            picture = data_uri_markdown(sheet_of_tiles(tiles), f"{self.frames} sampled frames")
         return Prepared(pixels, pixels.shape, sampled.note, picture)
 
     def decode(self, raw: bytes) -> SampledFrames:
-        """The frames that the clip is judged by."""
+        """The frames that the clip is judged by, at full size."""
         from clipfarm_dagster.embedding.frames import sample_frames
 
-        return sample_frames(
-            raw,
-            count=self.frames,
-            unknown_count=self.unknown_count,
-            max_pixels=self.max_pixels,
-            max_frames=self.max_frames,
-        )
+        return sample_frames(raw, **self._limits())
+
+    def _limits(self) -> dict[str, Any]:
+        return {
+            "count": self.frames,
+            "unknown_count": self.unknown_count,
+            "max_pixels": self.max_pixels,
+            "max_frames": self.max_frames,
+        }
 
 
 class VideoEncoder:
