@@ -8,7 +8,7 @@ PORT ?= 3000
 PIP_INSTALL = .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo dev test test-slow chaos property browser lint lock clean \
+.PHONY: help demo dev test test-slow chaos property fuzz browser lint lock clean \
 	bench bench-text bench-delta bench-ticks bench-frames bench-fusion bench-recording bench-precision
 
 help: ## Show the targets
@@ -45,6 +45,9 @@ chaos: .venv/installed-dev ## Two thousand items under kills, a store that goes 
 
 property: .venv/installed-dev ## More than ten thousand random changes to a corpus
 	.venv/bin/python -m pytest -m slow clipfarm_dagster_tests/test_corpus_property.py
+
+fuzz: .venv/installed-dev ## Two thousand damaged clips, sampled sparsely and in full
+	.venv/bin/python -m pytest -m slow clipfarm_dagster_tests/embedding/test_damage.py
 
 browser: .venv/installed-dev ## Dagster's UI and the atlas as people use them, in a real browser (Debian's chromium)
 	$(PIP_INSTALL) -e '.[atlas]'

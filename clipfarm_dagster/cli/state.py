@@ -23,10 +23,11 @@ def register(app: typer.Typer) -> None:
 
 
 def status(stage: Stages = None, as_json: Json = False) -> None:
-    """Show what the ledgers hold, by stage and status, and each failure with its cause."""
+    """Show what the ledgers hold, by stage and status, failures with causes, and notes of successes."""
     corpus = Corpus.open(load_settings())
     counts: dict[str, dict[str, int]] = {}
     failures: list[dict[str, Any]] = []
+    notes: list[dict[str, Any]] = []
     for chosen in stage or list(Stage):
         with corpus.ledger(chosen) as ledger:
             counts[str(chosen)] = ledger.counts()
@@ -40,8 +41,12 @@ def status(stage: Stages = None, as_json: Json = False) -> None:
                 }
                 for row in ledger.with_status(FAILED_STATUSES)
             ]
+            notes += [
+                {"stage": str(chosen), "video_id": row.video_id, "note": row.note}
+                for row in ledger.with_note()
+            ]
     if as_json:
-        print_json({"stages": counts, "failures": failures})
+        print_json({"stages": counts, "failures": failures} | ({"notes": notes} if notes else {}))
         return
     out = console()
     statuses = sorted({name for entry in counts.values() for name in entry})
@@ -50,13 +55,20 @@ def status(stage: Stages = None, as_json: Json = False) -> None:
         return
     rows = [[name, *(f"{entry.get(s, 0):,}" for s in statuses)] for name, entry in counts.items()]
     out.print(table("Ledgers", ["stage", *statuses], rows))
-    if failures:
-        columns = ["stage", "video_id", "status", "retry_count", "error"]
-        shown = [[str(failure[column]) for column in columns] for failure in failures[:SHOWN_FAILURES]]
-        out.print()
-        out.print(table("Failures", [*columns[:-1], "cause"], shown))
-        if len(failures) > SHOWN_FAILURES:
-            out.print(f"… and {len(failures) - SHOWN_FAILURES:,} more; --json lists all")
+    _print_listed("Failures", failures, ["stage", "video_id", "status", "retry_count", "error"], "cause")
+    _print_listed("Notes", notes, ["stage", "video_id", "note"], "note")
+
+
+def _print_listed(title: str, entries: list[dict[str, Any]], columns: list[str], last: str) -> None:
+    """A table of the first of some entries; the last column goes by the name `last`."""
+    if not entries:
+        return
+    out = console()
+    shown = [[str(entry[column]) for column in columns] for entry in entries[:SHOWN_FAILURES]]
+    out.print()
+    out.print(table(title, [*columns[:-1], last], shown))
+    if len(entries) > SHOWN_FAILURES:
+        out.print(f"… and {len(entries) - SHOWN_FAILURES:,} more; --json lists all")
 
 
 def verify(

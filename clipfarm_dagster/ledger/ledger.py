@@ -185,6 +185,16 @@ class Ledger:
         with self._connection() as connection:
             return [_ledger_row(row._mapping) for row in connection.execute(query)]
 
+    def with_note(self) -> list[LedgerRow]:
+        """Successes of which there is something to know, the latest processed first."""
+        query = (
+            select(self._items)
+            .where(self._items.c.status == str(Status.SUCCESS), self._items.c.note.is_not(None))
+            .order_by(self._items.c.processed_at.desc(), self._items.c.video_id)
+        )
+        with self._connection() as connection:
+            return [_ledger_row(row._mapping) for row in connection.execute(query)]
+
     def video_ids(self, status: Status, *, limit: int) -> list[str]:
         """At most `limit` ids whose latest attempt ended with `status`, in no particular order."""
         query = select(self._items.c.video_id).where(self._items.c.status == str(status)).limit(limit)

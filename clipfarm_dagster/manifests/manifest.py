@@ -31,6 +31,7 @@ LEDGER_COLUMNS_READ = (
     "vector_source_hash",
     "vector_contract_id",
     "artifact_sha256",
+    "note",
 )
 """Columns of the ledger that a manifest is made of."""
 
@@ -101,6 +102,7 @@ def manifest_schema() -> pa.Schema:
             pa.field("status", pa.string(), nullable=False),
             pa.field("processed_at", moment, nullable=False),
             pa.field("artifact_sha256", pa.string()),
+            pa.field("note", pa.string()),
         ]
     )
 

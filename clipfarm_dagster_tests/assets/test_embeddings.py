@@ -26,13 +26,13 @@ from dagster._daemon.backfill import execute_backfill_iteration
 from dagster._daemon.run_coordinator.queued_run_coordinator_daemon import QueuedRunCoordinatorDaemon
 from dagster_graphql.schema import create_schema
 
-from clipfarm_dagster.assets.embeddings import BROKEN_TAG, embedding_asset_key
+from clipfarm_dagster.assets.embeddings import BROKEN_TAG, embedding_asset_key, embedding_materialization
 from clipfarm_dagster.checks import materialized_versions
 from clipfarm_dagster.corpus import Corpus
 from clipfarm_dagster.definitions import build_definitions
 from clipfarm_dagster.embedding.engine import RECORD_EVERY_ITEMS, Progress
 from clipfarm_dagster.jobs import embedding_job_name, id_list_run_config
-from clipfarm_dagster.ledger.schema import Status
+from clipfarm_dagster.ledger.schema import LedgerRow, Status
 from clipfarm_dagster.partitions import VIDEO_PARTITIONS
 from clipfarm_dagster.reconcile import Reconciled, reconcile
 from clipfarm_dagster.resources.object_store import ObjectStoreResource
@@ -233,3 +233,9 @@ def ledger_statuses(corpus: Corpus) -> dict[str, str]:
     with corpus.ledger(Stage.TEXT) as ledger:
         rows = ledger.columns(["video_id", "status"]).to_pylist()
     return {row["video_id"]: row["status"] for row in rows}
+
+
+def test_what_there_is_to_know_of_a_success_stands_in_its_event(corpus: Corpus):
+    row = LedgerRow(video_id="a", source_hash="h", artifact_key="k", note="3 of 16 frames damaged")
+    event = embedding_materialization(Stage.TEXT, row, corpus.contract(Stage.TEXT), corpus.store.url)
+    assert event.metadata["note"].value == "3 of 16 frames damaged"

@@ -144,6 +144,17 @@ def test_a_model_that_is_not_there_is_told_before_any_stage_begins(
     assert clipfarm("status").output == "Nothing is recorded yet; `clipfarm plan` shows what there is to do\n"
 
 
+def test_what_there_is_to_know_of_a_success_is_told(corpus: Corpus, clipfarm: Command):
+    put_texts(corpus, "a", "b")
+    sync_text(clipfarm)
+    with corpus.ledger(Stage.TEXT) as ledger:
+        ledger.record([replace(ledger.rows(["b"])["b"], note="3 of 16 frames damaged")])
+
+    told = {"stage": "text", "video_id": "b", "note": "3 of 16 frames damaged"}
+    assert clipfarm("status", "--json").json["notes"] == [told]
+    assert "3 of 16 frames damaged" in clipfarm("status").output
+
+
 def test_a_bad_item_is_exit_code_1_and_told_with_its_cause(corpus: Corpus, clipfarm: Command):
     put_texts(corpus, "a", "b")
     corpus.store.put(corpus.keys.raw(Stage.TEXT, "b"), b"{}")

@@ -63,6 +63,14 @@ def test_rows_are_those_of_the_ledger_in_order_with_the_contract_in_the_file(tmp
     assert Contract.from_json(table.schema.metadata[b"clipfarm.contract"].decode()) == contract
 
 
+def test_what_there_is_to_know_of_a_vector_stands_in_its_row(tmp_path):
+    corpus = open_corpus(tmp_path)
+    embed(corpus, Stage.VIDEO, IDS)
+    _change_row(corpus, ORDER[1], note="3 of 16 frames damaged")
+
+    assert _refresh(corpus).table["note"].to_pylist()[:3] == [None, "3 of 16 frames damaged", None]
+
+
 @pytest.mark.parametrize(
     "columns",
     [
@@ -193,7 +201,7 @@ def test_pyarrow_reads_the_types(manifest_file):
     types = {field.name: str(field.type) for field in pq.read_schema(manifest_file)}
 
     texts = ["video_id", "source_hash", "modality", "embedding_key", "model_name", "model_version"]
-    texts += ["preprocess_version", "status", "artifact_sha256"]
+    texts += ["preprocess_version", "status", "artifact_sha256", "note"]
     moments = dict.fromkeys(["captured_at", "processed_at"], "timestamp[us, tz=UTC]")
     assert types == {**dict.fromkeys(texts, "string"), **moments, "embedding_dim": "int32"}
 
