@@ -153,6 +153,14 @@ class Settings(BaseSettings):
     audio: AudioSettings = Field(default_factory=AudioSettings)
     text: TextSettings = Field(default_factory=TextSettings)
 
+    @field_validator("home")
+    @classmethod
+    def _check_home(cls, home: Path) -> Path:
+        # Dagster gives SQLite the paths of its databases as parts of a URI
+        if re.search(r"[?#%]", str(home)):
+            raise ValueError(f"{str(home)!r} holds one of ? # %, which Dagster's databases cannot lie under")
+        return home
+
     @field_validator("prefix")
     @classmethod
     def _check_prefix(cls, prefix: str) -> str:

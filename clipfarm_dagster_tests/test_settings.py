@@ -48,6 +48,13 @@ def test_every_documented_variable_is_read(monkeypatch: pytest.MonkeyPatch):
     assert settings.stage(Stage.TEXT).columns() == ("title", "query")
 
 
+@pytest.mark.parametrize("name", ["what?", "a#b", "100%"])
+def test_a_home_folder_that_dagster_would_take_for_a_uri_is_refused(tmp_path: Path, name: str):
+    """SQLite read the part before the mark as the path, and made files beside the home folder."""
+    with pytest.raises(SettingsError, match=r"CLIPFARM_HOME.*holds one of"):
+        load_settings(home=tmp_path / name)
+
+
 def test_the_file_in_the_home_folder_counts_and_the_environment_wins(tmp_path, monkeypatch):
     home = tmp_path / "home"
     home.mkdir()
