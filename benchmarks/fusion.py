@@ -60,10 +60,13 @@ def embed(corpus: Corpus, video_ids: Sequence[str], version: str) -> None:
                 vectors = l2_normalise(rng.standard_normal((len(some), DIMENSION)))
                 keys = [corpus.keys.embedding(stage, video_id) for video_id in some]
                 corpus.store.put_many([(k, to_npy(v)) for k, v in zip(keys, vectors, strict=True)])
+                previous = ledger.rows(some)
                 ledger.record(
                     [
                         success_row(
-                            WorkItem(video_id, {}, hashed, "2026-01-31T08:00:00.000000Z"),
+                            WorkItem(
+                                video_id, {}, hashed, "2026-01-31T08:00:00.000000Z", previous.get(video_id)
+                            ),
                             contract,
                             now,
                             source_hash=source_hash(hashed, version),

@@ -34,9 +34,11 @@ from clipfarm_dagster.embedding.loading import stage_contract
 from clipfarm_dagster.embedding.outcomes import WorkItem, missing_row, standing_row
 from clipfarm_dagster.embedding.vectors import VectorProblem, from_npy, vector_sha256
 from clipfarm_dagster.errors import MetadataError, ObjectMissingError, SettingsError
+from clipfarm_dagster.ledger.corpus_id import bind_to_corpus
+from clipfarm_dagster.ledger.journal import Journal
 from clipfarm_dagster.ledger.ledger import Ledger
+from clipfarm_dagster.ledger.log import JournalKeys
 from clipfarm_dagster.ledger.schema import LedgerRow, Status, timestamp
-from clipfarm_dagster.ledger.snapshot import push_snapshot, restore_snapshot
 from clipfarm_dagster.settings import Settings
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.store import ObjectStore, StoredObject, local_path
@@ -211,19 +213,27 @@ class Corpus:
 
     @contextlib.contextmanager
     def ledger(self, stage: Stage) -> Iterator[Ledger]:
-        """A stage's ledger, restored from the store's snapshot on a machine that has none."""
+        """A stage's ledger, with all that other machines have added to the store's.
+
+        Raises:
+            LedgerError: it cannot be opened, or it belongs to another corpus.
+            StoreError: the store cannot be read.
+        """
         path = self.settings.home / "state" / f"{stage}_embedding.sqlite"
-        if not self.settings.state_url:
-            restore_snapshot(path, self.store, self.keys.ledger_snapshot(stage))
         ledger = Ledger.open(stage, state_url=self.settings.state_url, sqlite_path=path)
         try:
+            bind_to_corpus(ledger, self.store, self.keys.corpus_id())
+            if ledger.sqlite_path is not None:
+                keys = JournalKeys(self.keys.ledger_snapshot(stage), self.keys.ledger_journal_folder(stage))
+                ledger.journal = Journal(ledger, self.store, keys, prove=partial(self._prove, ledger))
+                ledger.journal.take_in()
             yield ledger
         finally:
             ledger.close()
 
-    def push_snapshot(self, ledger: Ledger) -> bool:
-        """Bring the ledger's snapshot in the store up to date; tells whether anything was uploaded."""
-        return push_snapshot(ledger, self.store, self.keys.ledger_snapshot(ledger.stage))
+    def _prove(self, ledger: Ledger) -> None:
+        """Make work of every vector that is not what the ledger claims."""
+        self.repair(ledger, self.verify(ledger))
 
     def plan(
         self,

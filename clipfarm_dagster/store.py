@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 from clipfarm_dagster.backend import Backend, checked, folder_of, local_path
 from clipfarm_dagster.errors import (
     ObjectMissingError,
+    PreconditionFailedError,
     StoreError,
     StoreUnavailableError,
 )
@@ -47,6 +48,9 @@ FETCH_SECONDS = 120.0
 waited for."""
 
 _HEADS_AT_ONCE = 16
+_SMALL_BYTES = 1 << 20
+"""An upload of so many bytes takes no time to speak of."""
+
 _LISTED_AT_ONCE = 16
 _LOCK_NAME = ".lock#0"
 """Lock file of a folder. obstore never lists a name that ends in `#` and digits."""
@@ -260,20 +264,23 @@ class ObjectStore(Backend):
             executor.shutdown(wait=True, cancel_futures=True)
 
     def put_each(
-        self, items: Sequence[tuple[str, bytes]], *, max_concurrency: int = CONCURRENCY
+        self, items: Sequence[tuple[str, bytes, str | None]], *, max_concurrency: int = CONCURRENCY
     ) -> list[str | StoreError]:
-        """Write many objects as `put_many` does; trouble with one key alone is given, not raised."""
+        """Write many objects as `put_if_unchanged` does, each with its ETag, and return their new ETags in
+        order. That one has been changed meanwhile, and trouble with one key alone, is given, not raised."""
 
-        def put(item: tuple[str, bytes]) -> str | StoreError:
+        def put(item: tuple[str, bytes, str | None]) -> str | StoreError:
             try:
-                return self.put(*item)
+                return self.put_if_unchanged(*item)
             except StoreError as error:
                 return error
 
-        with ThreadPoolExecutor(max_concurrency, thread_name_prefix="clipfarm-put") as executor:
+        # conditional writes into a folder wait for one lock
+        threads = max_concurrency if self._root is None else 1
+        with ThreadPoolExecutor(threads, thread_name_prefix="clipfarm-put") as executor:
             answers = list(executor.map(put, items))
-        for (key, data), answer in zip(items, answers, strict=True):
-            if isinstance(answer, StoreError):
+        for (key, data, _), answer in zip(items, answers, strict=True):
+            if isinstance(answer, StoreError) and not isinstance(answer, PreconditionFailedError):
                 self._check_own_trouble(key, answer, written=data)
         return answers
 
@@ -287,6 +294,17 @@ class ObjectStore(Backend):
                 S3's answer was lost and the repeated request met its own write.
         """
         return self._put_if_unchanged(key, data, len(data), etag)
+
+    def copy(self, key: str, to: str) -> None:
+        """Copy an object within the store, whatever lies at `to`.
+
+        Raises:
+            ObjectMissingError: there is none.
+        """
+        import obstore
+
+        with self._errors_named(key):
+            obstore.copy(self._backend, checked(key), checked(to), overwrite=True)
 
     def put_stream(self, key: str, parts: Iterator[bytes]) -> str:
         """Write an object, as `put` does, of parts that may be yet to come; nothing is written if they end in
@@ -384,7 +402,8 @@ class ObjectStore(Backend):
         mode: PutMode = "create" if etag is None else {"e_tag": f'"{etag}"'}
         with self._errors_named(key):
             # A conditional upload is one request, so its time limit grows with its size.
-            backend = self._backend if self._root is not None else self._s3_connection.connect(size)
+            large = self._root is None and size > _SMALL_BYTES
+            backend = self._s3_connection.connect(size) if large else self._backend
             try:
                 return _etag(obstore.put(backend, checked(key), data, mode=mode)["e_tag"])
             except FileNotFoundError:

@@ -162,7 +162,7 @@ def embed_videos(
         finally:
             listener(stage, progress)
             if not isinstance(sys.exception(), StoreError):  # a store that is away is not waited for again
-                corpus.push_snapshot(ledger)
+                ledger.push()
     summary = progress.summary()
     context.log.info(f"{stage}: {progress.line()}")
     context.log.info(f"{stage}: {json.dumps(summary)}")

@@ -62,6 +62,14 @@ class Keys:
         """Snapshot of a stage's SQLite ledger."""
         return f"{self.prefix}/state/{stage}_embedding.sqlite"
 
+    def ledger_journal_folder(self, stage: Stage) -> str:
+        """Folder of the rows written since the snapshot, with a slash at the end."""
+        return f"{self.prefix}/state/{stage}_embedding.journal/"
+
+    def corpus_id(self) -> str:
+        """The random id by which ledgers know this store and prefix."""
+        return f"{self.prefix}/state/corpus.json"
+
     def manifest(self, stage: Stage) -> str:
         """A modality's manifest."""
         return f"{self.prefix}/manifests/{stage}.parquet"

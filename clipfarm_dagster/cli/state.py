@@ -93,7 +93,7 @@ def verify(
                     found.append(finding)
             if repair and found:
                 repaired += len(corpus.repair(ledger, found))
-                corpus.push_snapshot(ledger)
+                ledger.push()
         bad += [
             {"stage": str(chosen), "video_id": one.video_id, "key": one.key, "problem": one.problem}
             for one in found
@@ -131,7 +131,7 @@ def retry(
     for chosen in stage or list(Stage):
         with corpus.ledger(chosen) as ledger:
             due[str(chosen)] = corpus.retry(ledger, None if everything else set(video_ids or ()))
-            corpus.push_snapshot(ledger)
+            ledger.push()
     done = {video_id for ids in due.values() for video_id in ids}
     unknown = [video_id for video_id in dict.fromkeys(video_ids or ()) if video_id not in done]
     if as_json:

@@ -100,7 +100,7 @@ def sync_corpus(
                 if plan.work.num_rows:  # a model that cannot be had is told before anything is written
                     stage_checkpoint(stage, corpus.settings).download()
                 restored = corpus.record_settled(ledger, plan)
-                corpus.push_snapshot(ledger)
+                ledger.push()
             announce_restored(instance, corpus, stage, restored)
             left[stage] += _embed(
                 corpus, instance, definitions, stage, plan.work["video_id"].to_pylist(), listener

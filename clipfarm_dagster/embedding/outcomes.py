@@ -45,6 +45,10 @@ class Outcome:
     row: LedgerRow
     preview: str | None = None
 
+    def with_row(self, row: LedgerRow) -> Outcome:
+        """The same outcome with what became of it when its vector was stored."""
+        return replace(self, row=row, kind=self.kind if row.status == self.row.status else Kind.FAILED)
+
     @property
     def succeeded(self) -> bool:
         """Whether the store holds the right vector."""
@@ -67,7 +71,7 @@ class RetryPolicy:
 def _attempt(item: WorkItem, contract: Contract, now: datetime) -> LedgerRow:
     """The previous row with the columns of this attempt; what tells of the stored vector stays."""
     return replace(
-        item.previous or LedgerRow(video_id=item.video_id),
+        item.previous or LedgerRow(video_id=item.video_id, row_version=0),
         processed_at=timestamp(now),
         captured_at=item.captured_at,
         metadata_hash=item.metadata_hash,

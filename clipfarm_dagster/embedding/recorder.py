@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 
 from clipfarm_dagster.embedding.outcomes import Outcome
 from clipfarm_dagster.embedding.run_progress import Progress
+from clipfarm_dagster.embedding.storing import StoredVectors, store_vectors
 from clipfarm_dagster.errors import StoreError
 from clipfarm_dagster.ledger.ledger import Ledger
+from clipfarm_dagster.ledger.versions import forgotten
 from clipfarm_dagster.store import ObjectStore
 
 _InHand = tuple[Outcome, bytes | None, Callable[[StoreError], Outcome] | None]
@@ -86,12 +89,10 @@ class Recorder:
             raise
 
     def _write_in_order(self, batch: Sequence[_InHand]) -> None:
-        vectors = [(o.row.artifact_key, npy) for o, npy, _ in batch if npy is not None and o.row.artifact_key]
+        vectors = [(outcome.row, npy) for outcome, npy, _ in batch if npy is not None]
         with self._progress.timed("store"):
-            self._ledger.mark_overwriting([o.row.video_id for o, npy, _ in batch if npy is not None])
-            answers = self._store.put_each(vectors)
-        refused = {key: e for (key, _), e in zip(vectors, answers, strict=True) if isinstance(e, StoreError)}
-        outcomes = [_as_stored(*in_hand, refused) for in_hand in batch]
+            stored = store_vectors(self._store, self._ledger, vectors)
+        outcomes = [_as_stored(outcome, if_refused, stored) for outcome, _, if_refused in batch]
         with self._progress.timed("ledger"):
             self._ledger.record([outcome.row for outcome in outcomes])
         for outcome in outcomes:
@@ -102,19 +103,19 @@ class Recorder:
 
 
 def _as_stored(
-    outcome: Outcome,
-    npy: bytes | None,
-    if_refused: Callable[[StoreError], Outcome] | None,
-    refused: Mapping[str, StoreError],
+    outcome: Outcome, if_refused: Callable[[StoreError], Outcome] | None, stored: StoredVectors
 ) -> Outcome:
     """What became of an item once its vector was to be stored.
 
     Raises:
         StoreError: the store refused it, which `if_refused` has no answer to.
     """
-    error = refused.get(outcome.row.artifact_key or "") if npy is not None else None
+    row = stored.rows.get(outcome.row.video_id, outcome.row)
+    error = stored.refused.get(row.video_id)
     if error is None:
-        return outcome
+        return outcome.with_row(row)
     if if_refused is None:
         raise error
-    return if_refused(error)
+    refused = if_refused(error)
+    # a request that seems to have failed may have been done
+    return refused.with_row(replace(forgotten(refused.row), row_version=row.row_version))

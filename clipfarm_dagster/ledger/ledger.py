@@ -9,9 +9,9 @@ import random
 import sqlite3
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +25,6 @@ from sqlalchemy import (
     MetaData,
     Table,
     Text,
-    bindparam,
     create_engine,
     event,
     func,
@@ -41,13 +40,23 @@ from sqlalchemy.schema import CreateColumn, CreateSchema
 
 from clipfarm_dagster.embedding.contract import Contract
 from clipfarm_dagster.errors import LedgerError
+from clipfarm_dagster.ledger.arrow import arrow_schema, cast_expression, rows_to_arrow, zero_expression
 from clipfarm_dagster.ledger.bulk_read import stream_postgresql, stream_sqlite
 from clipfarm_dagster.ledger.postgres import hint, postgres_engine
-from clipfarm_dagster.ledger.schema import LEDGER_COLUMNS, LedgerRow, Status, processed_items_table
+from clipfarm_dagster.ledger.schema import (
+    LEDGER_COLUMNS,
+    LedgerRow,
+    Status,
+    processed_items_table,
+    unsent_table,
+)
+from clipfarm_dagster.ledger.versions import forgotten, to_write
 from clipfarm_dagster.stages import Stage
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+    from clipfarm_dagster.ledger.journal import Journal
 
 _ROWS_READ_HERE = 20_000
 """Up to so many rows are read in this process; for more, starting another one pays."""
@@ -83,6 +92,13 @@ class Ledger:
         self._versions = Table(
             "ledger_version", MetaData(schema=self._schema), Column("token", Text, nullable=False)
         )
+        self._corpus = Table(
+            "ledger_corpus", MetaData(schema=self._schema), Column("corpus_id", Text, nullable=False)
+        )
+        self._unsent = None if self._schema else unsent_table()
+        self.journal: Journal | None = None
+        """Its end of the log in the store; null where machines share the database, or it stands alone."""
+        self.before_first_write: Callable[[], None] | None = None
         self._engine = _create_engine(url)
         self._writing_engine = self._engine.execution_options(clipfarm_writes=True)
         try:
@@ -145,21 +161,21 @@ class Ledger:
         if unknown := set(names) - set(LEDGER_COLUMNS):
             raise ValueError(f"no ledger columns: {sorted(unknown)}")
         table = self._items.name if self._schema is None else f"{self._schema}.{self._items.name}"
-        casts = ", ".join(_arrow_expression(self._items.c[name]) for name in names)
+        casts = ", ".join(cast_expression(self._items.c[name]) for name in names)
         query = f"SELECT {casts} FROM {table}"  # noqa: S608 - names are checked above
-        schema = _arrow_schema(self._items, names)
+        schema = arrow_schema(self._items, names)
         with self._connection() as connection:
             count = connection.execute(select(func.count()).select_from(self._items)).scalar_one()
             rows = connection.exec_driver_sql(query).fetchall() if count <= _ROWS_READ_HERE else None
         if rows is not None:
-            yield _to_arrow(rows, schema).to_reader()
+            yield rows_to_arrow(rows, schema).to_reader()
             return
         if self.sqlite_path is None:
             read = stream_postgresql(self._url, query, schema, partial(self._error, "read"))
             with read as reader:
                 yield reader
             return
-        typed = ", ".join(f"{_SQL_ZERO[self._items.c[name].type.__visit_name__]} AS {name}" for name in names)
+        typed = ", ".join(zero_expression(self._items.c[name]) for name in names)
         with stream_sqlite(self.sqlite_path, f"SELECT {typed} UNION ALL {query}") as reader:
             yield reader
 
@@ -213,7 +229,7 @@ class Ledger:
             return list(connection.execute(query).scalars())
 
     def version(self) -> str:
-        """A random text that every write to the rows replaces; equal texts mean equal rows, in copies too."""
+        """A random text that every change of the rows replaces."""
         with self._connection() as connection:
             token: str = connection.execute(select(self._versions.c.token)).scalar_one()
             return token
@@ -228,11 +244,15 @@ class Ledger:
     # writing
 
     def record(self, rows: Sequence[LedgerRow]) -> None:
-        """Insert or replace whole rows, all of them or none."""
+        """Insert or replace whole rows, all of them or none.
+
+        A row that somebody else has written since the version that it names is merged with theirs
+        (see `versions.merged`).
+        """
         if rows:
             with self._transaction() as connection:
-                self._renew_version(connection)
-                self._write_rows(connection, rows)
+                self._renew_version(connection)  # nobody else writes from here on
+                self._write_rows(connection, rows, self._read_rows(connection, _ids(rows)))
 
     def replace(self, changes: Sequence[tuple[LedgerRow, LedgerRow]]) -> list[str]:
         """Put the second row of each pair where the ledger still holds the first; returns the ids of these.
@@ -242,12 +262,11 @@ class Ledger:
         if not changes:
             return []
         with self._transaction() as connection:
-            self._renew_version(connection)  # nobody else writes from here on
+            self._renew_version(connection)
             current = self._read_rows(connection, [before.video_id for before, _ in changes])
             rows = [after for before, after in changes if current.get(before.video_id) == before]
-            if rows:
-                self._write_rows(connection, rows)
-        return [row.video_id for row in rows]
+            self._write_rows(connection, [replace(row, row_version=None) for row in rows], current)
+        return _ids(rows)
 
     def record_contract(self, contract: Contract) -> None:
         """Remember what a contract id stands for."""
@@ -255,21 +274,50 @@ class Ledger:
         with self._transaction() as connection:
             connection.execute(statement, [{"contract_id": contract.id, "contract": contract.to_json()}])
 
-    def mark_overwriting(self, video_ids: Sequence[str]) -> None:
+    def mark_overwriting(self, video_ids: Sequence[str]) -> dict[str, int]:
         """Say, before vectors are uploaded, that what the store holds for these ids is unknown.
 
         A crash between the upload and `record` then leaves rows that claim no vector, so the items are
-        work again, whatever their input turns into meanwhile.
+        work again, whatever their input turns into meanwhile, for every machine: the mark has been sent to
+        the store when this returns.
+
+        Returns:
+            The version of each row by then, for the rows that are recorded once the vectors are uploaded.
         """
-        statement = (
-            update(self._items)
-            .where(self._items.c.video_id == bindparam("id"))
-            .values(vector_source_hash=None, vector_contract_id=None)
-        )
-        if video_ids:
-            with self._transaction() as connection:
-                self._renew_version(connection)
-                connection.execute(statement, [{"id": video_id} for video_id in video_ids])
+        if not video_ids:
+            return {}
+        with self._transaction() as connection:
+            self._renew_version(connection)
+            current = self._read_rows(connection, video_ids)
+            rows = [forgotten(current.get(i, LedgerRow(video_id=i, row_version=0))) for i in video_ids]
+            self._write_rows(connection, rows, current)
+        if self.journal is not None:
+            self.journal.send()
+        return {video_id: row.row_version or 0 for video_id, row in self.rows(video_ids).items()}
+
+    # whose it is
+
+    def push(self) -> bool:
+        """Bring the store up to what was written here; tells whether there was anything to send.
+
+        Raises:
+            StoreError: the store cannot be read or written.
+        """
+        return self.journal is not None and self.journal.push()
+
+    def corpus_id(self) -> str | None:
+        """Id of the corpus that this ledger belongs to (see `corpus_id`); null before the first write."""
+        with self._connection() as connection:
+            corpus_id: str | None = connection.execute(select(self._corpus.c.corpus_id)).scalar()
+            return corpus_id
+
+    def set_corpus_id(self, corpus_id: str) -> None:
+        """Say for good which corpus this ledger belongs to."""
+        self.before_first_write = None
+        with self._transaction() as connection:
+            self._renew_version(connection)
+            if connection.execute(select(self._corpus)).first() is None:
+                connection.execute(self._corpus.insert().values(corpus_id=corpus_id))
 
     # inside
 
@@ -277,6 +325,8 @@ class Ledger:
         return _Guarded(self, self._engine.connect, "read")
 
     def _transaction(self) -> _Guarded:
+        if self.before_first_write is not None:
+            self.before_first_write()
         return _Guarded(self, self._writing_engine.begin, "write")
 
     def _read_rows(self, connection: Connection, ids: Sequence[str]) -> dict[str, LedgerRow]:
@@ -287,11 +337,22 @@ class Ledger:
                 found[row.video_id] = _ledger_row(row._mapping)
         return found
 
-    def _write_rows(self, connection: Connection, rows: Sequence[LedgerRow]) -> None:
+    def _write_rows(
+        self, connection: Connection, rows: Sequence[LedgerRow], current: Mapping[str, LedgerRow]
+    ) -> None:
+        """Write rows over those that are there now."""
+        if not rows:
+            return
         insert = self._insert(self._items)
         changes = {name: insert.excluded[name] for name in LEDGER_COLUMNS if name != "video_id"}
         statement = insert.on_conflict_do_update(index_elements=["video_id"], set_=changes)
-        connection.execute(statement, [asdict(row) for row in rows])
+        connection.execute(statement, [asdict(to_write(row, current.get(row.video_id))) for row in rows])
+        if self._unsent is not None:
+            versions = {video_id: row.row_version for video_id, row in current.items()}
+            connection.execute(
+                sqlite.insert(self._unsent).on_conflict_do_nothing(),
+                [{"video_id": i, "base_version": versions.get(i, 0)} for i in _ids(rows)],
+            )
 
     def _renew_version(self, connection: Connection) -> None:
         # before the rows: writers on PostgreSQL then wait for each other here, and cannot deadlock over rows
@@ -316,8 +377,9 @@ class Ledger:
         if self._schema is not None:
             connection.execute(text("SELECT pg_advisory_xact_lock(hashtext(:name))"), {"name": self._schema})
             connection.execute(CreateSchema(self._schema, if_not_exists=True))
-        self._contracts.create(connection, checkfirst=True)
-        self._versions.create(connection, checkfirst=True)
+        for table in (self._contracts, self._versions, self._corpus, self._unsent):
+            if table is not None:
+                table.create(connection, checkfirst=True)
         if connection.execute(select(self._versions)).first() is None:
             connection.execute(self._versions.insert().values(token=new_version()))
         inspector = inspect(connection)
@@ -328,10 +390,11 @@ class Ledger:
         for column in self._items.columns:
             if column.name not in existing:
                 definition = CreateColumn(column).compile(dialect=connection.dialect)
-                table = self._items.fullname
-                connection.execute(text(f"ALTER TABLE {table} ADD COLUMN {definition}"))
+                connection.execute(text(f"ALTER TABLE {self._items.fullname} ADD COLUMN {definition}"))
         for index in self._items.indexes:
             index.create(connection, checkfirst=True)
+        if self._unsent is not None and "row_version" not in existing:  # of before the journal
+            connection.execute(text("INSERT OR IGNORE INTO unsent SELECT video_id, 0 FROM processed_items"))
 
 
 class _Guarded:
@@ -395,30 +458,10 @@ def _use_wal(connection: sqlite3.Connection) -> None:
             time.sleep(random.uniform(0.005, 0.05))  # noqa: S311 - only so that processes do not go in step
 
 
-def _to_arrow(rows: Sequence[Any], schema: pa.Schema) -> pa.Table:
-    import pyarrow as pa
-
-    columns = zip(*rows, strict=True) if rows else [[] for _ in schema]
-    return pa.table(
-        [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)], schema
-    )
-
-
-def _arrow_expression(column: Column[Any]) -> str:
-    # an SQLite column may hold anything, whatever its declared type
-    return f"CAST({column.name} AS {_SQL_TYPE[column.type.__visit_name__]}) AS {column.name}"
-
-
-_SQL_TYPE = {"text": "TEXT", "integer": "BIGINT", "float": "DOUBLE PRECISION"}
-_SQL_ZERO = {"text": "''", "integer": "0", "float": "0.0"}
-
-
-def _arrow_schema(table: Table, names: Sequence[str]) -> pa.Schema:
-    import pyarrow as pa
-
-    kinds = {"text": pa.string(), "integer": pa.int64(), "float": pa.float64()}
-    return pa.schema([(name, kinds[table.c[name].type.__visit_name__]) for name in names])
-
-
 def _ledger_row(mapping: Any) -> LedgerRow:
-    return LedgerRow(**{name: mapping[name] for name in LEDGER_COLUMNS})
+    row = LedgerRow(**{name: mapping[name] for name in LEDGER_COLUMNS})
+    return row if row.row_version is not None else replace(row, row_version=0)
+
+
+def _ids(rows: Sequence[LedgerRow]) -> list[str]:
+    return [row.video_id for row in rows]

@@ -6,12 +6,12 @@ text order is time order in SQLite, PostgreSQL and Arrow alike.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import Column, Float, Index, Integer, MetaData, Table, Text
+from sqlalchemy import BigInteger, Column, Float, Index, Integer, MetaData, Table, Text
 from sqlalchemy.types import TypeEngine
 
 
@@ -68,25 +68,45 @@ class LedgerRow:
     """Seconds of preparation and inference that the item took."""
     note: str | None = None
     """What a person should know of a success, such as that a video ended early."""
+    row_version: int | None = field(default=None, compare=False)
+    """Raised by every write (see `versions`). In a row that is to be written: the version that it was derived
+    from; 0 where there was no row, null to write over whatever is there."""
 
 
 LEDGER_COLUMNS: tuple[str, ...] = tuple(f.name for f in fields(LedgerRow))
 """Names of all columns of `processed_items`, in order."""
 
-_INTEGER = {"retry_count", "embedding_dim"}
-_FLOAT = {"vector_norm", "seconds"}
+_TYPES: dict[str, TypeEngine[Any]] = {
+    "retry_count": Integer(),
+    "embedding_dim": Integer(),
+    "row_version": BigInteger(),
+    "vector_norm": Float(),
+    "seconds": Float(),
+}
+"""The columns that are not text."""
 
 
 def processed_items_table(schema: str | None = None) -> Table:
     """The table `processed_items`; PostgreSQL keeps one per stage, each in a schema of its own."""
-    columns: list[Column[Any]] = []
-    for name in LEDGER_COLUMNS:
-        kind: TypeEngine[Any] = Integer() if name in _INTEGER else Float() if name in _FLOAT else Text()
-        columns.append(Column(name, kind, primary_key=name == "video_id", nullable=name != "video_id"))
+    columns: list[Column[Any]] = [
+        Column(name, _TYPES.get(name, Text()), primary_key=name == "video_id", nullable=name != "video_id")
+        for name in LEDGER_COLUMNS
+    ]
     table = Table("processed_items", MetaData(schema=schema), *columns)
     Index("processed_items_status", table.c.status)
     Index("processed_items_processed_at", table.c.processed_at)
     return table
+
+
+def unsent_table() -> Table:
+    """The SQLite table of the rows that were written here and are not in the store yet, each with the version
+    that the store has of it (see `journal`)."""
+    return Table(
+        "unsent",
+        MetaData(),
+        Column("video_id", Text, primary_key=True, nullable=False),
+        Column("base_version", BigInteger()),
+    )
 
 
 def timestamp(moment: datetime) -> str:

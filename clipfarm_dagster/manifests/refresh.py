@@ -122,7 +122,7 @@ def record_dropped(corpus: Corpus, dropped: list[Dropped]) -> None:
     for stage in sorted({lost.stage for lost in dropped if lost.stage is not None}):
         with corpus.ledger(stage) as ledger:
             if record_lost(ledger, dropped, datetime.now(UTC)):
-                corpus.push_snapshot(ledger)
+                ledger.push()
 
 
 def modality_vectors(corpus: Corpus, stage: Stage) -> tuple[LocalFile, Fusion]:

@@ -22,6 +22,7 @@ from clipfarm_dagster.embedding.contract import Contract
 from clipfarm_dagster.embedding.dimension import checkpoint_dimension
 from clipfarm_dagster.embedding.loading import stage_checkpoint
 from clipfarm_dagster.embedding.outcomes import WorkItem, success_row
+from clipfarm_dagster.embedding.storing import store_vectors
 from clipfarm_dagster.embedding.vectors import NORM_TOLERANCE, to_npy, vector_sha256
 from clipfarm_dagster.errors import VectorFileError
 from clipfarm_dagster.ledger.ledger import Ledger
@@ -267,7 +268,7 @@ def import_vectors(
                 else:
                     chosen[video_id] = vector
             _store(corpus, ledger, inputs, chosen, imported, replace_done)
-        corpus.push_snapshot(ledger)
+        ledger.push()
     return imported
 
 
@@ -293,8 +294,7 @@ def _store(
 
     contract, previous = imported.contract, ledger.rows(vectors)
     kept_contracts = set() if replace_done else {contract.id, corpus.contract(ledger.stage).id}
-    rows: list[LedgerRow] = []
-    objects: list[tuple[str, bytes]] = []
+    objects: list[tuple[LedgerRow, bytes]] = []
     for video_id, vector in vectors.items():
         item, etag = inputs.item(video_id, previous.get(video_id)), inputs.etag(video_id)
         hashed = source_hash(item.metadata_hash, etag)
@@ -302,7 +302,6 @@ def _store(
             imported.kept += 1
             continue
         key = corpus.keys.embedding(ledger.stage, video_id)
-        objects.append((key, to_npy(vector)))
         row = success_row(
             item,
             contract,
@@ -317,9 +316,10 @@ def _store(
             seconds=0.0,
             note="imported from a file",
         )
-        rows.append(replace(row, vector_raw_sha256=None, seconds=None))
-    ledger.mark_overwriting([row.video_id for row in rows])
-    corpus.store.put_many(objects)
+        objects.append((replace(row, vector_raw_sha256=None, seconds=None), to_npy(vector)))
+    stored = store_vectors(corpus.store, ledger, objects)
+    imported.refused.update((video_id, str(error)) for video_id, error in stored.refused.items())
+    rows = [row for video_id, row in stored.rows.items() if video_id not in stored.refused]
     ledger.record(rows)
     imported.rows += rows
 

@@ -274,16 +274,16 @@ class GoesAway:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
-        self.put, self.root = self.store.put, Path(self.store.url)
+        self.put, self.root = self.store.put_if_unchanged, Path(self.store.url)
         self.away = self.root.with_name("away")
 
-    def __call__(self, key: str, data: bytes) -> str:
+    def __call__(self, key: str, data: bytes, etag: str | None) -> str:
         with self.lock:
             self.done += 1
             if self.done > self.after and not self.away.exists():
                 self.root.rename(self.away)
                 self.root.touch()
-        return self.put(key, data)
+        return self.put(key, data, etag)
 
     def come_back(self) -> None:
         self.root.unlink()
@@ -313,7 +313,7 @@ class TestFaults:
             text.put(raw)
             puts = GoesAway(80, text.store)
             with monkeypatch.context() as broken:
-                broken.setattr(text.store, "put", puts)
+                broken.setattr(text.store, "put_if_unchanged", puts)
                 with pytest.raises(StoreUnavailableError):
                     text.run(list(raw))
             puts.come_back()

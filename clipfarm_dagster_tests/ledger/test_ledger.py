@@ -26,7 +26,7 @@ FULL = LedgerRow(
     **{
         f.name: 3 if f.name in {"retry_count", "embedding_dim"} else f"{f.name}, 'quoted' \N{SNOWMAN}"
         for f in fields(LedgerRow)
-        if f.name not in {"vector_norm", "seconds"}
+        if f.name not in {"vector_norm", "seconds", "row_version"}
     },
     vector_norm=1.0,
     seconds=0.25,
@@ -169,7 +169,42 @@ def test_overwriting_makes_the_stored_vector_unknown_and_keeps_the_rest(ledger: 
     ledger.mark_overwriting([FULL.video_id, "never seen"])
 
     marked = replace(FULL, vector_source_hash=None, vector_contract_id=None)
-    assert ledger.rows([FULL.video_id, "other", "never seen"]) == {FULL.video_id: marked, "other": other}
+    assert ledger.rows([FULL.video_id, "other", "never seen"]) == {
+        FULL.video_id: marked,
+        "other": other,
+        "never seen": LedgerRow(video_id="never seen"),
+    }
+
+
+def test_a_row_that_is_written_from_an_old_reading_claims_no_vector(ledger: Ledger):
+    """Somebody else wrote it meanwhile; who of the two put the vector last is not known."""
+    ledger.record([FULL])
+    old = ledger.rows([FULL.video_id])[FULL.video_id]
+    ledger.record([replace(old, artifact_sha256="first")])
+    assert ledger.rows([FULL.video_id])[FULL.video_id].vector_source_hash == FULL.vector_source_hash
+
+    ledger.record([replace(old, artifact_sha256="second")])
+
+    row = ledger.rows([FULL.video_id])[FULL.video_id]
+    assert (row.vector_source_hash, row.vector_contract_id) == (None, None)
+
+
+def test_a_ledger_belongs_to_one_corpus(ledger: Ledger):
+    asked = []
+
+    def ask() -> None:
+        asked.append(True)
+        ledger.set_corpus_id("one")
+
+    ledger.before_first_write = ask
+    assert ledger.corpus_id() is None
+    ledger.columns()
+    assert not asked
+    ledger.record([FULL])
+    ledger.record([FULL])
+    ledger.set_corpus_id("another")
+    assert asked == [True]
+    assert ledger.corpus_id() == "one"
 
 
 def test_contracts_are_remembered_by_id(ledger: Ledger):

@@ -39,6 +39,8 @@ def embed(
     """Store and record a vector for each id, as the engine does; another `version` is another input."""
     contract, made = corpus.contract(stage), {}
     rows = []
+    with corpus.ledger(stage) as ledger:
+        previous = ledger.rows(video_ids)
     for video_id in video_ids:
         seed = list(f"{stage}/{video_id}/{version}".encode())
         numbers = np.random.default_rng(seed).standard_normal((1, dimension or DIMENSIONS[stage]))
@@ -47,7 +49,7 @@ def embed(
         hashed = metadata_hash([version])
         rows.append(
             success_row(
-                WorkItem(video_id, {}, hashed, CAPTURED),
+                WorkItem(video_id, {}, hashed, CAPTURED, previous.get(video_id)),
                 contract,
                 at or datetime.now(UTC),
                 source_hash=source_hash(hashed, version),

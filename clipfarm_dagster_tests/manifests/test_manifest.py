@@ -39,7 +39,7 @@ def _written(corpus):
 
 def _change_row(corpus, name, **columns):
     with corpus.ledger(Stage.VIDEO) as ledger:
-        ledger.record([replace(ledger.rows([name])[name], **columns)])
+        ledger.record([replace(ledger.rows([name])[name], row_version=None, **columns)])
 
 
 def test_rows_are_those_of_the_ledger_in_order_with_the_contract_in_the_file(tmp_path, store):
