@@ -26,6 +26,7 @@ from clipfarm_dagster.cli import (
     transfer,
 )
 from clipfarm_dagster.cli.interrupts import EXIT_CODE
+from clipfarm_dagster.cli.output import VisibleFormatter, error_console
 from clipfarm_dagster.errors import ClipFarmError
 
 app = typer.Typer(
@@ -54,10 +55,12 @@ def run(interrupted: Callable[[], bool]) -> int:
     0: all well; 1: items failed or bad; 2: the command could not do its work; 130: it was interrupted, as
     `interrupted` may be the only one to know.
     """
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
+    log = logging.StreamHandler(sys.stderr)
+    log.setFormatter(VisibleFormatter(logging.BASIC_FORMAT))
+    logging.basicConfig(level=logging.WARNING, handlers=[log])
     # what of Dagster is beta is used knowingly, and its warnings would hide the command's own words
     warnings.filterwarnings("ignore", category=dg.BetaWarning)
-    stderr = Console(stderr=True, highlight=False, markup=False)
+    stderr = error_console()
     try:
         return app(standalone_mode=False) or 0
     except (typer.Abort, KeyboardInterrupt, dg.DagsterExecutionInterruptedError):
@@ -76,6 +79,6 @@ def _tell(error: Exception, stderr: Console) -> int:
         if message := error.format_message():  # there is none where the help was all that was wanted
             stderr.print(f"clipfarm: {message} (see --help)", soft_wrap=True)
     else:
-        traceback.print_exception(error)
+        stderr.print("".join(traceback.format_exception(error)), soft_wrap=True, end="")
         stderr.print("clipfarm: stopped by an error of its own, told above; please report it")
     return 2

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
+import re
 from typing import Annotated, Any
 
 import dagster as dg
@@ -26,26 +28,79 @@ Stages = Annotated[
 ]
 
 
+# C0, DEL and C1 controls, what ends lines or turns the order of letters round, and half surrogate pairs
+# (bytes of the command line that are no UTF-8): a terminal acts on these, or cannot be sent them
+_STEERING = re.compile("[\0-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_STEERING_IN_LINES = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def visible(text: str) -> str:
+    r"""A text for a terminal, each character that would steer it written as in Python: ESC as `\x1b`.
+
+    Titles, ids, file names and causes of errors are others' texts.
+    """
+    return _STEERING.sub(_escaped, text)
+
+
+def _escaped(found: re.Match[str]) -> str:
+    return found[0].encode("unicode_escape").decode()
+
+
+def _visible_lines(text: str) -> str:
+    return _STEERING_IN_LINES.sub(_escaped, text)
+
+
+class VisibleFormatter(logging.Formatter):
+    """Formats log records for a terminal, line by line, as `visible` does."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record's text."""
+        return _visible_lines(super().format(record))
+
+
+class _PlainConsole(Console):
+    """A console without markup that shows what it is given as text as it is, and obeys none of it."""
+
+    def __init__(self, *, stderr: bool) -> None:
+        super().__init__(stderr=stderr, highlight=False, markup=False)
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Print texts line by line, and what else rich can print."""
+        texts = (_visible_lines(o) if isinstance(o, str) else o for o in objects)
+        super().print(*texts, **options)
+
+
 def console() -> Console:
     """The console for people; on standard output, without markup: texts are shown as they are."""
-    return Console(highlight=False, markup=False)
+    return _PlainConsole(stderr=False)
+
+
+def error_console() -> Console:
+    """The same on standard error."""
+    return _PlainConsole(stderr=True)
 
 
 def print_json(answer: Any) -> None:
     """Print the one JSON object of a command."""
-    print(json.dumps(answer, ensure_ascii=False))
+    # a terminal acts on these even in JSON, where an escape means the same
+    print(_STEERING.sub(lambda found: f"\\u{ord(found[0]):04x}", json.dumps(answer, ensure_ascii=False)))
 
 
 def table(title: str, columns: list[str], rows: list[list[str]]) -> Table:
     """A table whose first column is text and whose numbers line up on the right."""
     made = Table(
-        title=Text(title), title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2)
+        title=Text(visible(title)),
+        title_justify="left",
+        title_style="bold",
+        box=None,
+        pad_edge=False,
+        padding=(0, 2),
     )
     for i, column in enumerate(columns):
         numeric = bool(rows) and all(row[i].replace(",", "").isdigit() for row in rows)
-        made.add_column(column, justify="right" if numeric else "left", overflow="fold")
+        made.add_column(visible(column), justify="right" if numeric else "left", overflow="fold")
     for row in rows:
-        made.add_row(*map(Text, row))  # as they are: a title may hold what looks like markup
+        made.add_row(*(Text(visible(cell)) for cell in row))  # not markup, though a title may look like it
     return made
 
 

@@ -18,7 +18,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bars
 
 from clipfarm_dagster.cli.in_process import run_in_process
-from clipfarm_dagster.cli.output import Json, Stages, console, dagster_instance, print_json, table
+from clipfarm_dagster.cli.output import (
+    Json,
+    Stages,
+    console,
+    dagster_instance,
+    error_console,
+    print_json,
+    table,
+)
 from clipfarm_dagster.corpus import FAILED_STATUSES, Corpus
 from clipfarm_dagster.embedding.engine import Progress
 from clipfarm_dagster.embedding.loading import stage_checkpoint
@@ -58,7 +66,7 @@ def _alone(home: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        print(f"clipfarm: waiting for another sync of {home}", file=sys.stderr)
+        error_console().print(f"clipfarm: waiting for another sync of {home}", soft_wrap=True)
         lock.acquire()
     try:
         yield
