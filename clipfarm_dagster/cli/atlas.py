@@ -7,10 +7,13 @@ from typing import Annotated
 
 import typer
 
-from clipfarm_dagster.cli.output import console
+from clipfarm_dagster.cli.output import console, table
 from clipfarm_dagster.corpus import Corpus
 from clipfarm_dagster.errors import SettingsError
 from clipfarm_dagster.settings import load_settings
+
+SHOWN_PROBLEMS = 20
+"""Videos without a thumbnail that are named."""
 
 
 def register(app: typer.Typer) -> None:
@@ -35,8 +38,12 @@ def atlas(
     check_port_is_free(port)
     corpus = Corpus.open(load_settings())
     console().print(f"Placing the vectors of {strategy!r}, and making thumbnails …")
-    table = atlas_table(corpus, strategy, thumbnails=thumbnails)
-    if not table.num_rows:
+    problems: dict[str, str] = {}
+    rows = atlas_table(corpus, strategy, thumbnails=thumbnails, on_problem=problems.__setitem__)
+    if not rows.num_rows:
         raise SettingsError(f"the fused manifest {strategy!r} is empty; run `clipfarm status`")
-    console().print(f"{table.num_rows:,} videos: http://127.0.0.1:{port}")
-    serve_atlas(table, f"{corpus.settings.home} {strategy}", port, corpus.settings.hosts())
+    if problems:
+        shown = [[video_id, cause] for video_id, cause in list(problems.items())[:SHOWN_PROBLEMS]]
+        console().print(table(f"{len(problems):,} videos have no thumbnail", ["video_id", "cause"], shown))
+    console().print(f"{rows.num_rows:,} videos: http://127.0.0.1:{port}")
+    serve_atlas(rows, f"{corpus.settings.home} {strategy}", port, corpus.settings.hosts())
