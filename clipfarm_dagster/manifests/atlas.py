@@ -22,6 +22,7 @@ from clipfarm_dagster.manifests.refresh import fused_file
 from clipfarm_dagster.stages import Stage
 
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow as pa
 
 _THUMBNAIL = (224, 224)
@@ -160,11 +161,15 @@ class ThumbnailPreparer:
         """The thumbnail of one clip."""
         from PIL import Image
 
-        from clipfarm_dagster.embedding.frames import sample_frames
+        from clipfarm_dagster.embedding.frames import sample_each
 
-        sampled = sample_frames(raw, count=3, max_pixels=self.max_pixels, max_frames=self.max_frames)
-        picture = Image.fromarray(sampled.frames[1])
-        picture.thumbnail(_THUMBNAIL)
+        def small(frame: np.ndarray) -> Image.Image:
+            picture = Image.fromarray(frame)
+            picture.thumbnail(_THUMBNAIL)
+            return picture
+
+        sampled = sample_each(raw, small, count=3, max_pixels=self.max_pixels, max_frames=self.max_frames)
+        picture = sampled.made[1]
         file = io.BytesIO()
         picture.save(file, "JPEG", quality=80)
         return Prepared(file.getvalue(), None)
