@@ -25,6 +25,7 @@ from clipfarm_dagster.cli import (
     sync,
     transfer,
 )
+from clipfarm_dagster.cli.disk import disk_line
 from clipfarm_dagster.cli.interrupts import EXIT_CODE
 from clipfarm_dagster.cli.output import VisibleFormatter, error_console
 from clipfarm_dagster.errors import ClipFarmError
@@ -73,7 +74,9 @@ def run(interrupted: Callable[[], bool]) -> int:
 
 def _tell(error: Exception, stderr: Console) -> int:
     """Say what went wrong; returns the exit code."""
-    if isinstance(error, (ClipFarmError, OSError)):  # the latter: a folder that cannot be made, a full disk
+    if line := disk_line(error):
+        stderr.print(f"clipfarm: {line}", soft_wrap=True)
+    elif isinstance(error, (ClipFarmError, OSError)):  # the latter: a folder that cannot be made
         stderr.print(f"clipfarm: {error}", soft_wrap=True)
     elif isinstance(error, typer.TyperException):  # the command line itself is wrong
         if message := error.format_message():  # there is none where the help was all that was wanted

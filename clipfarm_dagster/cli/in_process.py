@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from typing import Any
 
 import dagster as dg
 import typer
 
+from clipfarm_dagster.cli.disk import QuietOnFullDisk
 from clipfarm_dagster.cli.interrupts import interrupts_blocked
 from clipfarm_dagster.errors import ClipFarmError
 from clipfarm_dagster.run_locks import lock_run, unlock_run
@@ -31,7 +33,8 @@ def run_in_process(
     """
     run_id = str(uuid.uuid4())
     lock_run(instance, run_id)
-    with _log_watchers_not_interrupted(instance):
+    quiet: Any = QuietOnFullDisk(sys.stderr)
+    with _log_watchers_not_interrupted(instance), redirect_stderr(quiet):
         result = job.execute_in_process(
             instance=instance,
             run_config=quiet_run_config(run_config),

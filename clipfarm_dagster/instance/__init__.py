@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib.resources import files
 from pathlib import Path
 
@@ -21,7 +22,12 @@ def ensure_instance(home: Path) -> Path:
     home.mkdir(parents=True, exist_ok=True)
     settings = home / SETTINGS_FILE
     if not settings.exists():
-        settings.write_text(
-            (files(__package__) / SETTINGS_FILE).read_text(encoding="utf-8"), encoding="utf-8"
-        )
+        part = home / f".{SETTINGS_FILE}.{os.getpid()}"  # half a file, or an empty one, would stay for good
+        try:
+            part.write_text(
+                (files(__package__) / SETTINGS_FILE).read_text(encoding="utf-8"), encoding="utf-8"
+            )
+            part.replace(settings)
+        finally:
+            part.unlink(missing_ok=True)
     return home
