@@ -43,8 +43,9 @@ test-slow: .venv/installed-dev ## The slow tests: chaos, random histories and th
 chaos: .venv/installed-dev ## Two thousand items under kills, a store that goes away and poisonous objects
 	.venv/bin/python -m pytest -m slow clipfarm_dagster_tests/test_chaos.py
 
-property: .venv/installed-dev ## More than ten thousand random changes to a corpus
-	.venv/bin/python -m pytest -m slow clipfarm_dagster_tests/test_corpus_property.py
+property: .venv/installed-dev ## More than ten thousand random changes to a corpus, and as many steps of three machines
+	.venv/bin/python -m pytest -m slow clipfarm_dagster_tests/test_corpus_property.py \
+		clipfarm_dagster_tests/test_machines_property.py
 
 fuzz: .venv/installed-dev ## Two thousand damaged clips, sampled sparsely and in full
 	.venv/bin/python -m pytest -m slow clipfarm_dagster_tests/embedding/test_damage.py

@@ -36,6 +36,10 @@ from clipfarm_dagster_tests.test_corpus_property import vector_of
 IDS = [f"v{n}" for n in range(12)]
 
 
+PEOPLE = ("retitle", "upload", "contract", "lose home", "swap store")
+"""Steps that write neither vectors nor rows."""
+
+
 class Killed(BaseException):
     """As `kill -9` ends a process: nothing that comes afterwards has any effect."""
 
@@ -292,7 +296,8 @@ class World:
         self.steps[kind] = self.steps.get(kind, 0) + 1
         with self.some_clock():
             self.take(kind, machine)
-        self.check()
+        if kind not in PEOPLE:
+            self.check()
         if kind == "sync" and not held_up:
             self.check_all_is_done()
 

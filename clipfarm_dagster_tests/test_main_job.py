@@ -66,7 +66,7 @@ def test_real_clips_become_vectors_and_each_bad_one_costs_itself_alone(
     assert {row.status for row in broken.values()} == {Status.INVALID_RAW_OBJECT}
     assert "no video stream" in (broken["sample_audio_only"].error or "")
     assert all(row.error for row in broken.values())
-    assert "26 of 30" in (ledger_rows(corpus, Stage.VIDEO)["sample_with_invalid_nalu"].note or "")
+    assert "29 of 30" in (ledger_rows(corpus, Stage.VIDEO)["sample_with_invalid_nalu"].note or "")
     assert set(instance.get_dynamic_partitions(VIDEO_PARTITIONS.name)) == {*media, "absent"}
 
     again = sync_corpus(corpus, instance, list(Stage), quiet=True)

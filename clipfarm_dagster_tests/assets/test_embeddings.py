@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from clipfarm_dagster.corpus import Corpus
 from clipfarm_dagster.definitions import build_definitions
 from clipfarm_dagster.embedding.engine import RECORD_EVERY_ITEMS, Progress
 from clipfarm_dagster.jobs import embedding_job_name, id_list_run_config
+from clipfarm_dagster.ledger.ledger import Ledger
 from clipfarm_dagster.ledger.schema import LedgerRow, Status
 from clipfarm_dagster.partitions import VIDEO_PARTITIONS
 from clipfarm_dagster.reconcile import Reconciled, reconcile
@@ -230,7 +232,9 @@ def materializations(instance: dg.DagsterInstance, run_id: str) -> list[str | No
 
 
 def ledger_statuses(corpus: Corpus) -> dict[str, str]:
-    with corpus.ledger(Stage.TEXT) as ledger:
+    """As the ledger of this machine has them, without asking the store."""
+    path = corpus.settings.home / "state" / "text_embedding.sqlite"
+    with closing(Ledger.open(Stage.TEXT, state_url="", sqlite_path=path)) as ledger:
         rows = ledger.columns(["video_id", "status"]).to_pylist()
     return {row["video_id"]: row["status"] for row in rows}
 
