@@ -19,6 +19,7 @@ from clipfarm_dagster.errors import (
     StoreError,
     StoreUnavailableError,
 )
+from clipfarm_dagster.integrity import md5_is_usual
 from clipfarm_dagster.listing import KEYS_AN_ANSWER, Skipped, is_usable_key, walk
 from clipfarm_dagster.s3 import S3Connection, S3Options
 
@@ -37,6 +38,8 @@ class Backend:
         self._bucket_seen = False
         self._readable: dict[str, tuple[str, int]] = {}
         """By folder, the key and the size of an object that could be read."""
+        self._etags_are_md5: bool | None = None
+        """As soon as it is known."""
 
     @cached_property
     def _backend(self) -> S3Store | LocalStore:
@@ -88,6 +91,18 @@ class Backend:
             raise error
         others = "there are no others to compare with" if others_work is None else "others fail as well"
         raise StoreUnavailableError(f"{error.problem}; {others}", code=error.code)
+
+    def _check_bytes(self, key: str, etag: str) -> None:
+        """Raise if bytes that contradict their ETag are not the object's: the store's ETags are MD5s, and
+        this object is not encrypted so that its own is none."""
+        if self._root is not None:
+            return
+        if self._etags_are_md5 is None:
+            self._etags_are_md5 = md5_is_usual(self._backend, self._others(key))
+        if self._etags_are_md5 and self._s3_connection.tells_md5(key):
+            raise StoreError(
+                f"{self.url}: {key!r}: other bytes came than those of its ETag {etag!r}, which is an MD5"
+            )
 
     def _others(self, key: str) -> Iterator[tuple[str, int]]:
         """Objects of the same folder, with their sizes: first one that was read before, then any."""

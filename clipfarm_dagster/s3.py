@@ -150,3 +150,14 @@ class S3Connection:
             [entry["Size"] for entry in found],
             is_last=not answer["IsTruncated"],
         )
+
+    def tells_md5(self, key: str) -> bool:
+        """Whether nothing about an object says that its ETag is no MD5, as that of one encrypted by KMS or by
+        a customer's key; False where it cannot be asked."""
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        try:
+            head = self._client.head_object(Bucket=self._bucket, Key=key)
+        except (BotoCoreError, ClientError):
+            return False
+        return "SSECustomerAlgorithm" not in head and "kms" not in head.get("ServerSideEncryption", "")

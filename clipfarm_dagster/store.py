@@ -31,6 +31,7 @@ from clipfarm_dagster.errors import (
     StoreUnavailableError,
 )
 from clipfarm_dagster.fetching import as_they_come
+from clipfarm_dagster.integrity import contradicts
 from clipfarm_dagster.listing import ETAG_WRAPPING, Skipped, list_bucket, list_folder, to_table
 from clipfarm_dagster.s3 import SLOWEST_BYTES_PER_SECOND, S3Options
 
@@ -205,8 +206,9 @@ class ObjectStore(Backend):
         """Read many objects as `get` does, and give each as soon as it is there.
 
         Trouble with one key alone is given, not raised: an object that is missing, that cannot be read while
-        others can, or that takes longer than `timeout_seconds` and what its size needs at
-        `SLOWEST_BYTES_PER_SECOND`. At most `max_concurrency` are under way or wait to be taken.
+        others can, whose bytes are not those of its ETag, or that takes longer than `timeout_seconds` and
+        what its size needs at `SLOWEST_BYTES_PER_SECOND`. At most `max_concurrency` are under way or wait to
+        be taken.
         With `wake_seconds`, None is given whenever nothing has come for so long.
         """
         request = partial(self._fetch, max_bytes=max_bytes, timeout_seconds=timeout_seconds)
@@ -220,15 +222,19 @@ class ObjectStore(Backend):
                 answer: StoredObject | StoreError
                 try:
                     with self._errors_named(key):
-                        answer = future.result()
+                        answer, doubtful = future.result()
+                    if doubtful:
+                        self._check_bytes(key, answer.info.etag)
+                    self._readable[folder_of(key)] = (key, answer.info.size)
                 except StoreError as error:
                     self._check_own_trouble(key, error)
                     answer = error
-                else:
-                    self._readable[folder_of(key)] = (key, len(answer.data))
                 yield key, answer
 
-    async def _fetch(self, key: str, *, max_bytes: int | None, timeout_seconds: float) -> StoredObject:
+    async def _fetch(
+        self, key: str, *, max_bytes: int | None, timeout_seconds: float
+    ) -> tuple[StoredObject, bool]:
+        """The object, and whether its ETag seems to contradict its bytes."""
         import obstore
 
         began = asyncio.get_running_loop().time()
@@ -237,9 +243,11 @@ class ObjectStore(Backend):
                 result = await obstore.get_async(self._reading_backend, checked(key))
                 info = _info(result.meta)
                 if max_bytes is not None and info.size > max_bytes:
-                    return StoredObject(b"", info)
+                    return StoredObject(b"", info), False
                 limit.reschedule(began + timeout_seconds + info.size / SLOWEST_BYTES_PER_SECOND)
-                return StoredObject(bytes(await result.bytes_async()), info)
+                data = bytes(await result.bytes_async())
+            doubtful = await asyncio.to_thread(contradicts, info.etag, data)
+            return StoredObject(data, info), doubtful
         except TimeoutError:
             raise StoreError(
                 f"{self.url}: {key!r}: fetching it took longer than CLIPFARM_FETCH_TIMEOUT_SECONDS="

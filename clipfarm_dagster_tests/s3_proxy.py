@@ -92,6 +92,12 @@ def after(requests: int, fault: Fault) -> Fault:
     return lambda answer: fault(answer) if next(numbers) > requests else answer
 
 
+def encrypted_by_kms(answer: Answer) -> Answer:
+    """The object as S3 gives one that KMS encrypts: its ETag is no MD5."""
+    lied = wrong_etag(answer)
+    return replace(lied, headers={**lied.headers, "x-amz-server-side-encryption": "aws:kms"})
+
+
 class S3Proxy:
     """The running proxy; faults may be set and taken back at any time, from any thread."""
 

@@ -25,9 +25,13 @@ from clipfarm_dagster_tests.s3_proxy import (
     claim_more,
     cut,
     drip,
+    encrypted_by_kms,
     refuse,
     reset,
     s3_proxy,
+    swap_body,
+    truncate,
+    wrong_etag,
 )
 from clipfarm_dagster_tests.seaweedfs import S3Server
 
@@ -103,6 +107,33 @@ class TestReads:
         proxy.mend()
         text.recorded = []
         assert text.run([FAULTY]).outcomes == {"success": 1}
+
+    @pytest.mark.parametrize(
+        "lie",
+        [truncate, swap_body(RAW["clip-021"]), wrong_etag],
+        ids=["truncated", "bytes-of-another", "wrong-etag"],
+    )
+    def test_bytes_that_are_not_the_objects_fail_alone_and_make_no_vector(
+        self, text: Bench, proxy: S3Proxy, lie: Fault
+    ) -> None:
+        proxy.break_("GET", KEY, lie)
+
+        progress = text.run(list(RAW))
+
+        assert progress.outcomes == {"success": 40, "fail": 1}
+        assert_failed(text, "other bytes came than those of its ETag")
+        assert text.store.head(VECTOR_KEY) is None
+
+        proxy.mend()
+        text.recorded = []
+        assert text.run([FAULTY]).outcomes == {"success": 1}
+
+    @pytest.mark.parametrize("kms_key", [KEY, r"raw/text/"], ids=["of-one-object", "of-all-objects"])
+    def test_an_etag_that_is_no_md5_is_no_lie(self, text: Bench, proxy: S3Proxy, kms_key: str) -> None:
+        proxy.break_("GET", kms_key, encrypted_by_kms)
+        proxy.break_("HEAD", kms_key, encrypted_by_kms)
+
+        assert text.run(list(RAW)).outcomes == {"success": 41}
 
     def test_many_that_are_refused_cost_the_few_others_nothing(self, text: Bench, proxy: S3Proxy) -> None:
         proxy.break_("GET", r"raw/text/", refuse("AccessDenied"))
