@@ -27,11 +27,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from clipfarm_dagster.catalog.hashing import metadata_hash, metadata_hash_sql, source_hash, source_hash_sql
 from clipfarm_dagster.corpus import Corpus
 from clipfarm_dagster.ledger.ledger import Ledger
 from clipfarm_dagster.settings import load_settings
 from clipfarm_dagster.stages import Stage
+from clipfarm_dagster.vectors.hashing import metadata_hash, metadata_hash_sql, source_hash, source_hash_sql
 
 SAMPLE_SECONDS = 0.02
 SOURCE_COLUMNS = {Stage.TEXT: ("title", "description", "query")}

@@ -148,7 +148,7 @@ _encoders: dict[str, Any] = {}
 
 
 def _encoder(stage: str, given: dict[str, Any]) -> Any:
-    from clipfarm_dagster.embedding.loading import load_encoder
+    from clipfarm_dagster.modalities.registry import load_encoder
     from clipfarm_dagster.settings import load_settings
     from clipfarm_dagster.stages import Stage
 
@@ -163,14 +163,14 @@ def _encoder(stage: str, given: dict[str, Any]) -> Any:
 
 def _engine_pass(given: dict[str, Any]) -> dict[str, Any]:
     """Both stages, one after the other, from an empty ledger."""
-    from clipfarm_dagster.catalog.keys import Keys
-    from clipfarm_dagster.embedding.engine import EngineOptions, embed_items
-    from clipfarm_dagster.embedding.loading import stage_contract
-    from clipfarm_dagster.embedding.outcomes import WorkItem
+    from clipfarm_dagster.engine.engine import EngineOptions, embed_items
+    from clipfarm_dagster.engine.outcomes import WorkItem
     from clipfarm_dagster.ledger.ledger import Ledger
+    from clipfarm_dagster.modalities.registry import stage_contract
     from clipfarm_dagster.settings import load_settings
     from clipfarm_dagster.stages import Stage
     from clipfarm_dagster.store import ObjectStore
+    from clipfarm_dagster.store.keys import Keys
 
     summaries = {}
     with tempfile.TemporaryDirectory() as home:
@@ -199,10 +199,10 @@ def _floor(given: dict[str, Any]) -> dict[str, Any]:
     """Seconds of the engine's own model and preparation, each alone, with an item for each core at a time."""
     from concurrent.futures import ThreadPoolExecutor
 
-    from clipfarm_dagster.catalog.keys import Keys
-    from clipfarm_dagster.embedding.preparation import Limits, preparation
+    from clipfarm_dagster.engine.local.preparation import Limits, preparation
     from clipfarm_dagster.stages import Stage
     from clipfarm_dagster.store import ObjectStore
+    from clipfarm_dagster.store.keys import Keys
 
     cores, found = len(os.sched_getaffinity(0)), {"model": 0.0, "preparation": 0.0}
     store = ObjectStore.open(given["url"])
@@ -326,9 +326,9 @@ def _checkpoints(cache: Path, name: str) -> dict[str, Path]:
 
 
 def _upload(clips: list[Path], url: str) -> None:
-    from clipfarm_dagster.catalog.keys import Keys
     from clipfarm_dagster.stages import Stage
     from clipfarm_dagster.store import ObjectStore
+    from clipfarm_dagster.store.keys import Keys
 
     store = ObjectStore.open(url)
     for clip in clips:
@@ -343,15 +343,15 @@ def _show_text_run(folder: Path, count: int) -> None:
     """One id-list run, from launch to done, on the shipped instance."""
     import dagster as dg
 
-    from clipfarm_dagster.catalog.keys import Keys
     from clipfarm_dagster.definitions import build_definitions
     from clipfarm_dagster.demo.checkpoints import minilm_folder
     from clipfarm_dagster.instance import ensure_instance
-    from clipfarm_dagster.jobs import embedding_job_name, id_list_run_config, id_list_run_tags
-    from clipfarm_dagster.partitions import VIDEO_PARTITIONS
+    from clipfarm_dagster.orchestration.jobs import embedding_job_name, id_list_run_config, id_list_run_tags
+    from clipfarm_dagster.orchestration.partitions import VIDEO_PARTITIONS
     from clipfarm_dagster.settings import load_settings
     from clipfarm_dagster.stages import Stage
     from clipfarm_dagster.store import ObjectStore
+    from clipfarm_dagster.store.keys import Keys
 
     os.environ |= {
         "CLIPFARM_HOME": str(folder),

@@ -24,8 +24,8 @@ import numpy as np
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from clipfarm_dagster.embedding.frames import sample_frames, sample_frames_sequential  # noqa: E402
 from clipfarm_dagster.errors import InvalidRawObjectError  # noqa: E402
+from clipfarm_dagster.modalities.video.frames import sample_frames, sample_frames_sequential  # noqa: E402
 from clipfarm_dagster_tests.embedding.clips import CLIPS, encode  # noqa: E402
 
 WIDTH, HEIGHT, RATE, SECONDS = 720, 1280, 30, 45

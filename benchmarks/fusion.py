@@ -24,15 +24,16 @@ from pathlib import Path
 
 import numpy as np
 
-from clipfarm_dagster.catalog.hashing import metadata_hash, source_hash
 from clipfarm_dagster.corpus import Corpus
-from clipfarm_dagster.embedding.outcomes import WorkItem, success_row
-from clipfarm_dagster.embedding.vectors import l2_normalise, to_npy, vector_sha256
+from clipfarm_dagster.engine.outcomes import WorkItem, success_row
 from clipfarm_dagster.manifests.refresh import fused_file, refresh_fused, refresh_manifest
 from clipfarm_dagster.manifests.strategies import make_strategy
 from clipfarm_dagster.settings import load_settings
 from clipfarm_dagster.stages import Stage
-from clipfarm_dagster.store import CONCURRENCY, ObjectStore, StoredObject
+from clipfarm_dagster.store import ObjectStore, StoredObject
+from clipfarm_dagster.store.object_store import CONCURRENCY
+from clipfarm_dagster.vectors.hashing import metadata_hash, source_hash
+from clipfarm_dagster.vectors.npy import l2_normalise, to_npy, vector_sha256
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from clipfarm_dagster_tests.seaweedfs import running_seaweedfs

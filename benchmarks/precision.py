@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from clipfarm_dagster.embedding.canary import canary_input
-from clipfarm_dagster.embedding.loading import load_encoder
+from clipfarm_dagster.canary.check import canary_input
+from clipfarm_dagster.modalities.registry import load_encoder
 from clipfarm_dagster.settings import load_settings
 from clipfarm_dagster.stages import Stage
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import dagster as dg
 
 from clipfarm_dagster.instance import ensure_instance
-from clipfarm_dagster.recording import DATA_VERSION_TAG, data_version_tags, record_events
+from clipfarm_dagster.orchestration.recording import DATA_VERSION_TAG, data_version_tags, record_events
 
 VIDEOS = dg.DynamicPartitionsDefinition(name="videos")
 RAW = dg.AssetKey("raw_video")

@@ -22,18 +22,18 @@ from pathlib import Path
 
 import dagster as dg
 
-from clipfarm_dagster.catalog.hashing import source_hash
 from clipfarm_dagster.corpus import Corpus
 from clipfarm_dagster.definitions import build_definitions
 from clipfarm_dagster.instance import ensure_instance
-from clipfarm_dagster.jobs import ITEMS_TAG
 from clipfarm_dagster.ledger.schema import LedgerRow, Status, timestamp
-from clipfarm_dagster.partitions import VIDEO_PARTITIONS
-from clipfarm_dagster.resources.object_store import ObjectStoreResource
-from clipfarm_dagster.resources.stage_state import StageStateResource
-from clipfarm_dagster.sensors import embedding_sensor
+from clipfarm_dagster.orchestration.jobs import ITEMS_TAG
+from clipfarm_dagster.orchestration.partitions import VIDEO_PARTITIONS
+from clipfarm_dagster.orchestration.resources.object_store import ObjectStoreResource
+from clipfarm_dagster.orchestration.resources.stage_state import StageStateResource
+from clipfarm_dagster.orchestration.sensors.embedding import embedding_sensor
 from clipfarm_dagster.settings import load_settings
 from clipfarm_dagster.stages import Stage
+from clipfarm_dagster.vectors.hashing import source_hash
 
 COLUMNS = ("video_id", "captured_at", "title", "description", "query")
 

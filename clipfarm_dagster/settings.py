@@ -17,9 +17,9 @@ from pydantic import BaseModel, Field, ValidationError, field_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from clipfarm_dagster.catalog.keys import Keys
 from clipfarm_dagster.errors import SettingsError
 from clipfarm_dagster.stages import Stage
+from clipfarm_dagster.store.keys import Keys
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails

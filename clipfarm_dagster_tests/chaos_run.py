@@ -17,10 +17,10 @@ import dagster as dg
 from clipfarm_dagster.cli.in_process import run_in_process
 from clipfarm_dagster.corpus import Corpus
 from clipfarm_dagster.definitions import build_definitions
-from clipfarm_dagster.embedding.encoder import Encoder, Prepared
-from clipfarm_dagster.jobs import embedding_job_name, id_list_run_config, id_list_run_tags
-from clipfarm_dagster.partitions import VIDEO_PARTITIONS
-from clipfarm_dagster.resources.encoders import EncodersResource
+from clipfarm_dagster.modalities.encoder import Encoder, Prepared
+from clipfarm_dagster.orchestration.jobs import embedding_job_name, id_list_run_config, id_list_run_tags
+from clipfarm_dagster.orchestration.partitions import VIDEO_PARTITIONS
+from clipfarm_dagster.orchestration.resources.encoders import EncodersResource
 from clipfarm_dagster.settings import Settings, load_settings
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster_tests.embedding.faults import FaultyPreparer

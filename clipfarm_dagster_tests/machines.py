@@ -8,8 +8,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from clipfarm_dagster.corpus import Corpus
-from clipfarm_dagster.embedding.engine import EngineOptions, embed_items
-from clipfarm_dagster.embedding.outcomes import RetryPolicy
+from clipfarm_dagster.engine.engine import EngineOptions, embed_items
+from clipfarm_dagster.engine.outcomes import RetryPolicy
 from clipfarm_dagster.settings import load_settings
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.store import ObjectStore

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from clipfarm_dagster.blame import is_own_trouble
+from clipfarm_dagster.store.blame import is_own_trouble
 
 
 @pytest.mark.parametrize(

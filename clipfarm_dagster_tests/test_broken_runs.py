@@ -8,8 +8,8 @@ from datetime import timedelta
 import dagster as dg
 import pytest
 
-from clipfarm_dagster.broken_runs import MAX_WAIT, launch_again_at, wait_after
 from clipfarm_dagster.corpus import Corpus
+from clipfarm_dagster.orchestration.runs.broken import MAX_WAIT, launch_again_at, wait_after
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster_tests.raw import metadata_row, put_metadata, put_transcript
 from clipfarm_dagster_tests.test_sensors import Daemon, requested
@@ -43,7 +43,7 @@ def test_a_run_without_a_model_is_waited_for_and_then_tried_again(
     assert daemon.tick() == []
     assert "the last run could not do its work" in (daemon.skip or "")
 
-    monkeypatch.setattr("clipfarm_dagster.broken_runs.FIRST_WAIT", timedelta(0))
+    monkeypatch.setattr("clipfarm_dagster.orchestration.runs.broken.FIRST_WAIT", timedelta(0))
     assert requested(daemon.tick()) == {"text": ["a"]}
 
 
@@ -53,7 +53,7 @@ def test_a_run_that_ends_in_an_unforeseen_error_is_waited_for_too(
     def fail(*_: object) -> None:
         raise OSError(errno.ENOSPC, "no space left on device")
 
-    monkeypatch.setattr("clipfarm_dagster.assets.embeddings.check_before_writing", fail)
+    monkeypatch.setattr("clipfarm_dagster.orchestration.assets.embeddings.check_before_writing", fail)
     [result] = daemon.run(daemon.tick())
 
     assert not result.success

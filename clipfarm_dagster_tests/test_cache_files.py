@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from clipfarm_dagster import cache_files
+from clipfarm_dagster.store import cache_files
 
 
 def kept(folder: Path, data: bytes, stem: str = "made.of-this") -> Path:

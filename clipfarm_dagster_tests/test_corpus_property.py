@@ -22,16 +22,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from clipfarm_dagster.corpus import Corpus
-from clipfarm_dagster.embedding.contract import Contract
-from clipfarm_dagster.embedding.encoder import Prepared, Trace
-from clipfarm_dagster.embedding.engine import EngineOptions, embed_items
-from clipfarm_dagster.embedding.outcomes import RetryPolicy
-from clipfarm_dagster.embedding.vectors import from_npy
+from clipfarm_dagster.engine.engine import EngineOptions, embed_items
+from clipfarm_dagster.engine.outcomes import RetryPolicy
 from clipfarm_dagster.errors import InvalidRawObjectError, LedgerError
 from clipfarm_dagster.ledger.ledger import Ledger
 from clipfarm_dagster.ledger.schema import LedgerRow, Status
+from clipfarm_dagster.modalities.encoder import Prepared, Trace
 from clipfarm_dagster.settings import load_settings
 from clipfarm_dagster.stages import Stage
+from clipfarm_dagster.vectors.contract import Contract
+from clipfarm_dagster.vectors.npy import from_npy
 from clipfarm_dagster_tests.raw import put_metadata
 
 IDS = [f"v{n}" for n in range(24)]

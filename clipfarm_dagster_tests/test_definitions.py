@@ -10,10 +10,10 @@ import dagster as dg
 import pytest
 
 from clipfarm_dagster.definitions import build_definitions, defs
-from clipfarm_dagster.jobs import embedding_job_name
-from clipfarm_dagster.partitions import VIDEO_PARTITIONS
-from clipfarm_dagster.resources.object_store import ObjectStoreResource
-from clipfarm_dagster.resources.stage_state import StageStateResource
+from clipfarm_dagster.orchestration.jobs import embedding_job_name
+from clipfarm_dagster.orchestration.partitions import VIDEO_PARTITIONS
+from clipfarm_dagster.orchestration.resources.object_store import ObjectStoreResource
+from clipfarm_dagster.orchestration.resources.stage_state import StageStateResource
 from clipfarm_dagster.stages import Stage
 
 INERT = """

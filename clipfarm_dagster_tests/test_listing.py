@@ -11,8 +11,8 @@ from xml.sax.saxutils import escape
 import pytest
 
 from clipfarm_dagster.errors import StoreError, StoreUnavailableError
-from clipfarm_dagster.listing import skipped_keys
 from clipfarm_dagster.store import ObjectStore
+from clipfarm_dagster.store.listing import skipped_keys
 from clipfarm_dagster_tests.s3_proxy import Answer, S3Proxy, refuse, s3_proxy
 from clipfarm_dagster_tests.seaweedfs import S3Server
 

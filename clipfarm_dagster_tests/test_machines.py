@@ -13,13 +13,13 @@ import pytest
 import time_machine
 
 from clipfarm_dagster.corpus import Corpus
-from clipfarm_dagster.embedding.vectors import from_npy
 from clipfarm_dagster.errors import LedgerError, StoreError
 from clipfarm_dagster.ledger.ledger import Ledger
 from clipfarm_dagster.ledger.schema import LedgerRow, Status
 from clipfarm_dagster.manifests.refresh import refresh_manifest
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.store import ObjectStore
+from clipfarm_dagster.vectors.npy import from_npy
 from clipfarm_dagster_tests.machines import open_corpus, put_texts, put_transcript, sync_texts
 from clipfarm_dagster_tests.postgres import new_database
 from clipfarm_dagster_tests.test_corpus_property import vector_of
@@ -123,7 +123,7 @@ def test_machines_that_embed_the_same_at_once_leave_no_wrong_vector(
 
 def embed_planned(corpus: Corpus, ledger: Ledger) -> None:
     """As `sync_texts`, with a ledger that was opened before, and nothing pushed at the end."""
-    from clipfarm_dagster.embedding.engine import embed_items
+    from clipfarm_dagster.engine.engine import embed_items
     from clipfarm_dagster_tests.machines import OPTIONS
     from clipfarm_dagster_tests.test_corpus_property import HashingEncoder
 

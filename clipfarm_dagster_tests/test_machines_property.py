@@ -22,7 +22,6 @@ import pytest
 import time_machine
 
 from clipfarm_dagster.corpus import Corpus
-from clipfarm_dagster.embedding.vectors import from_npy
 from clipfarm_dagster.errors import LedgerError
 from clipfarm_dagster.ledger.journal import Journal
 from clipfarm_dagster.ledger.ledger import Ledger
@@ -30,6 +29,7 @@ from clipfarm_dagster.ledger.schema import Status
 from clipfarm_dagster.manifests.refresh import refresh_manifest
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.store import ObjectStore
+from clipfarm_dagster.vectors.npy import from_npy
 from clipfarm_dagster_tests.machines import open_corpus, put_texts, put_transcript, sync_texts
 from clipfarm_dagster_tests.test_corpus_property import vector_of
 

@@ -8,18 +8,18 @@ import dagster as dg
 import pytest
 from dagster import DagsterRunStatus
 
-from clipfarm_dagster.jobs import embedding_job_name, id_list_run_config
-from clipfarm_dagster.manifest_sensor import (
+from clipfarm_dagster.manifests.refresh import refresh_fused, refresh_manifest
+from clipfarm_dagster.manifests.strategies import make_strategy
+from clipfarm_dagster.orchestration.jobs import embedding_job_name, id_list_run_config
+from clipfarm_dagster.orchestration.resources.object_store import ObjectStoreResource
+from clipfarm_dagster.orchestration.resources.stage_state import StageStateResource
+from clipfarm_dagster.orchestration.sensors.manifests import (
     LONGEST_WAIT,
     MANIFESTS_JOB,
     Seen,
     decide,
     manifest_sensor,
 )
-from clipfarm_dagster.manifests.refresh import refresh_fused, refresh_manifest
-from clipfarm_dagster.manifests.strategies import make_strategy
-from clipfarm_dagster.resources.object_store import ObjectStoreResource
-from clipfarm_dagster.resources.stage_state import StageStateResource
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster_tests.manifests.corpora import embed, embed_all, open_corpus
 from clipfarm_dagster_tests.runs import create_run

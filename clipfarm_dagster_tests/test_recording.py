@@ -11,9 +11,9 @@ from dagster._core.loader import LoadingContextForTest
 from dagster._core.storage.partition_status_cache import AssetPartitionStatus
 from pydantic import Field
 
-from clipfarm_dagster import recording
 from clipfarm_dagster.instance import ensure_instance
-from clipfarm_dagster.recording import (
+from clipfarm_dagster.orchestration import recording
+from clipfarm_dagster.orchestration.recording import (
     DATA_VERSION_TAG,
     data_version_tags,
     record_events,

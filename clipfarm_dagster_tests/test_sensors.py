@@ -14,16 +14,21 @@ import dagster as dg
 import pytest
 from dagster._core.events import EngineEventData
 
-from clipfarm_dagster import sensors
 from clipfarm_dagster.corpus import Corpus
 from clipfarm_dagster.definitions import build_definitions
 from clipfarm_dagster.errors import ClipFarmError
-from clipfarm_dagster.jobs import embedding_job_name, id_list, id_list_run_config, id_list_run_tags
 from clipfarm_dagster.ledger.schema import Status
-from clipfarm_dagster.partitions import VIDEO_PARTITIONS
-from clipfarm_dagster.resources.object_store import ObjectStoreResource
-from clipfarm_dagster.resources.stage_state import StageStateResource
-from clipfarm_dagster.sensors import Seen, chunks, embedding_sensor
+from clipfarm_dagster.orchestration.jobs import (
+    embedding_job_name,
+    id_list,
+    id_list_run_config,
+    id_list_run_tags,
+)
+from clipfarm_dagster.orchestration.partitions import VIDEO_PARTITIONS
+from clipfarm_dagster.orchestration.resources.object_store import ObjectStoreResource
+from clipfarm_dagster.orchestration.resources.stage_state import StageStateResource
+from clipfarm_dagster.orchestration.sensors import embedding as sensors
+from clipfarm_dagster.orchestration.sensors.embedding import Seen, chunks, embedding_sensor
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster_tests.raw import metadata_row, put_metadata, put_transcript, wav
 from clipfarm_dagster_tests.runs import create_run

@@ -19,8 +19,8 @@ from clipfarm_dagster.errors import (
     StoreError,
     StoreUnavailableError,
 )
-from clipfarm_dagster.s3 import S3Options
 from clipfarm_dagster.store import ObjectStore, StoredObject
+from clipfarm_dagster.store.s3 import S3Options
 from clipfarm_dagster_tests.seaweedfs import S3Server
 
 BIG = os.urandom(11 * 2**20)

@@ -1,4 +1,4 @@
-"""Makes the files of `clipfarm_dagster/embedding/canary_inputs`, as they were made once.
+"""Makes the files of `clipfarm_dagster/canary/inputs`, as they were made once.
 
 They are committed, since another encoder would make other files, and stored baselines belong to these very
 bytes: never write over them. Usage: `python scripts/make_canary_inputs.py FOLDER`.

@@ -1,1 +1,1 @@
-"""What there is and what needs work: keys, metadata rows and the delta. Never imports Dagster."""
+"""The metadata: its CSV, read by columns, and the latest row of each video. Never imports Dagster."""

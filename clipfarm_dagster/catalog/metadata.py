@@ -13,13 +13,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from clipfarm_dagster import cache_files
 from clipfarm_dagster.catalog import csv_file, duck
-from clipfarm_dagster.catalog.hashing import metadata_hash_sql
-from clipfarm_dagster.catalog.keys import VIDEO_ID_PATTERN
 from clipfarm_dagster.errors import MetadataError
 from clipfarm_dagster.ledger.schema import timestamp
 from clipfarm_dagster.stages import Stage
+from clipfarm_dagster.store import cache_files
+from clipfarm_dagster.store.keys import VIDEO_ID_PATTERN
+from clipfarm_dagster.vectors.hashing import metadata_hash_sql
 
 if TYPE_CHECKING:
     import numpy as np

@@ -31,7 +31,7 @@ def atlas(
     """Serve a map of the fused vectors on 127.0.0.1, with title, text and thumbnail, until interrupted."""
     if importlib.util.find_spec("embedding_atlas") is None:
         raise SettingsError("the viewer is not installed; run `pip install 'clipfarm-dagster[atlas]'`")
-    from clipfarm_dagster.manifests.atlas import atlas_table
+    from clipfarm_dagster.explore.atlas import atlas_table
     from clipfarm_dagster.web.atlas import serve_atlas
     from clipfarm_dagster.web.serving import check_port_is_free
 

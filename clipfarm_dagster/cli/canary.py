@@ -28,9 +28,9 @@ def canary(
 
     The first run stores the baseline. Exit code 1 says that a step moved.
     """
-    from clipfarm_dagster.embedding.canary import accept_canary, check_canary
-    from clipfarm_dagster.embedding.environment import current_environment
-    from clipfarm_dagster.embedding.loading import load_encoder
+    from clipfarm_dagster.canary.check import accept_canary, check_canary
+    from clipfarm_dagster.canary.environment import current_environment
+    from clipfarm_dagster.modalities.registry import load_encoder
 
     corpus = Corpus.open(load_settings())
     look = accept_canary if accept else check_canary

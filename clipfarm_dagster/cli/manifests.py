@@ -41,7 +41,11 @@ def make_manifests(corpus: Corpus, instance: dg.DagsterInstance) -> list[dict[st
         ClipFarmError: the store or a ledger cannot be used, or vectors cannot be fused.
     """
     from clipfarm_dagster.definitions import build_definitions
-    from clipfarm_dagster.manifest_sensor import MANIFESTS_JOB, manifests_run_config, strategies_in_use
+    from clipfarm_dagster.orchestration.sensors.manifests import (
+        MANIFESTS_JOB,
+        manifests_run_config,
+        strategies_in_use,
+    )
 
     job = build_definitions().resolve_job_def(MANIFESTS_JOB.name)
     result = run_in_process(job, instance, manifests_run_config(strategies_in_use(corpus)))

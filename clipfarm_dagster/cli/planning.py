@@ -8,11 +8,11 @@ from typing import Annotated
 
 import typer
 
-from clipfarm_dagster.catalog.delta import StagePlan
-from clipfarm_dagster.catalog.explain import Estimate, Explanation, estimate_seconds
 from clipfarm_dagster.catalog.metadata import LatestRows
 from clipfarm_dagster.cli.output import Json, Stages, console, print_json, table
 from clipfarm_dagster.corpus import Corpus
+from clipfarm_dagster.planning.delta import StagePlan
+from clipfarm_dagster.planning.explain import Estimate, Explanation, estimate_seconds
 from clipfarm_dagster.settings import load_settings
 from clipfarm_dagster.stages import Stage
 

@@ -19,7 +19,7 @@ def register(app: typer.Typer) -> None:
 
 def reconcile(stage: Stages = None, as_json: Json = False) -> None:
     """Show Dagster the successes that a crash kept from it. Embeds nothing."""
-    from clipfarm_dagster.reconcile import reconcile as reconcile_stage
+    from clipfarm_dagster.orchestration.reconcile import reconcile as reconcile_stage
 
     settings = load_settings()
     corpus = Corpus.open(settings)

@@ -9,12 +9,12 @@ import typer
 from clipfarm_dagster.cli.output import Json, console, print_json, table
 from clipfarm_dagster.corpus import Corpus
 from clipfarm_dagster.errors import SettingsError
-from clipfarm_dagster.manifests.local_copies import LocalFile
+from clipfarm_dagster.explore.search import near_duplicates, nearest, vector_of, words_vector
 from clipfarm_dagster.manifests.refresh import fused_file, modality_vectors
-from clipfarm_dagster.manifests.search import near_duplicates, nearest, vector_of, words_vector
 from clipfarm_dagster.manifests.strategies import make_strategy
 from clipfarm_dagster.settings import load_settings
 from clipfarm_dagster.stages import Stage
+from clipfarm_dagster.store.local_copies import LocalFile
 
 Exact = Annotated[bool, typer.Option("--exact", help="Look at every vector, however many there are.")]
 
@@ -51,7 +51,7 @@ def search(
         file, fusion = modality_vectors(corpus, modality or Stage.TEXT)
         _warn(len(fusion.dropped))
     if words:
-        from clipfarm_dagster.embedding.loading import load_encoder
+        from clipfarm_dagster.modalities.registry import load_encoder
 
         query = words_vector(load_encoder(Stage.TEXT, corpus.settings), words)
     else:

@@ -7,7 +7,8 @@ from typing import Annotated, Any
 import typer
 
 from clipfarm_dagster.cli.output import Json, Stages, console, print_json, table
-from clipfarm_dagster.corpus import FAILED_STATUSES, Corpus, Finding
+from clipfarm_dagster.corpus import Corpus
+from clipfarm_dagster.corpus.corpus import FAILED_STATUSES, Finding
 from clipfarm_dagster.errors import ClipFarmError
 from clipfarm_dagster.settings import load_settings
 from clipfarm_dagster.stages import Stage

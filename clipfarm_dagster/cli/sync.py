@@ -27,10 +27,11 @@ from clipfarm_dagster.cli.output import (
     print_json,
     table,
 )
-from clipfarm_dagster.corpus import FAILED_STATUSES, Corpus
-from clipfarm_dagster.embedding.engine import Progress
-from clipfarm_dagster.embedding.loading import stage_checkpoint
+from clipfarm_dagster.corpus import Corpus
+from clipfarm_dagster.corpus.corpus import FAILED_STATUSES
+from clipfarm_dagster.engine.engine import Progress
 from clipfarm_dagster.ledger.schema import Status
+from clipfarm_dagster.modalities.registry import stage_checkpoint
 from clipfarm_dagster.settings import load_settings
 from clipfarm_dagster.stages import Stage
 
@@ -83,9 +84,9 @@ def sync_corpus(
         ClipFarmError: the metadata, the store, a ledger or a model cannot be used.
     """
     from clipfarm_dagster.definitions import build_definitions
-    from clipfarm_dagster.in_flight import fail_dead_runs, videos_in_flight
-    from clipfarm_dagster.partitions import VIDEO_PARTITIONS
-    from clipfarm_dagster.sensors import announce_restored
+    from clipfarm_dagster.orchestration.partitions import VIDEO_PARTITIONS
+    from clipfarm_dagster.orchestration.runs.in_flight import fail_dead_runs, videos_in_flight
+    from clipfarm_dagster.orchestration.sensors.embedding import announce_restored
 
     latest = corpus.latest_rows()
     for stage in stages:  # what cannot be had is told before anything begins
@@ -139,8 +140,8 @@ def _embed(
     listener: Listener,
 ) -> int:
     """Embed some videos in runs of this process; returns how many were left to other runs."""
-    from clipfarm_dagster.in_flight import videos_in_flight
-    from clipfarm_dagster.jobs import embedding_job_name, id_list_run_config, id_list_run_tags
+    from clipfarm_dagster.orchestration.jobs import embedding_job_name, id_list_run_config, id_list_run_tags
+    from clipfarm_dagster.orchestration.runs.in_flight import videos_in_flight
 
     left = 0
     if video_ids:

@@ -38,7 +38,6 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.schema import CreateColumn, CreateSchema
 
-from clipfarm_dagster.embedding.contract import Contract
 from clipfarm_dagster.errors import LedgerError
 from clipfarm_dagster.ledger.arrow import arrow_schema, cast_expression, rows_to_arrow, zero_expression
 from clipfarm_dagster.ledger.bulk_read import stream_postgresql, stream_sqlite
@@ -52,6 +51,7 @@ from clipfarm_dagster.ledger.schema import (
 )
 from clipfarm_dagster.ledger.versions import forgotten, to_write
 from clipfarm_dagster.stages import Stage
+from clipfarm_dagster.vectors.contract import Contract
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -1,1 +1,1 @@
-"""What is made of finished embeddings: manifests, fused vectors, searches, pictures. Without Dagster."""
+"""What is published of finished vectors: manifests, and fused vectors. Never imports Dagster."""

@@ -16,13 +16,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clipfarm_dagster.embedding.vectors import VectorProblem, from_npy, vector_sha256
 from clipfarm_dagster.errors import ObjectMissingError
-from clipfarm_dagster.manifests.local_copies import LocalFile
 from clipfarm_dagster.manifests.manifest import Manifest
 from clipfarm_dagster.manifests.strategies import Strategy
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.store import ObjectStore, StoredObject
+from clipfarm_dagster.store.local_copies import LocalFile
+from clipfarm_dagster.vectors.npy import VectorProblem, from_npy, vector_sha256
 
 if TYPE_CHECKING:
     import numpy as np

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from clipfarm_dagster.catalog.keys import VIDEO_ID_PATTERN, Keys, check_video_id
-from clipfarm_dagster.embedding.contract import Contract
 from clipfarm_dagster.errors import ManifestError
 from clipfarm_dagster.ledger.schema import Status
-from clipfarm_dagster.manifests.local_copies import LocalCopies, LocalCopy, LocalFile
 from clipfarm_dagster.stages import Stage
+from clipfarm_dagster.store.keys import VIDEO_ID_PATTERN, Keys, check_video_id
+from clipfarm_dagster.store.local_copies import LocalCopies, LocalCopy, LocalFile
+from clipfarm_dagster.vectors.contract import Contract
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -13,7 +13,6 @@ from clipfarm_dagster.corpus import Corpus
 from clipfarm_dagster.errors import ManifestError
 from clipfarm_dagster.ledger.ledger import Ledger
 from clipfarm_dagster.manifests.fusion import Dropped, Fusion, FusionPlan
-from clipfarm_dagster.manifests.local_copies import LocalCopies, LocalCopy, LocalFile
 from clipfarm_dagster.manifests.lost import record_lost
 from clipfarm_dagster.manifests.manifest import (
     LEDGER_COLUMNS_READ,
@@ -24,6 +23,7 @@ from clipfarm_dagster.manifests.manifest import (
 )
 from clipfarm_dagster.manifests.strategies import Single, Strategy, make_strategy
 from clipfarm_dagster.stages import Stage
+from clipfarm_dagster.store.local_copies import LocalCopies, LocalCopy, LocalFile
 
 
 def local_copies(corpus: Corpus) -> LocalCopies:

@@ -20,7 +20,7 @@ def serve_atlas(table: pa.Table, identifier: str, port: int, other_hosts: frozen
     """Serve a map of the rows by their `x` and `y`, with `title` and `thumbnail`, until interrupted.
 
     Args:
-        table: what `clipfarm_dagster.manifests.atlas.atlas_table` gives.
+        table: what `clipfarm_dagster.explore.atlas.atlas_table` gives.
         identifier: what the viewer keeps its own cache under; the same for the same table.
         port: port on 127.0.0.1.
         other_hosts: a proxy's names.

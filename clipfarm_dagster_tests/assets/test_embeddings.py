@@ -27,17 +27,21 @@ from dagster._daemon.backfill import execute_backfill_iteration
 from dagster._daemon.run_coordinator.queued_run_coordinator_daemon import QueuedRunCoordinatorDaemon
 from dagster_graphql.schema import create_schema
 
-from clipfarm_dagster.assets.embeddings import BROKEN_TAG, embedding_asset_key, embedding_materialization
-from clipfarm_dagster.checks import materialized_versions
 from clipfarm_dagster.corpus import Corpus
 from clipfarm_dagster.definitions import build_definitions
-from clipfarm_dagster.embedding.engine import RECORD_EVERY_ITEMS, Progress
-from clipfarm_dagster.jobs import embedding_job_name, id_list_run_config
+from clipfarm_dagster.engine.engine import RECORD_EVERY_ITEMS, Progress
 from clipfarm_dagster.ledger.ledger import Ledger
 from clipfarm_dagster.ledger.schema import LedgerRow, Status
-from clipfarm_dagster.partitions import VIDEO_PARTITIONS
-from clipfarm_dagster.reconcile import Reconciled, reconcile
-from clipfarm_dagster.resources.object_store import ObjectStoreResource
+from clipfarm_dagster.orchestration.assets.embeddings import (
+    BROKEN_TAG,
+    embedding_asset_key,
+    embedding_materialization,
+)
+from clipfarm_dagster.orchestration.checks import materialized_versions
+from clipfarm_dagster.orchestration.jobs import embedding_job_name, id_list_run_config
+from clipfarm_dagster.orchestration.partitions import VIDEO_PARTITIONS
+from clipfarm_dagster.orchestration.reconcile import Reconciled, reconcile
+from clipfarm_dagster.orchestration.resources.object_store import ObjectStoreResource
 from clipfarm_dagster.settings import load_settings
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster_tests.raw import metadata_row, put_metadata, put_transcript

@@ -18,7 +18,7 @@ import pytest
 from clipfarm_dagster.cli.output import dagster_instance
 from clipfarm_dagster.corpus import Corpus
 from clipfarm_dagster.demo.checkpoints import make_audio_checkpoint, make_video_checkpoint, minilm_folder
-from clipfarm_dagster.partitions import VIDEO_PARTITIONS
+from clipfarm_dagster.orchestration.partitions import VIDEO_PARTITIONS
 from clipfarm_dagster.settings import SETTINGS_FILE, load_settings
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster_tests.servers import clean_environment, clipfarm, serving

@@ -13,9 +13,9 @@ from PIL import Image
 from playwright.sync_api import Locator, Page, expect
 from scipy import ndimage
 
-from clipfarm_dagster.embedding.vectors import from_npy
 from clipfarm_dagster.ledger.schema import Status
 from clipfarm_dagster.stages import Stage
+from clipfarm_dagster.vectors.npy import from_npy
 from clipfarm_dagster_tests.browser.conftest import save_screenshot
 from clipfarm_dagster_tests.browser.platform import CLIPS, LATE_CLIP, Clip, Platform
 from clipfarm_dagster_tests.browser.ui import PATIENCE, RUN_PATIENCE, DagsterUI

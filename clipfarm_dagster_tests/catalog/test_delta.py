@@ -15,12 +15,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clipfarm_dagster.catalog.delta import DELTA_COLUMNS, Reason, StagePlan, plan_stage
-from clipfarm_dagster.catalog.hashing import metadata_hash, source_hash
-from clipfarm_dagster.catalog.keys import Keys
 from clipfarm_dagster.catalog.metadata import LatestRows, read_latest_rows
 from clipfarm_dagster.ledger.schema import LedgerRow, Status, timestamp
+from clipfarm_dagster.planning.delta import DELTA_COLUMNS, Reason, StagePlan, plan_stage
 from clipfarm_dagster.stages import Stage
+from clipfarm_dagster.store.keys import Keys
+from clipfarm_dagster.vectors.hashing import metadata_hash, source_hash
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 C, OLD_C = "c" * 16, "b" * 16

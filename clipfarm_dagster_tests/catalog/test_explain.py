@@ -9,12 +9,12 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from clipfarm_dagster.catalog.delta import DELTA_COLUMNS, Reason, Rest
-from clipfarm_dagster.catalog.explain import Change, Explanation, estimate_seconds, explain
-from clipfarm_dagster.catalog.hashing import metadata_hash, source_hash
 from clipfarm_dagster.catalog.metadata import LatestRows, read_latest_rows
-from clipfarm_dagster.embedding.contract import Contract
+from clipfarm_dagster.planning.delta import DELTA_COLUMNS, Reason, Rest
+from clipfarm_dagster.planning.explain import Change, Explanation, estimate_seconds, explain
 from clipfarm_dagster.stages import Stage
+from clipfarm_dagster.vectors.contract import Contract
+from clipfarm_dagster.vectors.hashing import metadata_hash, source_hash
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
 TEXT = ("title", "description", "query")

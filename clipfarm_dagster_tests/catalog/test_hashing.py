@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clipfarm_dagster.catalog import duck
-from clipfarm_dagster.catalog.hashing import metadata_hash, metadata_hash_sql, source_hash, source_hash_sql
+from clipfarm_dagster.vectors.hashing import metadata_hash, metadata_hash_sql, source_hash, source_hash_sql
 
 # DuckDB takes no NUL in a text, and the CSV may not have any.
 text = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0"), max_size=40)

@@ -15,7 +15,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from clipfarm_dagster.catalog import metadata
-from clipfarm_dagster.catalog.hashing import metadata_hash
 from clipfarm_dagster.catalog.metadata import (
     REFUSED_SAMPLE,
     SPLIT_EVERY,
@@ -26,6 +25,7 @@ from clipfarm_dagster.catalog.metadata import (
 )
 from clipfarm_dagster.errors import MetadataError
 from clipfarm_dagster.stages import Stage
+from clipfarm_dagster.vectors.hashing import metadata_hash
 
 HEADER = "video_id,captured_at,title,description,query"
 SOURCE = {Stage.TEXT: ("title", "description", "query")}

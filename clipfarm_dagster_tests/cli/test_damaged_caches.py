@@ -24,7 +24,7 @@ IDS = [f"v{number:03d}" for number in range(300)]
 COMMANDS = """
 import sys
 from clipfarm_dagster.cli import main
-from clipfarm_dagster.manifests import search
+from clipfarm_dagster.explore import search
 search.INDEX_FROM = 100  # an index is used from fewer vectors on
 for line in sys.stdin:
     sys.argv = ["clipfarm", *line.split(), "--json"]

@@ -13,7 +13,7 @@ from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 from websockets.typing import Origin, Subprotocol
 
-from clipfarm_dagster.partitions import VIDEO_PARTITIONS
+from clipfarm_dagster.orchestration.partitions import VIDEO_PARTITIONS
 from clipfarm_dagster_tests.servers import Server, ask, graphql, serving
 
 HEALTH_SECONDS = 120

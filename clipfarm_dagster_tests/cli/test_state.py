@@ -15,9 +15,9 @@ import pytest
 from clipfarm_dagster.cli.sync import Listener
 from clipfarm_dagster.corpus import Corpus
 from clipfarm_dagster.definitions import build_definitions
-from clipfarm_dagster.embedding.engine import Progress
-from clipfarm_dagster.jobs import embedding_job_name, id_list_run_config
+from clipfarm_dagster.engine.engine import Progress
 from clipfarm_dagster.ledger.schema import LedgerRow, Status
+from clipfarm_dagster.orchestration.jobs import embedding_job_name, id_list_run_config
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster_tests.cli.conftest import Ended
 from clipfarm_dagster_tests.raw import metadata_row, put_metadata, put_transcript

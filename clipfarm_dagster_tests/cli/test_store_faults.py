@@ -52,7 +52,7 @@ def test_a_refused_object_fails_alone_and_waits_for_its_next_attempt(
 
 
 def test_the_sensor_goes_on_where_it_may_not_ask_for_a_missing_object(corpus: Corpus, proxy: S3Proxy):
-    from clipfarm_dagster.sensors import _found
+    from clipfarm_dagster.orchestration.sensors.embedding import _found
 
     key = corpus.keys.raw(Stage.TEXT, FAULTY)
     proxy.break_("HEAD", key, refuse("AccessDenied"))

@@ -6,11 +6,11 @@ import dagster as dg
 import numpy as np
 import pytest
 
-from clipfarm_dagster.assets.embeddings import embedding_asset_key
-from clipfarm_dagster.embedding.vectors import l2_normalise
 from clipfarm_dagster.manifests.refresh import refresh_fused, refresh_manifest
 from clipfarm_dagster.manifests.strategies import make_strategy
+from clipfarm_dagster.orchestration.assets.embeddings import embedding_asset_key
 from clipfarm_dagster.stages import Stage
+from clipfarm_dagster.vectors.npy import l2_normalise
 from clipfarm_dagster_tests.manifests.corpora import embed, embed_all, write_metadata
 from clipfarm_dagster_tests.raw import metadata_row, put_metadata, put_transcript
 

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from clipfarm_dagster.catalog.keys import is_valid_video_id
 from clipfarm_dagster.demo.checkpoints import minilm_folder
 from clipfarm_dagster.demo.clips import CLIPS
 from clipfarm_dagster.demo.corpus import METADATA_COLUMNS, DemoVideo, demo_videos, metadata_csv
+from clipfarm_dagster.store.keys import is_valid_video_id
 
 
 @pytest.fixture(scope="module")

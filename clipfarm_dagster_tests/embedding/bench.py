@@ -10,16 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from clipfarm_dagster.catalog.hashing import metadata_hash
-from clipfarm_dagster.catalog.keys import Keys
-from clipfarm_dagster.embedding.encoder import Encoder
-from clipfarm_dagster.embedding.engine import EngineOptions, Progress, embed_items
-from clipfarm_dagster.embedding.outcomes import Kind, Outcome, RetryPolicy, WorkItem
-from clipfarm_dagster.embedding.vectors import from_npy
+from clipfarm_dagster.engine.engine import EngineOptions, Progress, embed_items
+from clipfarm_dagster.engine.outcomes import Kind, Outcome, RetryPolicy, WorkItem
 from clipfarm_dagster.ledger.ledger import Ledger
 from clipfarm_dagster.ledger.schema import LedgerRow
+from clipfarm_dagster.modalities.encoder import Encoder
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.store import ObjectStore
+from clipfarm_dagster.store.keys import Keys
+from clipfarm_dagster.vectors.hashing import metadata_hash
+from clipfarm_dagster.vectors.npy import from_npy
 
 KEYS = Keys()
 OPTIONS = EngineOptions(

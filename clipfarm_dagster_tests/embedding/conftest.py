@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from clipfarm_dagster.demo.checkpoints import make_audio_checkpoint, minilm_folder
-from clipfarm_dagster.embedding.encoder import Encoder
-from clipfarm_dagster.embedding.loading import load_encoder
+from clipfarm_dagster.modalities.encoder import Encoder
+from clipfarm_dagster.modalities.registry import load_encoder
 from clipfarm_dagster.settings import load_settings
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.store import ObjectStore

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import av
 
-from clipfarm_dagster.embedding.frames import SampledFrames, sample_frames, sample_frames_sequential
 from clipfarm_dagster.errors import InvalidRawObjectError
+from clipfarm_dagster.modalities.video.frames import SampledFrames, sample_frames, sample_frames_sequential
 from clipfarm_dagster_tests.embedding.clips import B_PYRAMID, FRAGMENTED, OPEN_GOP, ClipSpec, encode
 
 _SIZE = {"width": 144, "height": 96}

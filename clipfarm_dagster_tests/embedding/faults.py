@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from clipfarm_dagster.embedding.encoder import Prepared, Preparer
+from clipfarm_dagster.modalities.encoder import Prepared, Preparer
 
 HANGS = b"clipfarm test: hangs"
 KILLS_ITS_PROCESS = b"clipfarm test: kills its process"

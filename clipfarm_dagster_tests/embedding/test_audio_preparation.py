@@ -10,8 +10,8 @@ import pytest
 import soundfile
 from transformers import Wav2Vec2FeatureExtractor
 
-from clipfarm_dagster.embedding.audio import AudioPreparer
 from clipfarm_dagster.errors import InvalidRawObjectError
+from clipfarm_dagster.modalities.audio.encoder import AudioPreparer
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # of the standard library's modules that it imports

@@ -5,7 +5,7 @@ import io
 import av
 import pytest
 
-from clipfarm_dagster.embedding.bitstream import NEEDED, RESTART, UnclearBitstreamError, packet_roles
+from clipfarm_dagster.modalities.video.bitstream import NEEDED, RESTART, UnclearBitstreamError, packet_roles
 from clipfarm_dagster_tests.embedding.clips import B_PYRAMID, ClipSpec, encode
 
 AVCC = bytes((1, 0, 0, 0, 0xFF))

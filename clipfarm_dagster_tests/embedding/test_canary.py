@@ -17,10 +17,8 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from clipfarm_dagster.catalog.keys import Keys
-from clipfarm_dagster.cli.app import app
-from clipfarm_dagster.embedding import audio, canary, frames
-from clipfarm_dagster.embedding.canary import (
+from clipfarm_dagster.canary import check as canary
+from clipfarm_dagster.canary.check import (
     Baseline,
     Report,
     Result,
@@ -30,12 +28,16 @@ from clipfarm_dagster.embedding.canary import (
     check_before_writing,
     check_canary,
 )
-from clipfarm_dagster.embedding.encoder import Encoder
-from clipfarm_dagster.embedding.environment import Environment, current_environment
-from clipfarm_dagster.embedding.loading import load_encoder
+from clipfarm_dagster.canary.environment import Environment, current_environment
+from clipfarm_dagster.cli.app import app
 from clipfarm_dagster.errors import BaselineError, DriftError
+from clipfarm_dagster.modalities.audio import encoder as audio
+from clipfarm_dagster.modalities.encoder import Encoder
+from clipfarm_dagster.modalities.registry import load_encoder
+from clipfarm_dagster.modalities.video import frames
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.store import ObjectStore
+from clipfarm_dagster.store.keys import Keys
 from clipfarm_dagster_tests.embedding.models import model_settings
 
 KEYS = Keys()

@@ -19,9 +19,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from clipfarm_dagster.embedding.checkpoints import Checkpoint, folder_revision, resolve_checkpoint
-from clipfarm_dagster.embedding.loading import load_encoder
+from clipfarm_dagster.checkpoints.checkpoint import Checkpoint, folder_revision, resolve_checkpoint
 from clipfarm_dagster.errors import ModelUnavailableError, SettingsError
+from clipfarm_dagster.modalities.registry import load_encoder
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster_tests.embedding.models import model_settings
 
@@ -262,8 +262,8 @@ def change_weights(folder: Path, change: Callable[[dict[str, np.ndarray]], objec
 
 
 def test_sync_without_a_model_says_so_before_any_work(tmp_path: Path) -> None:
-    from clipfarm_dagster.catalog.keys import Keys
     from clipfarm_dagster.store import ObjectStore
+    from clipfarm_dagster.store.keys import Keys
 
     store, keys = ObjectStore.open(str(tmp_path / "store")), Keys()
     store.put(keys.metadata(), b"video_id,captured_at,title,description,query\na,2026-01-01,t,d,q\n")

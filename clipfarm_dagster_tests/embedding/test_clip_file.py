@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clipfarm_dagster.embedding import clip_file
-from clipfarm_dagster.embedding.clip_file import open_clip
-from clipfarm_dagster.embedding.frames import sample_frames
 from clipfarm_dagster.errors import InvalidRawObjectError
+from clipfarm_dagster.modalities.video import clip_file
+from clipfarm_dagster.modalities.video.clip_file import open_clip
+from clipfarm_dagster.modalities.video.frames import sample_frames
 from clipfarm_dagster_tests.embedding.clips import ClipSpec, encode, picture
 
 

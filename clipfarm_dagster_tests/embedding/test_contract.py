@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from clipfarm_dagster.embedding.canary import canary_input
-from clipfarm_dagster.embedding.contract import Contract
-from clipfarm_dagster.embedding.loading import load_encoder, stage_contract
+from clipfarm_dagster.canary.check import canary_input
 from clipfarm_dagster.errors import SettingsError
+from clipfarm_dagster.modalities.registry import load_encoder, stage_contract
 from clipfarm_dagster.settings import load_settings
 from clipfarm_dagster.stages import Stage
+from clipfarm_dagster.vectors.contract import Contract
 from clipfarm_dagster_tests.embedding.models import model_settings
 
 OTHER_SETTINGS: list[tuple[Stage, dict[str, Any]]] = [

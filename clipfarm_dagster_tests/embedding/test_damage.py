@@ -17,8 +17,8 @@ import av
 import numpy as np
 import pytest
 
-from clipfarm_dagster.embedding.frames import sample_frames, wanted_indices
 from clipfarm_dagster.errors import InvalidRawObjectError
+from clipfarm_dagster.modalities.video.frames import sample_frames, wanted_indices
 from clipfarm_dagster_tests.embedding.clips import B_PYRAMID, ClipSpec, encode
 from clipfarm_dagster_tests.embedding.damage import (
     SPECS,

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from clipfarm_dagster.embedding.bitstream import NEEDED, RESTART, UNNEEDED, PacketRole
-from clipfarm_dagster.embedding.decode_plan import DecodePlan, plan_decode
+from clipfarm_dagster.modalities.video.bitstream import NEEDED, RESTART, UNNEEDED, PacketRole
+from clipfarm_dagster.modalities.video.decode_plan import DecodePlan, plan_decode
 
 LEADING = PacketRole(restart=False, reference=True, leading=True)
 ROLES = {"I": RESTART, "P": NEEDED, "b": UNNEEDED, "L": LEADING}

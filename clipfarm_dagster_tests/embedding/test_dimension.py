@@ -6,10 +6,10 @@ import shutil
 
 import pytest
 
-from clipfarm_dagster.embedding.checkpoints import Checkpoint
-from clipfarm_dagster.embedding.dimension import checkpoint_dimension
-from clipfarm_dagster.embedding.loading import load_encoder, stage_checkpoint
+from clipfarm_dagster.checkpoints.checkpoint import Checkpoint
+from clipfarm_dagster.checkpoints.dimension import checkpoint_dimension
 from clipfarm_dagster.errors import ModelUnavailableError
+from clipfarm_dagster.modalities.registry import load_encoder, stage_checkpoint
 from clipfarm_dagster.settings import load_settings
 from clipfarm_dagster.stages import Stage
 

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 import torch
 
-from clipfarm_dagster.embedding import engine
-from clipfarm_dagster.embedding.encoder import Encoder, Prepared
-from clipfarm_dagster.embedding.engine import RECORD_EVERY_ITEMS, EngineOptions, Progress, embed_items
-from clipfarm_dagster.embedding.outcomes import Kind
+from clipfarm_dagster.engine import engine
+from clipfarm_dagster.engine.engine import RECORD_EVERY_ITEMS, EngineOptions, Progress, embed_items
+from clipfarm_dagster.engine.outcomes import Kind
 from clipfarm_dagster.errors import ModelUnavailableError, StoreUnavailableError
 from clipfarm_dagster.ledger.schema import LedgerRow, Status
+from clipfarm_dagster.modalities.encoder import Encoder, Prepared
 from clipfarm_dagster.settings import load_settings
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.store import ObjectStore

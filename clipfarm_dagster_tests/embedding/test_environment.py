@@ -9,7 +9,7 @@ from importlib.metadata import version
 import pytest
 import torch
 
-from clipfarm_dagster.embedding.environment import Environment, current_environment
+from clipfarm_dagster.canary.environment import Environment, current_environment
 
 
 def test_it_names_versions_device_and_threads() -> None:

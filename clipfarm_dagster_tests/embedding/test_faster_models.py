@@ -10,9 +10,9 @@ import pytest
 import torch
 from transformers import VideoMAEConfig, VideoMAEModel, Wav2Vec2Config, Wav2Vec2Model
 
-from clipfarm_dagster.embedding.onednn import use_onednn
-from clipfarm_dagster.embedding.videomae_first_token import keep_first_token
-from clipfarm_dagster.embedding.wav2vec2_cpu import SLICE_FRAMES, speed_up_convolutions
+from clipfarm_dagster.modalities.audio.convolutions import SLICE_FRAMES, speed_up_convolutions
+from clipfarm_dagster.modalities.onednn import use_onednn
+from clipfarm_dagster.modalities.video.first_token import keep_first_token
 
 SAMPLES_PER_FRAME = 320
 

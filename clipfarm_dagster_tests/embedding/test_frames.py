@@ -10,13 +10,13 @@ import av
 import numpy as np
 import pytest
 
-from clipfarm_dagster.embedding.frames import (
+from clipfarm_dagster.errors import InvalidRawObjectError
+from clipfarm_dagster.modalities.video.frames import (
     SampledFrames,
     sample_frames,
     sample_frames_sequential,
     wanted_indices,
 )
-from clipfarm_dagster.errors import InvalidRawObjectError
 from clipfarm_dagster_tests.embedding.clips import (
     B_PYRAMID,
     CLIPS,
@@ -34,7 +34,7 @@ MEDIA = sorted((SHARED / "media").glob("*.*"))
 @pytest.fixture(autouse=True)
 def _planned_whatever_the_size(monkeypatch: pytest.MonkeyPatch) -> None:
     """The generated clips are tiny, and are to be planned nevertheless."""
-    monkeypatch.setattr("clipfarm_dagster.embedding.frames.LEAST_PLANNED_PIXELS", 0)
+    monkeypatch.setattr("clipfarm_dagster.modalities.video.frames.LEAST_PLANNED_PIXELS", 0)
 
 
 def media(name: str) -> bytes:

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from clipfarm_dagster.embedding.encoder import Prepared
-from clipfarm_dagster.embedding.inference import LARGEST_BATCH, BatchSize, ModelThreads
-from clipfarm_dagster.embedding.run_progress import Progress
-from clipfarm_dagster.embedding.vectors import VectorProblem, l2_normalise
+from clipfarm_dagster.engine.local.inference import LARGEST_BATCH, BatchSize, ModelThreads
+from clipfarm_dagster.engine.progress import Progress
 from clipfarm_dagster.errors import ModelUnavailableError
+from clipfarm_dagster.modalities.encoder import Prepared
+from clipfarm_dagster.vectors.npy import VectorProblem, l2_normalise
 
 
 def found(seconds_of: Any, start: int = 8) -> int:

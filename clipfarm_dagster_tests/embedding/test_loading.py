@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from clipfarm_dagster.embedding.loading import load_encoder, resolve_device
 from clipfarm_dagster.errors import SettingsError
+from clipfarm_dagster.modalities.registry import load_encoder, resolve_device
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster_tests.embedding.models import model_settings
 

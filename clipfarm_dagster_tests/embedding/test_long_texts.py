@@ -12,18 +12,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clipfarm_dagster.embedding.encoder import Prepared
-from clipfarm_dagster.embedding.preparation import LARGE_BYTES
-from clipfarm_dagster.embedding.previews import PREVIEW_CHARACTERS
-from clipfarm_dagster.embedding.text import TextPreparer
-from clipfarm_dagster.embedding.text_cut import LONGEST_TEXT
+from clipfarm_dagster.engine.local.preparation import LARGE_BYTES
+from clipfarm_dagster.modalities.encoder import Prepared
+from clipfarm_dagster.modalities.previews import PREVIEW_CHARACTERS
+from clipfarm_dagster.modalities.text.cut import LONGEST_TEXT
+from clipfarm_dagster.modalities.text.encoder import TextPreparer
 from clipfarm_dagster_tests.embedding.bench import Bench, transcripts
 
 SAID = "Rain on the sea, and the naïve fox of Ørsted said 你好 to the waves. "
 
 CHILD = """
 import json, resource, sys
-from clipfarm_dagster.embedding.loading import load_encoder
+from clipfarm_dagster.modalities.registry import load_encoder
 from clipfarm_dagster.settings import load_settings
 from clipfarm_dagster.stages import Stage
 

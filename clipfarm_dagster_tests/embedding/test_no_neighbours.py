@@ -12,17 +12,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from clipfarm_dagster.catalog.hashing import metadata_hash
-from clipfarm_dagster.catalog.keys import Keys
-from clipfarm_dagster.embedding.encoder import Encoder
-from clipfarm_dagster.embedding.engine import EngineOptions, embed_items
-from clipfarm_dagster.embedding.loading import load_encoder
-from clipfarm_dagster.embedding.outcomes import RetryPolicy, WorkItem
-from clipfarm_dagster.embedding.vectors import from_npy
+from clipfarm_dagster.engine.engine import EngineOptions, embed_items
+from clipfarm_dagster.engine.outcomes import RetryPolicy, WorkItem
 from clipfarm_dagster.errors import StoreUnavailableError
 from clipfarm_dagster.ledger.ledger import Ledger
+from clipfarm_dagster.modalities.encoder import Encoder
+from clipfarm_dagster.modalities.registry import load_encoder
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.store import ObjectStore
+from clipfarm_dagster.store.keys import Keys
+from clipfarm_dagster.vectors.hashing import metadata_hash
+from clipfarm_dagster.vectors.npy import from_npy
 from clipfarm_dagster_tests.embedding.models import model_settings
 from clipfarm_dagster_tests.embedding.sounds import wav
 
@@ -201,7 +201,7 @@ def test_after_a_break_and_a_resume(
 ) -> None:
     encoder, inputs = case
     encoder.batch_size = 1
-    monkeypatch.setattr("clipfarm_dagster.embedding.engine.RECORD_EVERY_ITEMS", 2)
+    monkeypatch.setattr("clipfarm_dagster.engine.engine.RECORD_EVERY_ITEMS", 2)
     store, ledger = ObjectStore.open(str(tmp_path / "store")), tmp_path / "ledger.sqlite"
     order = list(inputs.raw)
     with pytest.raises(StoreUnavailableError):

@@ -7,8 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from clipfarm_dagster.embedding.contract import Contract
-from clipfarm_dagster.embedding.outcomes import (
+from clipfarm_dagster.engine.outcomes import (
     MAX_RETRY_WAIT,
     RetryPolicy,
     WorkItem,
@@ -19,6 +18,7 @@ from clipfarm_dagster.embedding.outcomes import (
 )
 from clipfarm_dagster.ledger.schema import LedgerRow, Status
 from clipfarm_dagster.stages import Stage
+from clipfarm_dagster.vectors.contract import Contract
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 CONTRACT = Contract(

@@ -13,10 +13,10 @@ from pathlib import Path
 import av
 import pytest
 
-from clipfarm_dagster.embedding.encoder import Prepared
-from clipfarm_dagster.embedding.preparation import Limits, Preparation, preparation
-from clipfarm_dagster.embedding.video import FrameTransform, VideoPreparer
+from clipfarm_dagster.engine.local.preparation import Limits, Preparation, preparation
 from clipfarm_dagster.errors import PreparationError, WorkersLostError
+from clipfarm_dagster.modalities.encoder import Prepared
+from clipfarm_dagster.modalities.video.encoder import FrameTransform, VideoPreparer
 from clipfarm_dagster_tests.embedding.clips import ClipSpec, encode
 
 SHARED = Path(os.environ.get("SHARED_FOLDER", Path(__file__).parents[3] / "shared"))

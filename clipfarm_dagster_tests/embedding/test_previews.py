@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clipfarm_dagster.embedding.previews import (
+from clipfarm_dagster.modalities.previews import (
     MAX_SHEET_BYTES,
     contact_sheet,
     data_uri_markdown,

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from clipfarm_dagster.demo.checkpoints import make_checkpoint_from_config, minilm_folder
-from clipfarm_dagster.embedding.encoder import Encoder
-from clipfarm_dagster.embedding.loading import load_encoder
+from clipfarm_dagster.modalities.encoder import Encoder
+from clipfarm_dagster.modalities.registry import load_encoder
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster_tests.embedding.models import model_settings
 

@@ -4,9 +4,9 @@ import struct
 
 import pytest
 
-from clipfarm_dagster.embedding.clip_file import open_clip
-from clipfarm_dagster.embedding.sample_entries import encrypted_tracks
 from clipfarm_dagster.errors import InvalidRawObjectError
+from clipfarm_dagster.modalities.video.clip_file import open_clip
+from clipfarm_dagster.modalities.video.sample_entries import encrypted_tracks
 from clipfarm_dagster_tests.embedding.clips import ClipSpec, encode
 
 

@@ -12,9 +12,9 @@ import av
 import numpy as np
 import pytest
 
-from clipfarm_dagster.embedding.audio import AudioPreparer
-from clipfarm_dagster.embedding.sound_file import read_sound
 from clipfarm_dagster.errors import InvalidRawObjectError
+from clipfarm_dagster.modalities.audio.encoder import AudioPreparer
+from clipfarm_dagster.modalities.audio.sound_file import read_sound
 from clipfarm_dagster_tests.embedding.clips import ClipSpec, encode
 from clipfarm_dagster_tests.embedding.sounds import wav
 

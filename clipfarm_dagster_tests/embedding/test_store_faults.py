@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from clipfarm_dagster.embedding import engine
-from clipfarm_dagster.embedding.encoder import Encoder
-from clipfarm_dagster.embedding.outcomes import Kind
+from clipfarm_dagster.engine import engine
+from clipfarm_dagster.engine.outcomes import Kind
 from clipfarm_dagster.errors import StoreUnavailableError
 from clipfarm_dagster.ledger.schema import Status
+from clipfarm_dagster.modalities.encoder import Encoder
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.store import ObjectStore
 from clipfarm_dagster_tests.embedding.bench import KEYS, Bench, bench, transcripts

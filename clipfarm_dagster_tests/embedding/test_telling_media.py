@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from clipfarm_dagster.embedding.frames import sample_frames, sample_frames_sequential
 from clipfarm_dagster.errors import InvalidRawObjectError
+from clipfarm_dagster.modalities.video.frames import sample_frames, sample_frames_sequential
 
 MEDIA = Path(os.environ.get("SHARED_FOLDER", Path(__file__).parents[3] / "shared")) / "media"
 

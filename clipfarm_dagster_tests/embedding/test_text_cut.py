@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from clipfarm_dagster.demo.checkpoints import minilm_folder
-from clipfarm_dagster.embedding.text_cut import LONGEST_TEXT, cut_to_tokens, plain_copy
 from clipfarm_dagster.errors import InvalidRawObjectError
+from clipfarm_dagster.modalities.text.cut import LONGEST_TEXT, cut_to_tokens, plain_copy
 
 # what BERT's normaliser drops, splits at, or keeps together, and what stands for one token as it is
 PIECES = (

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from clipfarm_dagster.embedding.text import TextPreparer
 from clipfarm_dagster.errors import InvalidRawObjectError
+from clipfarm_dagster.modalities.text.encoder import TextPreparer
 
 
 def test_metadata_and_transcript_are_the_two_texts() -> None:

@@ -22,8 +22,8 @@ from pathlib import Path
 
 import torch
 
-from clipfarm_dagster.embedding.encoder import Prepared
-from clipfarm_dagster.embedding.loading import load_encoder
+from clipfarm_dagster.modalities.encoder import Prepared
+from clipfarm_dagster.modalities.registry import load_encoder
 from clipfarm_dagster.settings import load_settings
 from clipfarm_dagster.stages import Stage
 

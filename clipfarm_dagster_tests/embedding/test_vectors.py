@@ -7,7 +7,7 @@ import io
 import numpy as np
 import pytest
 
-from clipfarm_dagster.embedding.vectors import VectorProblem, from_npy, l2_normalise, to_npy, vector_sha256
+from clipfarm_dagster.vectors.npy import VectorProblem, from_npy, l2_normalise, to_npy, vector_sha256
 
 
 def npy(array: np.ndarray) -> bytes:

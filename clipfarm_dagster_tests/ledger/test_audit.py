@@ -9,7 +9,9 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from clipfarm_dagster.ledger.audit import (
+from clipfarm_dagster.ledger.ledger import Ledger
+from clipfarm_dagster.ledger.schema import LedgerRow, Status
+from clipfarm_dagster.maintenance.audit import (
     AUDIT_COLUMNS,
     SHOWN,
     Audit,
@@ -18,8 +20,6 @@ from clipfarm_dagster.ledger.audit import (
     compare_with_events,
     sample_successes,
 )
-from clipfarm_dagster.ledger.ledger import Ledger
-from clipfarm_dagster.ledger.schema import LedgerRow, Status
 from clipfarm_dagster.stages import Stage
 
 

@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 from sqlalchemy import create_engine, text
 
-from clipfarm_dagster.embedding.contract import Contract
 from clipfarm_dagster.errors import LedgerError
 from clipfarm_dagster.ledger import ledger as ledger_module
 from clipfarm_dagster.ledger.ledger import Ledger
 from clipfarm_dagster.ledger.schema import LEDGER_COLUMNS, LedgerRow, Status, timestamp
 from clipfarm_dagster.stages import Stage
+from clipfarm_dagster.vectors.contract import Contract
 from clipfarm_dagster_tests.postgres import new_database
 
 FULL = LedgerRow(

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from clipfarm_dagster.catalog.hashing import metadata_hash, source_hash
 from clipfarm_dagster.corpus import Corpus
-from clipfarm_dagster.embedding.outcomes import WorkItem, success_row
-from clipfarm_dagster.embedding.vectors import l2_normalise, to_npy, vector_sha256
+from clipfarm_dagster.engine.outcomes import WorkItem, success_row
 from clipfarm_dagster.settings import load_settings
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.store import ObjectStore
+from clipfarm_dagster.vectors.hashing import metadata_hash, source_hash
+from clipfarm_dagster.vectors.npy import l2_normalise, to_npy, vector_sha256
 
 DIMENSIONS = {Stage.VIDEO: 8, Stage.AUDIO: 8, Stage.TEXT: 8}
 CAPTURED = "2026-01-31T08:00:00.000000Z"

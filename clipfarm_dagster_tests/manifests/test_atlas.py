@@ -7,7 +7,7 @@ import io
 
 from PIL import Image
 
-from clipfarm_dagster.manifests.atlas import atlas_table
+from clipfarm_dagster.explore.atlas import atlas_table
 from clipfarm_dagster.manifests.refresh import refresh_fused, refresh_manifest
 from clipfarm_dagster.manifests.strategies import make_strategy
 from clipfarm_dagster.stages import Stage

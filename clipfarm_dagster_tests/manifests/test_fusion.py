@@ -16,13 +16,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from clipfarm_dagster.catalog.delta import Reason
-from clipfarm_dagster.embedding.vectors import to_npy
 from clipfarm_dagster.errors import FusionError, ManifestError, SettingsError, StoreError
+from clipfarm_dagster.explore.projection import project_file
 from clipfarm_dagster.manifests import fusion as fusion_module
 from clipfarm_dagster.manifests.fusion import count_vectors, read_vectors
-from clipfarm_dagster.manifests.local_copies import LocalFile
-from clipfarm_dagster.manifests.projection import project_file
 from clipfarm_dagster.manifests.refresh import (
     fused_file,
     modality_vectors,
@@ -30,7 +27,10 @@ from clipfarm_dagster.manifests.refresh import (
     refresh_manifest,
 )
 from clipfarm_dagster.manifests.strategies import STRATEGIES, make_strategy, parse_weights
+from clipfarm_dagster.planning.delta import Reason
 from clipfarm_dagster.stages import Stage
+from clipfarm_dagster.store.local_copies import LocalFile
+from clipfarm_dagster.vectors.npy import to_npy
 from clipfarm_dagster_tests.manifests.corpora import embed, embed_all, open_corpus, write_metadata
 
 IDS = [f"v{number:02d}" for number in range(12)]

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from clipfarm_dagster.errors import StoreError
-from clipfarm_dagster.manifests.local_copies import LocalCopies
 from clipfarm_dagster.store import ObjectStore
+from clipfarm_dagster.store.local_copies import LocalCopies
 
 KEY = "clipfarm/fused/concat/fused_manifest.parquet"
 PARTS = [os.urandom(size) for size in (1, 7 << 20, 0, 3, 9 << 20)]

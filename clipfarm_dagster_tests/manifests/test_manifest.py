@@ -13,13 +13,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from clipfarm_dagster.embedding.contract import Contract
 from clipfarm_dagster.errors import InvalidVideoIdError, ManifestError
 from clipfarm_dagster.ledger.schema import Status
-from clipfarm_dagster.manifests.local_copies import LocalCopies, LocalFile
 from clipfarm_dagster.manifests.manifest import Manifest, read_manifest, write_manifest
 from clipfarm_dagster.manifests.refresh import current_manifest, refresh_manifest, stored_manifest
 from clipfarm_dagster.stages import Stage
+from clipfarm_dagster.store.local_copies import LocalCopies, LocalFile
+from clipfarm_dagster.vectors.contract import Contract
 from clipfarm_dagster_tests.manifests.corpora import embed, open_corpus
 
 IDS = ["b", "a", "_x", "Z-1"]

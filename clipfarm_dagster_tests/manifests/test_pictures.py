@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clipfarm_dagster.manifests.overviews import fused_overview, manifest_overview
-from clipfarm_dagster.manifests.pictures import Overview, overview_picture
-from clipfarm_dagster.manifests.projection import Plane
+from clipfarm_dagster.explore.overviews import fused_overview, manifest_overview
+from clipfarm_dagster.explore.pictures import Overview, overview_picture
+from clipfarm_dagster.explore.projection import Plane
 from clipfarm_dagster.manifests.refresh import refresh_fused, refresh_manifest
 from clipfarm_dagster.manifests.strategies import make_strategy
 from clipfarm_dagster.stages import Stage

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from clipfarm_dagster.errors import ManifestError, VideoNotFoundError
-from clipfarm_dagster.manifests import search
+from clipfarm_dagster.explore import search
+from clipfarm_dagster.explore.search import near_duplicates, nearest, vector_of
 from clipfarm_dagster.manifests.refresh import modality_vectors
-from clipfarm_dagster.manifests.search import near_duplicates, nearest, vector_of
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster_tests.manifests.corpora import embed, open_corpus
 

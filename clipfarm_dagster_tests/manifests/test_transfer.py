@@ -10,12 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from clipfarm_dagster.embedding.contract import Contract
-from clipfarm_dagster.embedding.vectors import from_npy, l2_normalise
 from clipfarm_dagster.errors import VectorFileError
 from clipfarm_dagster.manifests.refresh import current_manifest
-from clipfarm_dagster.manifests.transfer import VectorFile, export_vectors, import_vectors
 from clipfarm_dagster.stages import Stage
+from clipfarm_dagster.transfer.imports import VectorFile, export_vectors, import_vectors
+from clipfarm_dagster.vectors.contract import Contract
+from clipfarm_dagster.vectors.npy import from_npy, l2_normalise
 from clipfarm_dagster_tests.manifests.corpora import embed, open_corpus, write_metadata
 
 IDS = [f"v{number:02d}" for number in range(12)]

@@ -9,7 +9,7 @@ import pytest
 from dagster_aws.s3 import S3Resource
 
 from clipfarm_dagster.errors import SettingsError, StoreUnavailableError
-from clipfarm_dagster.resources.object_store import ObjectStoreResource
+from clipfarm_dagster.orchestration.resources.object_store import ObjectStoreResource
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster_tests.seaweedfs import S3Server
 
@@ -101,7 +101,7 @@ def test_s3_configured_at_launch_is_refused_clearly(s3_environment: S3Server) ->
 
 def test_import_brings_no_heavy_library() -> None:
     code = (
-        "import sys, clipfarm_dagster.resources.object_store as m; m.ObjectStoreResource(url='s3://bucket');"
+        "import sys, clipfarm_dagster.orchestration.resources.object_store as m; m.ObjectStoreResource(url='s3://bucket');"
         "print([n for n in ('boto3', 'botocore', 'dagster_aws', 'pyarrow') if n in sys.modules])"
     )
     done = subprocess.run(

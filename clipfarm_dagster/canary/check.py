@@ -1,0 +1,350 @@
+"""The canary: a fixed input per stage, compared with a stored baseline step by step on its way to a vector.
+
+The contract says what a vector depends on. The canary finds out when it depends on something else: another
+decoder, an image library that resizes otherwise, weights that are not what they were, kernels that round
+otherwise. The first machine that embeds under a contract stores the baseline; every environment after that
+is compared with it once, before it writes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from clipfarm_dagster.canary.environment import Environment
+from clipfarm_dagster.errors import BaselineError, DriftError, ObjectMissingError, PreconditionFailedError
+from clipfarm_dagster.ledger.schema import timestamp
+from clipfarm_dagster.modalities.encoder import Encoder, Trace
+from clipfarm_dagster.modalities.text.encoder import METADATA_TEXT_COLUMNS
+from clipfarm_dagster.stages import Stage
+from clipfarm_dagster.store import ObjectStore
+from clipfarm_dagster.store.keys import Keys
+
+if TYPE_CHECKING:
+    import numpy as np
+
+_INPUT_FILES = {Stage.VIDEO: "clip.mp4", Stage.AUDIO: "sound.wav", Stage.TEXT: "text.json"}
+
+
+class Step(StrEnum):
+    """The steps on the way to a vector, in order; each value names who took it."""
+
+    DECODED = "decoder"
+    PREPARED = "preprocessing"
+    WEIGHTS = "model"
+    VECTOR = "hardware"
+    """The weights are those of the baseline, bit by bit, and yet the vector moved: the kernels did it."""
+
+
+# A step's deviation is the L2 norm of the difference over that of the baseline.
+#
+# Pixels: another processor's colour conversion may round otherwise by one level in some places, which is
+# 0.002 to 0.004 on this clip; one frame of 16 shifted by one is 0.025, the nearest other resize filter 0.016.
+# Samples: resampling in float32 is exact to 1e-6; the nearest other quality of the same resampler is 0.006.
+# Text: characters and token ids are equal or they are not.
+_INPUT_TOLERANCE = {
+    (Stage.VIDEO, Step.DECODED): 5e-3,
+    (Stage.VIDEO, Step.PREPARED): 5e-3,
+    (Stage.AUDIO, Step.DECODED): 1e-6,
+    (Stage.AUDIO, Step.PREPARED): 1e-4,
+    (Stage.TEXT, Step.DECODED): 0.0,
+    (Stage.TEXT, Step.PREPARED): 0.0,
+}
+# Vectors: other threads or kernels in float32 leave 1e-6 after 12 layers, float16 1e-3, bfloat16 1e-2; each
+# tolerance lies above what its own precision leaves and below the next lower one's.
+_VECTOR_TOLERANCE = {"float32": 1e-4, "float16": 3e-3, "bfloat16": 5e-2}
+
+
+class Result(StrEnum):
+    """What came of a comparison."""
+
+    STORED = "stored"
+    """There was no baseline; there is now."""
+    AGREES = "agrees"
+    MOVED = "moved"
+
+
+@dataclass(frozen=True)
+class StepDeviation:
+    """How far one step lies from the baseline's."""
+
+    step: Step
+    deviation: float | None
+    """Relative to the baseline; `None` where shape or type differ, so that there is no distance."""
+    tolerance: float
+
+    @property
+    def moved(self) -> bool:
+        """Whether the step lies beyond its tolerance."""
+        return self.deviation is None or not self.deviation <= self.tolerance
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """What the canary gave when the baseline was stored."""
+
+    contract_id: str
+    made_at: str
+    environment: Environment
+    weights_sha256: str
+    trace: Trace
+
+    def to_npz(self) -> bytes:
+        """The bytes of an `.npz` file: the steps as arrays, and the rest as JSON in a text array."""
+        import numpy as np
+
+        about = {
+            "contract_id": self.contract_id,
+            "made_at": self.made_at,
+            "environment": json.loads(self.environment.to_json()),
+            "weights_sha256": self.weights_sha256,
+        }
+        buffer = io.BytesIO()
+        np.savez_compressed(
+            buffer,
+            about=np.array(json.dumps(about, sort_keys=True)),
+            decoded=self.trace.decoded,
+            prepared=self.trace.prepared,
+            vector=self.trace.vector,
+        )
+        return buffer.getvalue()
+
+    @classmethod
+    def from_npz(cls, data: bytes) -> Baseline:
+        """The baseline that `to_npz` wrote."""
+        import numpy as np
+
+        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+            about = json.loads(str(arrays["about"]))
+            trace = Trace(arrays["decoded"], arrays["prepared"], arrays["vector"])
+        environment = Environment.from_fields(about.pop("environment"))
+        return cls(**about, environment=environment, trace=trace)
+
+
+@dataclass(frozen=True)
+class Report:
+    """One comparison of an encoder with its contract's baseline."""
+
+    stage: Stage
+    contract_id: str
+    result: Result
+    environment: Environment
+    baseline_etag: str
+    baseline_environment: Environment
+    baseline_made_at: str
+    steps: tuple[StepDeviation, ...] = ()
+    since: str | None = None
+    """Where a step moved: the last environment that agreed, and what is different in this one."""
+
+    @property
+    def moved(self) -> Step | None:
+        """The first step beyond its tolerance: those after it only follow."""
+        return next((step.step for step in self.steps if step.moved), None)
+
+    @property
+    def problem(self) -> str | None:
+        """What a person should know of a step that moved."""
+        if self.moved is None:
+            return None
+        step = next(step for step in self.steps if step.step == self.moved)
+        if step.deviation is None:
+            how = "is of another shape or type" if step.step != Step.WEIGHTS else "has other weights"
+        else:
+            how = f"lies {step.deviation:.2g} from the baseline, more than {step.tolerance:.2g}"
+        return (
+            f"the {self.stage} canary moved at the step {self.moved.value!r}: what it gives {how}."
+            f" {self.since}. Vectors made now would not compare with those made before under contract"
+            f" {self.contract_id}. Undo what changed; or, to go on from here, run"
+            f" `clipfarm canary --stage {self.stage} --accept`"
+        )
+
+
+def canary_input(stage: Stage) -> tuple[bytes, dict[str, str]]:
+    """The stage's fixed input: raw object and metadata. The bytes never change; baselines belong to them."""
+    folder = files("clipfarm_dagster.canary") / "inputs"
+    document = json.loads((folder / _INPUT_FILES[Stage.TEXT]).read_bytes())
+    return (folder / _INPUT_FILES[stage]).read_bytes(), {
+        name: document[name] for name in METADATA_TEXT_COLUMNS
+    }
+
+
+def measure(encoder: Encoder, environment: Environment) -> Baseline:
+    """Send the canary through an encoder."""
+    raw, metadata = canary_input(encoder.contract.stage)
+    return Baseline(
+        contract_id=encoder.contract.id,
+        made_at=timestamp(datetime.now(UTC)),
+        environment=environment,
+        weights_sha256=weights_sha256(encoder),
+        trace=encoder.trace(raw, metadata),
+    )
+
+
+def weights_sha256(encoder: Encoder) -> str:
+    """SHA-256 over type, shape and bytes of all weights as they are loaded."""
+    import torch
+
+    digest = hashlib.sha256()
+    for tensor in encoder.parameters():
+        plain = tensor.detach().cpu().contiguous()
+        digest.update(f"{plain.dtype}{tuple(plain.shape)}".encode())
+        digest.update(plain.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def compare(stage: Stage, dtype: str, baseline: Baseline, now: Baseline) -> tuple[StepDeviation, ...]:
+    """How far each step of `now` lies from the baseline's. Pure."""
+    pairs = {
+        Step.DECODED: (baseline.trace.decoded, now.trace.decoded),
+        Step.PREPARED: (baseline.trace.prepared, now.trace.prepared),
+    }
+    steps = [
+        StepDeviation(step, _deviation(*pair), _INPUT_TOLERANCE[stage, step]) for step, pair in pairs.items()
+    ]
+    same_weights = baseline.weights_sha256 == now.weights_sha256
+    steps.append(StepDeviation(Step.WEIGHTS, 0.0 if same_weights else None, 0.0))
+    vector = _deviation(baseline.trace.vector, now.trace.vector)
+    steps.append(StepDeviation(Step.VECTOR, vector, _VECTOR_TOLERANCE[dtype]))
+    return tuple(steps)
+
+
+def _deviation(before: np.ndarray[Any, Any], after: np.ndarray[Any, Any]) -> float | None:
+    import numpy as np
+
+    if before.shape != after.shape or before.dtype != after.dtype:
+        return None
+    wide = before.astype(np.float64)
+    return float(np.linalg.norm(after - wide) / np.linalg.norm(wide))
+
+
+def check_canary(encoder: Encoder, environment: Environment, store: ObjectStore, keys: Keys) -> Report:
+    """Compare an encoder with the baseline of its contract; store the baseline where there is none yet.
+
+    Raises:
+        BaselineError: the stored baseline cannot be read.
+        StoreError: the store cannot be read or written.
+    """
+    contract = encoder.contract
+    key = keys.canary_baseline(contract.stage, contract.id)
+    now = measure(encoder, environment)
+    try:
+        stored = store.get(key)
+    except ObjectMissingError:
+        try:
+            etag = store.put_if_unchanged(key, now.to_npz(), None)
+        except PreconditionFailedError:  # another machine was first, by a moment
+            stored = store.get(key)
+        else:
+            return _remember(_report(Result.STORED, encoder, now, now, etag), store, keys)
+    try:
+        baseline = Baseline.from_npz(stored.data)
+    except Exception as error:  # a dozen types, by where the bytes are damaged
+        raise BaselineError(
+            f"{store.url}: the {contract.stage} canary's baseline {key!r} cannot be read"
+            f" ({type(error).__name__}: {error}); put it back from a backup, or, if this machine makes the"
+            f" right vectors, make a new one with `clipfarm canary --stage {contract.stage} --accept`"
+        ) from error
+    steps = compare(contract.stage, contract.dtype, baseline, now)
+    if not any(step.moved for step in steps):
+        report = _report(Result.AGREES, encoder, now, baseline, stored.info.etag, steps)
+        return _remember(report, store, keys)
+    since = _since(encoder, environment, baseline, stored.info.etag, store, keys)
+    return _report(Result.MOVED, encoder, now, baseline, stored.info.etag, steps, since)
+
+
+def accept_canary(encoder: Encoder, environment: Environment, store: ObjectStore, keys: Keys) -> Report:
+    """Make what the encoder gives now the baseline of its contract.
+
+    Raises:
+        StoreError: the store cannot be written.
+    """
+    now = measure(encoder, environment)
+    etag = store.put(keys.canary_baseline(encoder.contract.stage, encoder.contract.id), now.to_npz())
+    return _remember(_report(Result.STORED, encoder, now, now, etag), store, keys)
+
+
+def check_before_writing(
+    encoder: Encoder, environment: Environment, store: ObjectStore, keys: Keys, home: Path
+) -> Report | None:
+    """`check_canary`, once for an environment, a contract and a baseline; `None` where that is done already.
+
+    Raises:
+        DriftError: a step moved.
+        BaselineError: the stored baseline cannot be read.
+        StoreError: the store cannot be read or written.
+    """
+    contract = encoder.contract
+    done = home / "canary" / f"{contract.stage}-{contract.id}-{environment.id}"
+    info = store.head(keys.canary_baseline(contract.stage, contract.id))
+    if info is not None and done.exists() and done.read_text() == f"{store.url} {info.etag}":
+        return None
+    report = check_canary(encoder, environment, store, keys)
+    if report.moved is not None:
+        raise DriftError(str(report.problem), stage=contract.stage, step=report.moved)
+    done.parent.mkdir(parents=True, exist_ok=True)
+    done.write_text(f"{store.url} {report.baseline_etag}")
+    return report
+
+
+def _report(
+    result: Result,
+    encoder: Encoder,
+    now: Baseline,
+    baseline: Baseline,
+    etag: str,
+    steps: tuple[StepDeviation, ...] = (),
+    since: str | None = None,
+) -> Report:
+    return Report(
+        stage=encoder.contract.stage,
+        contract_id=encoder.contract.id,
+        result=result,
+        environment=now.environment,
+        baseline_etag=etag,
+        baseline_environment=baseline.environment,
+        baseline_made_at=baseline.made_at,
+        steps=steps,
+        since=since,
+    )
+
+
+def _remember(report: Report, store: ObjectStore, keys: Keys) -> Report:
+    """Note in the store that an environment agrees, so that a later one that does not can tell since when."""
+    record = {
+        "agreed_at": timestamp(datetime.now(UTC)),
+        "baseline_etag": report.baseline_etag,
+        "environment": json.loads(report.environment.to_json()),
+        "deviations": {step.step.value: step.deviation for step in report.steps},
+    }
+    key = keys.canary_agreement(report.stage, report.contract_id, report.environment.id)
+    store.put(key, json.dumps(record, indent=1, sort_keys=True).encode())
+    return report
+
+
+def _since(
+    encoder: Encoder, environment: Environment, baseline: Baseline, etag: str, store: ObjectStore, keys: Keys
+) -> str:
+    """Which environment was the last to agree with the baseline, and what is different in `environment`."""
+    folder = keys.canary_folder(encoder.contract.stage, encoder.contract.id)
+    records: list[Mapping[str, Any]] = [
+        json.loads(store.get(key).data)
+        for key in store.list(folder)["key"].to_pylist()
+        if key.endswith(".json")
+    ]
+    agreed = [record for record in records if record["baseline_etag"] == etag]
+    last = max(agreed, key=lambda record: str(record["agreed_at"]), default=None)
+    before = Environment.from_fields(last["environment"]) if last is not None else baseline.environment
+    when = last["agreed_at"] if last is not None else baseline.made_at
+    changes = ", ".join(before.differences(environment)) or "the environment is the same"
+    return (
+        f"The baseline was made at {baseline.made_at} in environment {baseline.environment.id}; the last to"
+        f" agree was {before.id} at {when}; since then, in {environment.id}: {changes}"
+    )

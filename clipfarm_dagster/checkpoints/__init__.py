@@ -1,0 +1,1 @@
+"""Which model it is and where its files lie; what they hold is checked before it is loaded."""

@@ -1,0 +1,1 @@
+"""The engine on one machine: worker processes that prepare, threads that run the model."""

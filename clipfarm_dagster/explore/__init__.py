@@ -1,0 +1,1 @@
+"""Looking at finished vectors: search, projection, pictures and the atlas. Never imports Dagster."""

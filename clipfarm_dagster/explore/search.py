@@ -1,0 +1,269 @@
+"""Nearest neighbours and near duplicates among the vectors of a file (`fusion.read_vectors`), by cosine.
+
+Exact up to `INDEX_FROM` vectors. Beyond that by a USearch index (HNSW), which finds nearly all; it lies
+beside the file and is built anew when the file changes, or where the index is damaged.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from clipfarm_dagster.errors import ManifestError, VideoNotFoundError
+from clipfarm_dagster.manifests.fusion import VECTOR_COLUMN, count_vectors, read_vectors
+from clipfarm_dagster.manifests.manifest import REPLACE_WRONG
+from clipfarm_dagster.store import cache_files
+from clipfarm_dagster.store.local_copies import LocalFile
+
+if TYPE_CHECKING:
+    import numpy as np
+    from usearch.index import Index
+
+    from clipfarm_dagster.modalities.encoder import Encoder
+
+INDEX_FROM = 200_000
+"""From so many vectors on, an index is used: an exact search through fewer takes a second or two."""
+
+_INDEXED_SHARE = 0.1
+_NEIGHBOURS = 32
+"""How many neighbours of each vector are looked at for duplicates, where an index is used."""
+_SUFFIX = ".usearch"
+
+
+@dataclass(frozen=True)
+class Match:
+    """A video near to what was asked for; `score` is the cosine."""
+
+    video_id: str
+    score: float
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two videos that are near to each other, in the order of their ids; `score` is the cosine."""
+
+    first: str
+    second: str
+    score: float
+
+
+def words_vector(encoder: Encoder, words: str) -> np.ndarray[Any, Any]:
+    """The unit vector that stands for `words` among text vectors, float32 (dimension,).
+
+    A text vector is that of the metadata and that of the transcript, one behind the other. The words' vector
+    stands in both places, so that the cosine is the mean of those to metadata and transcript.
+    """
+    from clipfarm_dagster.modalities.encoder import Prepared
+
+    vector: np.ndarray[Any, Any] = encoder.encode([Prepared((words, words), None)])[0]
+    return vector
+
+
+def vector_of(file: LocalFile, video_id: str) -> np.ndarray[Any, Any]:
+    """The vector of one video.
+
+    Raises:
+        VideoNotFoundError: the file has none of it.
+        ManifestError: the file cannot be read.
+    """
+    import numpy as np
+    import pyarrow.parquet as pq
+
+    with file.reading() as path:
+        rows = pq.read_table(path, columns=[VECTOR_COLUMN], filters=[("video_id", "=", video_id)])
+    if not rows.num_rows:
+        raise VideoNotFoundError(
+            f"there is no vector of the video {video_id!r} here; `clipfarm status` tells what is done"
+        )
+    return np.asarray(rows[VECTOR_COLUMN][0].as_py(), dtype=np.float32)
+
+
+def nearest(
+    file: LocalFile, query: np.ndarray[Any, Any], top: int, *, without: str | None = None, exact: bool = False
+) -> list[Match]:
+    """The `top` videos whose vectors have the largest cosine with the unit vector `query`, best first.
+
+    Args:
+        without: a video that is left out, such as the one whose vector is asked with.
+        exact: whether to look at every vector, whatever their number.
+
+    Raises:
+        ManifestError: the file cannot be read, or its vectors have another dimension than the query.
+    """
+    count, dimension = count_vectors(file)
+    if not count:
+        return []
+    if query.shape != (dimension,):
+        raise ManifestError(
+            f"the query has {query.size} numbers, and the vectors of {file.name} {dimension}: they are of"
+            f" another model. {REPLACE_WRONG}"
+        )
+    wanted = top + (without is not None)
+    # an index finds few among many; asked for a good part of them it may miss some, and saves nothing
+    by_index = count > INDEX_FROM and wanted <= count * _INDEXED_SHARE and not exact
+    search = _nearest_by_index if by_index else _nearest_exactly
+    return [match for match in search(file, query, wanted) if match.video_id != without][:top]
+
+
+def near_duplicates(
+    file: LocalFile, threshold: float, *, limit: int, exact: bool = False
+) -> tuple[list[Pair], int]:
+    """Pairs of videos whose cosine is at least `threshold`: the best `limit` of them, best first, and the
+    number of all.
+
+    Raises:
+        ManifestError: the file cannot be read.
+    """
+    count, _ = count_vectors(file)
+    find = _pairs_by_index if count > INDEX_FROM and not exact else _pairs_exactly
+    best, found = _Best(limit), 0
+    ids: list[str] = []
+    for firsts, seconds, scores in find(file, threshold, ids):
+        found += len(scores)
+        best.add(firsts, seconds, scores)
+    return [Pair(ids[i], ids[j], score) for i, j, score in best.sorted()], found
+
+
+def _nearest_exactly(file: LocalFile, query: np.ndarray[Any, Any], top: int) -> list[Match]:
+    best = _Best(top)
+    ids: list[str] = []
+    for some, vectors in read_vectors(file):
+        rows = _numbers(len(ids), len(some))
+        best.add(rows, rows, vectors @ query)
+        ids += some
+    return [Match(ids[i], score) for i, _, score in best.sorted()]
+
+
+def _nearest_by_index(file: LocalFile, query: np.ndarray[Any, Any], top: int) -> list[Match]:
+    index, ids = _index(file)
+    found = index.search(query, top)
+    return [
+        Match(ids[int(key)], 1 - float(distance))
+        for key, distance in zip(found.keys, found.distances, strict=True)
+    ]
+
+
+_Found = Iterator[tuple["np.ndarray[Any, Any]", "np.ndarray[Any, Any]", "np.ndarray[Any, Any]"]]
+
+
+def _pairs_exactly(file: LocalFile, threshold: float, ids: list[str]) -> _Found:
+    """Numbers of first and second, and scores, of pairs at or above the threshold; fills `ids`."""
+    import numpy as np
+
+    blocks: list[tuple[int, np.ndarray[Any, Any]]] = []
+    for some, vectors in read_vectors(file):
+        start = len(ids)
+        ids += some
+        blocks.append((start, vectors))
+        for other_start, others in blocks:
+            scores = others @ vectors.T
+            if other_start == start:
+                scores = np.where(np.tri(len(some), dtype=bool), -np.inf, scores)  # each pair once
+            rows, columns = np.nonzero(scores >= threshold)
+            yield rows + other_start, columns + start, scores[rows, columns]
+
+
+def _pairs_by_index(file: LocalFile, threshold: float, ids: list[str]) -> _Found:
+    """As `_pairs_exactly`, among the nearest of each vector."""
+    import numpy as np
+
+    index, all_ids = _index(file)
+    ids += all_ids
+    numbers, scores, done = [], [], 0
+    for some, vectors in read_vectors(file):
+        found = index.search(vectors, _NEIGHBOURS)
+        rows = np.repeat(_numbers(done, len(some)), found.keys.shape[1])
+        others, cosines = found.keys.ravel().astype(np.int64), 1 - found.distances.ravel()
+        near = (cosines >= threshold) & (others != rows)
+        lower, upper = np.minimum(rows, others)[near], np.maximum(rows, others)[near]
+        numbers.append(lower * len(ids) + upper)
+        scores.append(cosines[near])
+        done += len(some)
+    pairs, first = np.unique(np.concatenate(numbers), return_index=True)  # most are found from both sides
+    yield pairs // len(ids), pairs % len(ids), np.concatenate(scores)[first]
+
+
+def _index(file: LocalFile) -> tuple[Index, list[str]]:
+    """The file's index, whose keys are the numbers of its rows, and the ids in their order."""
+    import pyarrow.parquet as pq
+
+    with file.reading() as path:
+        ids: list[str] = pq.read_table(path, columns=["video_id"])["video_id"].to_pylist()
+    folder, status = path.parent / "indexes", path.stat()
+    version = f"{path.name}.{status.st_size}-{status.st_mtime_ns}"
+    place = cache_files.find(folder, version, _SUFFIX)
+    if place is None:
+        return _build_index(file, folder, version), ids
+    index = _empty_index(file)
+    index.view(place)
+    return index, ids
+
+
+def _build_index(file: LocalFile, folder: Path, version: str) -> Index:
+    """Make the index, keep it in `folder`, and remove those that it replaces."""
+    index = _empty_index(file)
+    done = 0
+    for some, vectors in read_vectors(file):
+        index.add(_numbers(done, len(some)), vectors)
+        done += len(some)
+    folder.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        part = Path(scratch) / "index"
+        index.save(part)
+        place = cache_files.keep(part, folder, version, _SUFFIX)
+    for old in folder.glob(f"*{_SUFFIX}"):
+        if old != place and (old.name.startswith(f"{file.path.name}.") or not _indexed(old).exists()):
+            old.unlink(missing_ok=True)
+    return index
+
+
+def _empty_index(file: LocalFile) -> Index:
+    from usearch.index import Index
+
+    return Index(ndim=count_vectors(file)[1], metric="cos", dtype="f16")
+
+
+def _indexed(index: Path) -> Path:
+    """The file that an index was made of."""
+    return index.parent.parent / cache_files.stem_of(index, _SUFFIX).rpartition(".")[0]
+
+
+def _numbers(start: int, count: int) -> np.ndarray[Any, Any]:
+    import numpy as np
+
+    return np.arange(start, start + count)
+
+
+class _Best:
+    """The best `limit` of all pairs of numbers that were added, whatever their number."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._parts: list[tuple[np.ndarray[Any, Any], ...]] = []
+        self._held = 0
+
+    def add(
+        self, firsts: np.ndarray[Any, Any], seconds: np.ndarray[Any, Any], scores: np.ndarray[Any, Any]
+    ) -> None:
+        self._parts.append((firsts, seconds, scores))
+        self._held += len(scores)
+        if self._held > 4 * self._limit + 100_000:
+            self._parts = [self._merged()]
+            self._held = len(self._parts[0][2])
+
+    def sorted(self) -> list[tuple[int, int, float]]:
+        """Best first; of equal ones the one with the lower numbers."""
+        if not self._parts:
+            return []
+        columns = (column.tolist() for column in self._merged())
+        return list(zip(*columns, strict=True))
+
+    def _merged(self) -> tuple[np.ndarray[Any, Any], ...]:
+        import numpy as np
+
+        firsts, seconds, scores = (np.concatenate(parts) for parts in zip(*self._parts, strict=True))
+        order = np.lexsort((seconds, firsts, -scores))[: self._limit]
+        return firsts[order], seconds[order], scores[order]

@@ -1,0 +1,1 @@
+"""Care of what stands. Never imports Dagster."""

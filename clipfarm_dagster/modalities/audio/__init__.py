@@ -1,0 +1,1 @@
+"""Sounds: decoding, and wav2vec2."""

@@ -1,0 +1,1 @@
+"""Texts: where they are cut, and sentence transformers."""

@@ -1,0 +1,1 @@
+"""Clips: which frames, how they are decoded, and VideoMAE."""

@@ -1,0 +1,1 @@
+"""All of Dagster: assets, jobs, sensors, runs and what they record. Nothing below imports it."""

@@ -1,0 +1,150 @@
+"""Asset checks: what the ledgers tell of the embeddings, and whether this machine still makes the same ones.
+
+They run in a job of their own, `checks_job`: in a run that embeds, Dagster skips them.
+"""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import dagster as dg
+
+from clipfarm_dagster.corpus import Corpus
+from clipfarm_dagster.maintenance.audit import (
+    AUDIT_COLUMNS,
+    SHOWN,
+    Audit,
+    Finding,
+    audit,
+    compare_with_events,
+    sample_successes,
+)
+from clipfarm_dagster.orchestration.assets.embeddings import embedding_asset_key
+from clipfarm_dagster.orchestration.recording import DATA_VERSION_TAG
+from clipfarm_dagster.orchestration.resources.encoders import EncodersResource
+from clipfarm_dagster.orchestration.resources.object_store import ObjectStoreResource
+from clipfarm_dagster.orchestration.resources.stage_state import StageStateResource
+from clipfarm_dagster.stages import Stage
+
+SAMPLED_OBJECTS = 200
+"""Objects that `objects_present` looks for: a loss of 2% is found with 98% certainty; `verify` reads all."""
+
+OBJECTS_PRESENT = "objects_present"
+AGREES_WITH_DAGSTER = "agrees_with_dagster"
+CANARY = "canary"
+
+_DESCRIPTIONS = {
+    Audit.UNIT_NORM: "Every vector has L2 norm 1.",
+    Audit.FINITE: "Every vector holds finite numbers only.",
+    Audit.DIMENSION: "All vectors of a contract have one dimension.",
+    Audit.ONE_CONTRACT: "All vectors were made under one contract; those of different ones do not compare.",
+    Audit.DISTINCT_VECTORS: "No two videos have the same vector, as silence or black film would give.",
+    OBJECTS_PRESENT: f"The vectors of up to {SAMPLED_OBJECTS} successes, drawn at random, are in the store.",
+    AGREES_WITH_DAGSTER: "Dagster shows each success of the ledger as materialized, in the same version.",
+}
+_WARNINGS = {Audit.DISTINCT_VECTORS, AGREES_WITH_DAGSTER}
+
+
+def _ledger_checks(stage: Stage) -> dg.AssetChecksDefinition:
+    key = embedding_asset_key(stage)
+
+    @dg.multi_asset_check(
+        name=f"{stage}_ledger_checks",
+        specs=[
+            dg.AssetCheckSpec(str(name), asset=key, description=description)
+            for name, description in _DESCRIPTIONS.items()
+        ],
+    )
+    def checks(
+        context: dg.AssetCheckExecutionContext,
+        object_store: ObjectStoreResource,
+        stage_state: StageStateResource,
+    ) -> Iterator[dg.AssetCheckResult]:
+        corpus = stage_state.corpus(object_store)
+        with corpus.ledger(stage) as ledger:
+            rows = ledger.columns(AUDIT_COLUMNS)
+        versions = materialized_versions(context.instance, key)
+        findings: dict[str, Finding] = {
+            **{str(name): finding for name, finding in audit(rows).items()},
+            OBJECTS_PRESENT: find_objects(corpus, stage, sample_successes(rows, SAMPLED_OBJECTS)),
+            AGREES_WITH_DAGSTER: compare_with_events(rows, versions),
+        }
+        for name, finding in findings.items():
+            yield _result(key, name, finding)
+
+    return checks
+
+
+def _canary_check(stage: Stage) -> dg.AssetChecksDefinition:
+    @dg.asset_check(
+        asset=embedding_asset_key(stage),
+        name=CANARY,
+        description="A fixed input still gives the vector that the contract's baseline has.",
+    )
+    def canary(
+        object_store: ObjectStoreResource, stage_state: StageStateResource, encoders: EncodersResource
+    ) -> dg.AssetCheckResult:
+        from clipfarm_dagster.canary.check import check_canary
+        from clipfarm_dagster.canary.environment import current_environment
+
+        corpus = stage_state.corpus(object_store)
+        encoder = encoders.load(stage, corpus.settings)
+        report = check_canary(encoder, current_environment(encoder.device), corpus.store, corpus.keys)
+        return dg.AssetCheckResult(
+            passed=report.moved is None,
+            description=report.problem or f"the canary's baseline is {report.result}",
+            metadata={
+                "contract": report.contract_id,
+                "environment": report.environment.id,
+                "baseline_environment": report.baseline_environment.id,
+                "baseline_made_at": report.baseline_made_at,
+                "deviations": {str(step.step): step.deviation for step in report.steps},
+            },
+        )
+
+    return canary
+
+
+LEDGER_CHECKS = [_ledger_checks(stage) for stage in Stage]
+CANARY_CHECKS = [_canary_check(stage) for stage in Stage]
+ASSET_CHECKS = [*LEDGER_CHECKS, *CANARY_CHECKS]
+
+CHECKS_JOB = dg.define_asset_job(
+    "checks_job",
+    selection=dg.AssetSelection.checks(*(key for checks in ASSET_CHECKS for key in checks.check_keys)),
+    description="Checks all embeddings by what the ledgers tell of them, and each model by its canary.",
+)
+
+
+def materialized_versions(instance: dg.DagsterInstance, asset_key: dg.AssetKey) -> dict[str, str]:
+    """Data version of each partition's latest materialization, read in one query."""
+    tags = instance.event_log_storage.get_latest_tags_by_partition(
+        asset_key, dg.DagsterEventType.ASSET_MATERIALIZATION, [DATA_VERSION_TAG]
+    )
+    return {partition: found[DATA_VERSION_TAG] for partition, found in tags.items()}
+
+
+def find_objects(corpus: Corpus, stage: Stage, video_ids: list[str]) -> Finding:
+    """Which of some videos have no vector in the store."""
+    keys = [corpus.keys.embedding(stage, video_id) for video_id in video_ids]
+    with ThreadPoolExecutor(16) as pool:
+        infos = list(pool.map(corpus.store.head, keys))
+    absent = [key for key, info in zip(keys, infos, strict=True) if info is None]
+    summary = f"{len(absent)} of {len(keys)} vectors looked for are not in the store"
+    return Finding(len(absent), summary, tuple(absent[:SHOWN]), {"looked_for": len(keys)})
+
+
+def _result(key: dg.AssetKey, name: str, finding: Finding) -> dg.AssetCheckResult:
+    metadata: dict[str, dg.MetadataValue] = {
+        "bad": dg.MetadataValue.int(finding.bad),
+        **{what: dg.MetadataValue.int(count) for what, count in finding.more.items()},
+    }
+    if finding.examples:
+        metadata["examples"] = dg.MetadataValue.md("\n".join(f"- `{text}`" for text in finding.examples))
+    return dg.AssetCheckResult(
+        asset_key=key,
+        check_name=str(name),
+        passed=finding.bad == 0,
+        severity=dg.AssetCheckSeverity.WARN if name in _WARNINGS else dg.AssetCheckSeverity.ERROR,
+        description=finding.summary,
+        metadata=metadata,
+    )

@@ -1,0 +1,1 @@
+"""Runs of the embedding jobs: what they have in hand, and which are dead or broken."""

@@ -1,0 +1,1 @@
+"""The sensors, and what they remember between ticks."""

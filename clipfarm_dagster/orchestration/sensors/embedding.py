@@ -1,0 +1,302 @@
+"""The sensor: keeps every embedding up to date without anyone clicking.
+
+A tick looks at the metadata CSV, the raw listings, the ledgers and the runs in flight, adds partitions for
+new videos and launches id-list runs for the delta. It keeps no list of its own of what was requested: what a
+run has in hand is in Dagster's run storage, and what it left undone is in the ledger, so nothing is lost by a
+crash.
+
+Where nothing has changed, a tick ends at once. It plans when the CSV's ETag, a contract, a ledger or the runs
+in flight differ from what the last plan saw, when a retry is due, when work was left over, or when the raw
+objects differ. Since listing a large store takes longer than all the rest, it lists
+
+- every stage, at each tick, as long as that takes no longer than `CHEAP_LISTING_SECONDS`;
+- every stage, at most `LISTING_SHARE` of the time, where it takes longer: an object that is overwritten in a
+  store of 100,000 is noticed within minutes;
+- in between, what is recorded as missing: few objects are asked for one by one, for many their stage is
+  listed. So a missing object is always noticed by the next tick.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import dagster as dg
+
+from clipfarm_dagster.catalog.metadata import LatestRows
+from clipfarm_dagster.corpus import Corpus
+from clipfarm_dagster.errors import ClipFarmError
+from clipfarm_dagster.ledger.schema import LedgerRow, Status, timestamp
+from clipfarm_dagster.orchestration.assets.embeddings import embedding_materialization
+from clipfarm_dagster.orchestration.jobs import (
+    EMBEDDING_JOBS,
+    embedding_job_name,
+    id_list_run_config,
+    id_list_run_tags,
+)
+from clipfarm_dagster.orchestration.partitions import VIDEO_PARTITIONS
+from clipfarm_dagster.orchestration.recording import report_events
+from clipfarm_dagster.orchestration.resources.object_store import ObjectStoreResource
+from clipfarm_dagster.orchestration.resources.stage_state import StageStateResource
+from clipfarm_dagster.orchestration.runs.broken import waiting_stages
+from clipfarm_dagster.orchestration.runs.in_flight import fail_dead_runs, videos_in_flight
+from clipfarm_dagster.orchestration.sensors.cursor import Cursor
+from clipfarm_dagster.planning.delta import StagePlan, listing_hash
+from clipfarm_dagster.stages import Stage
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+MINIMUM_INTERVAL_SECONDS = 30
+TICK_SECONDS = 30.0
+"""After so long a tick takes up no further stage; Dagster ends a tick at 60 seconds by default."""
+MAX_NEW_PARTITIONS = 10_000
+"""Partitions that one tick adds; the rest follow in the next ones, newest first."""
+CHEAP_LISTING_SECONDS = 0.25
+LISTING_SHARE = 0.01
+MAX_ASKED_FOR = 300
+"""Missing objects of a stage that are asked for one by one; for more, one listing costs less."""
+MAX_MISSING = 10_000
+MAX_RESTORED = 500
+"""Videos of a stage that one tick records as missing, or as restored, which Dagster is told of one by one;
+the rest follow in the next ticks."""
+
+
+@dataclass(frozen=True)
+class State:
+    """All that planning depends on besides the time and the raw objects."""
+
+    digest: str
+    missing: Mapping[Stage, Sequence[str]]
+    """Ids that the ledgers record as missing their raw object, up to one more than `MAX_ASKED_FOR`."""
+
+
+@dataclass(frozen=True)
+class Seen(Cursor):
+    """What the last plan saw; while nothing of it changes there is nothing to do."""
+
+    digest: str = ""
+    """Of `State`. Empty after a tick that led to runs: the ledgers that they leave are looked at."""
+    raw: Mapping[str, str] = field(default_factory=dict)
+    """Hash of each stage's raw listing."""
+    found: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """By stage, those ids of `State.missing` whose object was there: their videos have left the metadata."""
+    listed_at: float = 0.0
+    """Seconds since 1970."""
+    listing_seconds: float = 0.0
+    """How long the listing of all stages took."""
+    next_attempt_at: str | None = None
+    """When the earliest failed item may be tried again."""
+    unfinished: bool = True
+    """Whether the last tick left work to later ones."""
+
+    def must_plan(self, state: State, now: datetime) -> bool:
+        """Whether to plan, whatever the raw objects are."""
+        due = self.next_attempt_at is not None and self.next_attempt_at <= timestamp(now)
+        return self.unfinished or due or state.digest != self.digest
+
+    def to_list(self, state: State, now: datetime) -> list[Stage]:
+        """The stages to list before it is known whether there is anything to do."""
+        wait = 0.0 if self.listing_seconds <= CHEAP_LISTING_SECONDS else self.listing_seconds / LISTING_SHARE
+        if not self.listed_at <= now.timestamp() < self.listed_at + wait:
+            return list(Stage)
+        return [stage for stage in Stage if len(state.missing[stage]) > MAX_ASKED_FOR]
+
+
+def chunks(video_ids: Sequence[str], size: int, limit: int) -> list[Sequence[str]]:
+    """At most `limit` chunks of at most `size` ids, in order."""
+    return [video_ids[i : i + size] for i in range(0, min(len(video_ids), size * limit), size)]
+
+
+@dg.sensor(
+    name="embedding_sensor",
+    jobs=EMBEDDING_JOBS,
+    minimum_interval_seconds=MINIMUM_INTERVAL_SECONDS,
+    default_status=dg.DefaultSensorStatus.STOPPED,
+    description=(
+        "Adds a partition for each new video and embeds what is new, changed or due again, by stage. Reads"
+        " the metadata CSV, the raw listings and the ledgers; launches runs by lists of ids."
+    ),
+)
+def embedding_sensor(
+    context: dg.SensorEvaluationContext, object_store: ObjectStoreResource, stage_state: StageStateResource
+) -> dg.SensorResult | dg.SkipReason:
+    """One tick. A metadata file or store that cannot be read changes nothing and is tried again."""
+    try:
+        return _tick(context, stage_state.corpus(object_store))
+    except ClipFarmError as error:
+        raise dg.Failure(f"{error}. The next tick tries again.") from error
+
+
+def _tick(context: dg.SensorEvaluationContext, corpus: Corpus) -> dg.SensorResult | dg.SkipReason:
+    deadline, now = time.monotonic() + TICK_SECONDS, datetime.now(UTC)
+    seen = Seen.from_cursor(context.cursor)
+    for run_id in fail_dead_runs(context.instance):
+        context.log.warning(f"run {run_id} was killed; what it left undone is work again")
+    in_flight = videos_in_flight(context.instance)
+    state = _look(corpus, in_flight)
+    must_plan = seen.must_plan(state, now)
+    latest = corpus.latest_rows()
+
+    listings, seconds = _list(corpus, list(Stage) if must_plan else seen.to_list(state, now), latest)
+    if len(listings) == len(Stage):
+        seen = replace(seen, listed_at=now.timestamp(), listing_seconds=seconds)
+    if not must_plan:
+        if not _raw_objects_differ(corpus, seen, state, listings):
+            context.update_cursor(seen.to_cursor())
+            return dg.SkipReason(_resting(seen, in_flight))
+        listings |= _list(corpus, [stage for stage in Stage if stage not in listings], latest)[0]
+
+    if latest.refused_ids:
+        names = ", ".join(repr(name) for name in list(latest.refused)[:5])
+        context.log.warning(f"{latest.refused_ids} video_ids of the metadata are refused, such as {names}")
+    partitions = set(context.instance.get_dynamic_partitions(VIDEO_PARTITIONS.name or ""))
+    added = _add_partitions(context.instance, latest.video_ids(), partitions)
+    partitions.update(added)
+    settings = corpus.settings
+    plans = corpus.plans(
+        list(Stage),
+        latest,
+        in_flight=in_flight,
+        limit=settings.run_size * settings.max_runs_per_tick,
+        listing=listings.__getitem__,
+        deadline=deadline,
+    )
+    waiting = waiting_stages(context.instance, list(Stage), now)
+    requests: list[dg.RunRequest] = []
+    notes = [f"{len(added)} partitions added"] if added else []
+    unfinished = len(partitions) < latest.videos or len(plans) < len(Stage)
+    for stage, plan in plans.items():
+        with corpus.ledger(stage) as ledger:
+            restored = corpus.record_settled(
+                ledger, plan, most_missing=MAX_MISSING, most_restored=MAX_RESTORED
+            )
+        announce_restored(context.instance, corpus, stage, restored)
+        notes += _notes(stage, plan)
+        ids = [video_id for video_id in plan.work["video_id"].to_pylist() if video_id in partitions]
+        if ids and stage in waiting:
+            notes.append(
+                f"{stage}: the last run could not do its work; the next starts after {waiting[stage]}"
+            )
+            unfinished = True
+            continue
+        requests += [
+            dg.RunRequest(
+                job_name=embedding_job_name(stage),
+                run_config=id_list_run_config(stage, chunk),
+                tags=id_list_run_tags(stage, chunk),
+            )
+            for chunk in chunks(ids, settings.run_size, settings.max_runs_per_tick)
+        ]
+        unfinished = unfinished or plan.delta > len(ids)
+        unfinished = (
+            unfinished or plan.missing.num_rows > MAX_MISSING or plan.restored.num_rows > MAX_RESTORED
+        )
+
+    # no digest where there are runs: the ledgers that they leave are looked at
+    state = _look(corpus, in_flight)
+    seen = replace(
+        seen,
+        digest="" if requests else state.digest,
+        raw=_hashes(listings),
+        found={stage: _found(corpus, stage, state.missing[stage], listings[stage]) for stage in Stage},
+        next_attempt_at=min(filter(None, (plan.next_attempt_at for plan in plans.values())), default=None),
+        unfinished=unfinished,
+    )
+    context.log.info("; ".join(notes) or "nothing to do")
+    if not requests:
+        context.update_cursor(seen.to_cursor())
+        return dg.SkipReason("; ".join(notes) or _resting(seen, in_flight))
+    return dg.SensorResult(run_requests=requests, cursor=seen.to_cursor())
+
+
+def _look(corpus: Corpus, in_flight: Mapping[Stage, set[str]]) -> State:
+    parts: list[object] = [corpus.metadata.etag()]
+    missing = {}
+    for stage in Stage:
+        with corpus.ledger(stage) as ledger:
+            parts.append([corpus.contract(stage).id, ledger.version(), sorted(in_flight[stage])])
+            missing[stage] = sorted(ledger.video_ids(Status.MISSING_RAW_OBJECT, limit=MAX_ASKED_FOR + 1))
+    return State(hashlib.sha256(json.dumps(parts).encode()).hexdigest(), missing)
+
+
+def _list(
+    corpus: Corpus, stages: Sequence[Stage], latest: LatestRows
+) -> tuple[dict[Stage, "pa.Table"], float]:
+    """Raw listings, and the seconds that they took together."""
+    started = time.monotonic()
+    listings = corpus.raw_listings(stages, latest) if stages else {}
+    return listings, time.monotonic() - started
+
+
+def _hashes(listings: Mapping[Stage, "pa.Table"]) -> dict[str, str]:
+    return {str(stage): listing_hash(listing) for stage, listing in listings.items()}
+
+
+def _raw_objects_differ(
+    corpus: Corpus, seen: Seen, state: State, listings: Mapping[Stage, "pa.Table"]
+) -> bool:
+    """Whether the raw objects differ from what the last plan saw, as far as this tick looks."""
+    if any(seen.raw.get(stage) != digest for stage, digest in _hashes(listings).items()):
+        return True
+    unlisted = [stage for stage in Stage if stage not in listings]
+    return any(seen.found.get(stage) != _found(corpus, stage, state.missing[stage]) for stage in unlisted)
+
+
+def _found(
+    corpus: Corpus, stage: Stage, missing: Sequence[str], listing: "pa.Table | None" = None
+) -> list[str]:
+    """Those of some ids whose raw object is there, by a listing or by asking the store; none of too many."""
+    if not missing or len(missing) > MAX_ASKED_FOR:
+        return []
+    raw_keys = [corpus.keys.raw(stage, video_id) for video_id in missing]
+    if listing is not None:
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        there = pc.is_in(pa.array(raw_keys), value_set=listing["key"]).to_pylist()
+    else:
+        # one that is refused is looked for in a listing
+        there = [info is not None for info in corpus.store.head_each(raw_keys)]
+    return [video_id for video_id, is_there in zip(missing, there, strict=True) if is_there]
+
+
+def _notes(stage: Stage, plan: StagePlan) -> list[str]:
+    """What a tick says of a stage."""
+    notes = []
+    if plan.reasons:
+        notes.append(f"{stage}: " + ", ".join(f"{count} {reason}" for reason, count in plan.reasons.items()))
+    if plan.missing.num_rows:
+        notes.append(f"{stage}: {plan.missing.num_rows} raw objects missing")
+    return notes
+
+
+def announce_restored(
+    instance: dg.DagsterInstance, corpus: Corpus, stage: Stage, rows: Sequence[LedgerRow]
+) -> None:
+    """Tell Dagster of vectors that are the right ones again, without a run."""
+    contract = corpus.contract(stage)
+    report_events(
+        instance, [embedding_materialization(stage, row, contract, corpus.store.url) for row in rows]
+    )
+
+
+def _add_partitions(instance: dg.DagsterInstance, video_ids: Sequence[str], known: set[str]) -> list[str]:
+    """Add partitions for the first unknown ids, in one call; returns them."""
+    new = [video_id for video_id in video_ids if video_id not in known][:MAX_NEW_PARTITIONS]
+    if new:
+        instance.add_dynamic_partitions(VIDEO_PARTITIONS.name or "", new)
+    return new
+
+
+def _resting(seen: Seen, in_flight: Mapping[Stage, set[str]]) -> str:
+    """Why a tick does nothing."""
+    busy = ", ".join(f"{len(ids)} {stage}" for stage, ids in in_flight.items() if ids)
+    if busy:
+        return f"nothing new; in runs now: {busy}"
+    if seen.next_attempt_at is not None:
+        return f"nothing new; the next failed item is due at {seen.next_attempt_at}"
+    return "nothing new: metadata, raw objects and contracts are as they were"

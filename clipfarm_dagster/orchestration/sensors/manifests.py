@@ -1,0 +1,176 @@
+"""The sensor that keeps manifests and fused vectors fresh: one run a burst of embeddings, not one a run.
+
+Dagster's declarative automation would launch a run at the first embedding of a burst and another at each of
+the following ticks, since it sees single materializations. What counts here is the ledgers: a run is launched
+once they have changed and then come to rest.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import dagster as dg
+
+from clipfarm_dagster.corpus import Corpus
+from clipfarm_dagster.errors import ClipFarmError
+from clipfarm_dagster.ledger.schema import timestamp
+from clipfarm_dagster.manifests.strategies import STRATEGIES
+from clipfarm_dagster.orchestration.assets.fusion import FUSED_ASSET_KEY
+from clipfarm_dagster.orchestration.assets.manifests import manifest_asset_key
+from clipfarm_dagster.orchestration.resources.object_store import ObjectStoreResource
+from clipfarm_dagster.orchestration.resources.stage_state import StageStateResource
+from clipfarm_dagster.orchestration.runs.in_flight import (
+    UNFINISHED_RUN_STATUSES,
+    fail_dead_runs,
+    videos_in_flight,
+)
+from clipfarm_dagster.orchestration.sensors.cursor import Cursor
+from clipfarm_dagster.stages import Stage
+
+MINIMUM_INTERVAL_SECONDS = 45
+"""Longer than the interval of the embedding sensor, so that of two ticks the second sees what it launched."""
+
+LONGEST_WAIT = timedelta(minutes=30)
+"""How old manifests get where embeddings never come to rest, and when a failed run is repeated."""
+
+ALWAYS_FUSED = "concat"
+"""The strategy that works with every model. The others are kept fresh once they have been materialized."""
+
+MANIFESTS_JOB = dg.define_asset_job(
+    "manifests_job",
+    selection=dg.AssetSelection.assets(FUSED_ASSET_KEY, *map(manifest_asset_key, Stage)),
+    description="Brings the manifests up to date with the ledgers, and then the fused vectors.",
+)
+
+
+@dataclass(frozen=True)
+class Seen(Cursor):
+    """What the sensor keeps between ticks."""
+
+    done: Mapping[str, str] = field(default_factory=dict)
+    """What the manifests were last made of, by stage, as `corpus_versions` gives it."""
+    last: Mapping[str, str] = field(default_factory=dict)
+    """What the last tick saw."""
+    since: str = ""
+    """When a run was launched, or, where `last` differs from `done`, when that was first seen."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a tick does: launch a run, or not, and why."""
+
+    seen: Seen
+    launch: bool
+    reason: str
+
+
+def decide(
+    seen: Seen,
+    versions: Mapping[str, str],
+    *,
+    busy: bool,
+    refreshing: bool,
+    failed: bool,
+    now: datetime,
+) -> Decision:
+    """Whether manifests are due.
+
+    Args:
+        versions: what the manifests would be made of now.
+        busy: whether runs have videos in hand.
+        refreshing: whether a run of manifests is queued or in progress.
+        failed: whether the last run of manifests failed.
+        now: aware time.
+    """
+    launch = Seen(versions, versions, timestamp(now))
+    overdue = timestamp(now - LONGEST_WAIT) >= seen.since
+    if versions == seen.done:
+        if failed and overdue and not refreshing:
+            return Decision(launch, True, "the last run failed; another try")
+        return Decision(
+            replace(seen, last=versions), False, "the manifests are made of what the ledgers hold"
+        )
+    changed_now = seen.last == seen.done
+    waiting = Seen(seen.done, versions, timestamp(now) if changed_now else seen.since)
+    if refreshing:
+        return Decision(waiting, False, "manifests are being made; the next tick looks again")
+    if overdue and not changed_now:
+        return Decision(launch, True, f"changed since {seen.since}, and not at rest")
+    if busy:
+        return Decision(waiting, False, "embeddings are being made; manifests follow when they are done")
+    if versions != seen.last:
+        return Decision(
+            waiting, False, "the ledgers have changed; manifests follow once they rest for a tick"
+        )
+    return Decision(launch, True, "the ledgers have changed and rest")
+
+
+def corpus_versions(corpus: Corpus) -> dict[str, str]:
+    """All that manifests and fused vectors are made of, in short: what the ledgers hold, the contracts, and
+    how vectors are fused."""
+    versions = {"fusion": corpus.settings.fusion_weights}
+    for stage in Stage:
+        with corpus.ledger(stage) as ledger:
+            versions[str(stage)] = f"{corpus.contract(stage).id} {ledger.version()}"
+    return versions
+
+
+def manifests_run_config(strategies: Sequence[str]) -> dict[str, Any]:
+    """Run config of a run of `MANIFESTS_JOB`."""
+    return {"ops": {FUSED_ASSET_KEY.to_python_identifier(): {"config": {"strategies": list(strategies)}}}}
+
+
+def strategies_in_use(corpus: Corpus) -> list[str]:
+    """The strategies to keep fresh."""
+    return [
+        name
+        for name in STRATEGIES
+        if name == ALWAYS_FUSED or corpus.store.head(corpus.keys.fused_manifest(name)) is not None
+    ]
+
+
+@dg.sensor(
+    name="manifest_sensor",
+    job=MANIFESTS_JOB,
+    minimum_interval_seconds=MINIMUM_INTERVAL_SECONDS,
+    default_status=dg.DefaultSensorStatus.STOPPED,
+    description=(
+        "Brings manifests and fused vectors up to date once embeddings have landed and come to rest: one run"
+        f" a burst. While embeddings never rest, every {LONGEST_WAIT // timedelta(minutes=1)} minutes."
+    ),
+)
+def manifest_sensor(
+    context: dg.SensorEvaluationContext, object_store: ObjectStoreResource, stage_state: StageStateResource
+) -> dg.SensorResult | dg.SkipReason:
+    """One tick. A ledger or store that cannot be read changes nothing and is tried again."""
+    for run_id in fail_dead_runs(context.instance):
+        context.log.warning(f"run {run_id} was killed; what it left undone is work again")
+    try:
+        corpus = stage_state.corpus(object_store)
+        decision = decide(
+            Seen.from_cursor(context.cursor),
+            corpus_versions(corpus),
+            busy=any(videos_in_flight(context.instance).values()),
+            refreshing=_has_run(context.instance, UNFINISHED_RUN_STATUSES),
+            failed=_last_run_failed(context.instance),
+            now=datetime.now(UTC),
+        )
+        strategies = strategies_in_use(corpus) if decision.launch else []
+    except ClipFarmError as error:
+        raise dg.Failure(f"{error}. The next tick tries again.") from error
+    context.log.info(decision.reason)
+    if not decision.launch:
+        context.update_cursor(decision.seen.to_cursor())
+        return dg.SkipReason(decision.reason)
+    request = dg.RunRequest(run_config=manifests_run_config(strategies))
+    return dg.SensorResult(run_requests=[request], cursor=decision.seen.to_cursor())
+
+
+def _has_run(instance: dg.DagsterInstance, statuses: Sequence[dg.DagsterRunStatus]) -> bool:
+    return instance.get_runs_count(dg.RunsFilter(job_name=MANIFESTS_JOB.name, statuses=statuses)) > 0
+
+
+def _last_run_failed(instance: dg.DagsterInstance) -> bool:
+    runs = instance.get_runs(dg.RunsFilter(job_name=MANIFESTS_JOB.name), limit=1)
+    return any(run.status == dg.DagsterRunStatus.FAILURE for run in runs)
