@@ -10,6 +10,7 @@ from pathlib import Path
 from clipfarm_dagster.corpus import Corpus
 from clipfarm_dagster.engine.engine import EngineOptions, embed_items
 from clipfarm_dagster.engine.outcomes import RetryPolicy
+from clipfarm_dagster.ledger.ledger import Ledger
 from clipfarm_dagster.settings import load_settings
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.store import ObjectStore
@@ -42,23 +43,28 @@ def put_transcript(corpus: Corpus, video_id: str, transcript: str) -> None:
     corpus.store.put(corpus.keys.raw(Stage.TEXT, video_id), json.dumps({"transcript": transcript}).encode())
 
 
-def sync_texts(corpus: Corpus, interrupt_after: int | None = None) -> Counter[str]:
+def sync_texts(corpus: Corpus) -> Counter[str]:
     """Plan, run and push, as `clipfarm sync` does; returns the ids that went through the model."""
-    contract = corpus.contract(Stage.TEXT)
-    encoder = HashingEncoder(contract, set(), interrupt_after)
     with corpus.ledger(Stage.TEXT) as ledger:
-        plan = corpus.plan(Stage.TEXT, corpus.latest_rows(), ledger)
-        corpus.record_settled(ledger, plan)
-        items = corpus.work_items(Stage.TEXT, plan.work["video_id"].to_pylist(), ledger)
-        embed_items(
-            items,
-            contract=contract,
-            load_encoder=lambda: encoder,
-            store=corpus.store,
-            keys=corpus.keys,
-            ledger=ledger,
-            options=OPTIONS,
-            on_recorded=lambda outcomes: None,
-        )
+        embedded = embed_texts(corpus, ledger)
         ledger.push()
+    return embedded
+
+
+def embed_texts(corpus: Corpus, ledger: Ledger) -> Counter[str]:
+    """Plan and run over an open ledger; returns the ids that went through the model."""
+    contract = corpus.contract(Stage.TEXT)
+    encoder = HashingEncoder(contract, set(), None)
+    plan = corpus.plan(Stage.TEXT, corpus.latest_rows(), ledger)
+    corpus.record_settled(ledger, plan)
+    embed_items(
+        corpus.work_items(Stage.TEXT, plan.work["video_id"].to_pylist(), ledger),
+        contract=contract,
+        load_encoder=lambda: encoder,
+        store=corpus.store,
+        keys=corpus.keys,
+        ledger=ledger,
+        options=OPTIONS,
+        on_recorded=lambda outcomes: None,
+    )
     return encoder.embedded

@@ -20,7 +20,7 @@ from clipfarm_dagster.manifests.refresh import refresh_manifest
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.store import ObjectStore
 from clipfarm_dagster.vectors.npy import from_npy
-from clipfarm_dagster_tests.machines import open_corpus, put_texts, put_transcript, sync_texts
+from clipfarm_dagster_tests.machines import embed_texts, open_corpus, put_texts, put_transcript, sync_texts
 from clipfarm_dagster_tests.postgres import new_database
 from clipfarm_dagster_tests.test_corpus_property import vector_of
 
@@ -108,9 +108,9 @@ def test_machines_that_embed_the_same_at_once_leave_no_wrong_vector(
     with one.ledger(Stage.TEXT) as ledger_one, two.ledger(Stage.TEXT) as ledger_two:
         put_texts(one, titled("two"), minute=2)
         with time_machine.travel(datetime.now() + timedelta(hours=hours), tick=True):
-            embed_planned(one, ledger_one)
+            embed_texts(one, ledger_one)
         put_texts(two, titled("three"), minute=3)
-        embed_planned(two, ledger_two)
+        embed_texts(two, ledger_two)
         ledger_two.push()
         ledger_one.push()
 
@@ -119,26 +119,6 @@ def test_machines_that_embed_the_same_at_once_leave_no_wrong_vector(
     check_vectors(one, "two")
     assert sync_texts(two).total() == 0
     assert sync_texts(open_corpus(tmp_path / "three", store)).total() == 0
-
-
-def embed_planned(corpus: Corpus, ledger: Ledger) -> None:
-    """As `sync_texts`, with a ledger that was opened before, and nothing pushed at the end."""
-    from clipfarm_dagster.engine.engine import embed_items
-    from clipfarm_dagster_tests.machines import OPTIONS
-    from clipfarm_dagster_tests.test_corpus_property import HashingEncoder
-
-    contract = corpus.contract(Stage.TEXT)
-    plan = corpus.plan(Stage.TEXT, corpus.latest_rows(), ledger)
-    embed_items(
-        corpus.work_items(Stage.TEXT, plan.work["video_id"].to_pylist(), ledger),
-        contract=contract,
-        load_encoder=lambda: HashingEncoder(contract, set(), None),
-        store=corpus.store,
-        keys=corpus.keys,
-        ledger=ledger,
-        options=OPTIONS,
-        on_recorded=lambda outcomes: None,
-    )
 
 
 def test_a_machine_that_was_away_makes_a_whole_manifest_and_repeats_no_old_failure(

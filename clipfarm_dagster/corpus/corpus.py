@@ -33,6 +33,7 @@ from clipfarm_dagster.ledger.journal import Journal
 from clipfarm_dagster.ledger.ledger import Ledger
 from clipfarm_dagster.ledger.log import JournalKeys
 from clipfarm_dagster.ledger.schema import LedgerRow, Status, timestamp
+from clipfarm_dagster.ledger.versions import forgotten
 from clipfarm_dagster.modalities.registry import stage_contract
 from clipfarm_dagster.planning.delta import DELTA_COLUMNS, StagePlan, plan_stage
 from clipfarm_dagster.planning.explain import Explanation, explain
@@ -112,7 +113,7 @@ def _vector_problem(row: Mapping[str, Any], answer: StoredObject | ObjectMissing
 
 def _lost_row(row: LedgerRow, now: datetime) -> LedgerRow:
     """A success whose vector is not in the store any more."""
-    return replace(row, processed_at=timestamp(now), vector_source_hash=None, vector_contract_id=None)
+    return replace(forgotten(row), processed_at=timestamp(now))
 
 
 def _due_row(row: LedgerRow, now: datetime) -> LedgerRow:

@@ -8,6 +8,7 @@ from datetime import datetime
 
 from clipfarm_dagster.ledger.ledger import Ledger
 from clipfarm_dagster.ledger.schema import Status, timestamp
+from clipfarm_dagster.ledger.versions import forgotten
 from clipfarm_dagster.manifests.fusion import Dropped
 
 
@@ -34,10 +35,8 @@ def record_lost(ledger: Ledger, dropped: Sequence[Dropped], now: datetime) -> li
             (
                 row,
                 replace(
-                    row,
+                    forgotten(row),
                     processed_at=timestamp(now),
-                    vector_source_hash=None,
-                    vector_contract_id=None,
                     note=f"its vector was lost ({mine[row.video_id].problem}); it is embedded again",
                 ),
             )
