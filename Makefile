@@ -48,7 +48,7 @@ property: .venv/installed-dev ## More than ten thousand random changes to a corp
 		clipfarm_dagster_tests/test_machines_property.py
 
 fuzz: .venv/installed-dev ## Two thousand damaged clips, sampled sparsely and in full
-	.venv/bin/python -m pytest -m slow clipfarm_dagster_tests/embedding/test_damage.py
+	.venv/bin/python -m pytest -m slow clipfarm_dagster_tests/modalities/video/test_damage.py
 
 browser: .venv/installed-dev ## Dagster's UI and the atlas as people use them, in a real browser (Debian's chromium)
 	$(PIP_INSTALL) -e '.[atlas]'

@@ -49,7 +49,7 @@ def main() -> None:
     if arguments.child:
         print(json.dumps(_child(arguments.child[0], json.loads(arguments.child[1]))))
         return
-    from clipfarm_dagster_tests.seaweedfs import running_seaweedfs
+    from workbench.seaweedfs import running_seaweedfs
 
     with tempfile.TemporaryDirectory(prefix="clipfarm-bench-") as folder:
         if arguments.text:

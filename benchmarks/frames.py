@@ -26,7 +26,7 @@ sys.path.insert(0, str(ROOT))
 
 from clipfarm_dagster.errors import InvalidRawObjectError  # noqa: E402
 from clipfarm_dagster.modalities.video.frames import sample_frames, sample_frames_sequential  # noqa: E402
-from clipfarm_dagster_tests.embedding.clips import CLIPS, encode  # noqa: E402
+from workbench.clips import CLIPS, encode  # noqa: E402
 
 WIDTH, HEIGHT, RATE, SECONDS = 720, 1280, 30, 45
 TARGETS = {60: "at most 30% of the frames, at least 2.3x", 250: "at least 1.5x"}

@@ -36,7 +36,7 @@ from clipfarm_dagster.vectors.hashing import metadata_hash, source_hash
 from clipfarm_dagster.vectors.npy import l2_normalise, to_npy, vector_sha256
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from clipfarm_dagster_tests.seaweedfs import running_seaweedfs
+from workbench.seaweedfs import running_seaweedfs
 
 BUCKET = "clipfarm"
 DIMENSION = 768

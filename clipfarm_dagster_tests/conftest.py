@@ -12,20 +12,26 @@ import pytest
 from clipfarm_dagster.corpus import Corpus
 from clipfarm_dagster.instance import ensure_instance
 from clipfarm_dagster.settings import load_settings
+from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.store import ObjectStore
-from clipfarm_dagster_tests.postgres import postgres_server
-from clipfarm_dagster_tests.seaweedfs import S3Server, running_seaweedfs, weed_program
-
-REPOSITORY = Path(__file__).resolve().parent.parent
+from clipfarm_dagster_tests.support.media import SHARED
+from clipfarm_dagster_tests.support.models import make_models
+from clipfarm_dagster_tests.support.postgres import postgres_server
+from workbench.seaweedfs import S3Server, running_seaweedfs, weed_program
 
 
 @pytest.fixture(scope="session")
 def shared_folder() -> Path:
     """The folder of shared test media."""
-    folder = Path(os.environ.get("SHARED_FOLDER", REPOSITORY.parent / "shared"))
-    if not folder.is_dir():
-        pytest.skip(f"there is no test media: {folder} is missing (SHARED_FOLDER)")
-    return folder
+    if not SHARED.is_dir():
+        pytest.skip(f"there is no test media: {SHARED} is missing (SHARED_FOLDER)")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[Stage, Path]:
+    """One small checkpoint a stage."""
+    return make_models(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture(scope="session")

@@ -29,10 +29,10 @@ from clipfarm_dagster.orchestration.reconcile import reconcile, untold
 from clipfarm_dagster.settings import load_settings
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.store import ObjectStore
-from clipfarm_dagster_tests.embedding.faults import HANGS, KILLS_ITS_PROCESS
-from clipfarm_dagster_tests.embedding.sounds import wav
-from clipfarm_dagster_tests.raw import metadata_row, put_metadata
-from clipfarm_dagster_tests.seaweedfs import SeaweedFS, running_seaweedfs, weed_program
+from clipfarm_dagster_tests.support.faults import HANGS, KILLS_ITS_PROCESS
+from clipfarm_dagster_tests.support.raw import metadata_row, put_metadata
+from clipfarm_dagster_tests.support.sounds import wav
+from workbench.seaweedfs import SeaweedFS, running_seaweedfs, weed_program
 
 STAGE = Stage.AUDIO
 
@@ -113,7 +113,7 @@ def test_a_run_that_is_asked_to_end_records_what_has_been_through_the_model(
     corpus.store.put_many([(corpus.keys.raw(STAGE, name), data) for name, data in raw.items()])
     model_log = tmp_path / "model.log"
     model_log.touch()
-    command = [sys.executable, "-m", "clipfarm_dagster_tests.chaos_run", str(model_log)]
+    command = [sys.executable, "-m", "clipfarm_dagster_tests.support.chaos_run", str(model_log)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         while model_log.stat().st_size < 10 and process.poll() is None:
             time.sleep(0.02)
@@ -164,7 +164,7 @@ def corpus_over(store: Mapping[str, str], folder: Path, monkeypatch: pytest.Monk
 
 def run_until_done(chaos: Chaos, healthy: int, seaweedfs: SeaweedFS, model_log: Path, corpus: Corpus) -> None:
     """Run, kill, run again; half way, take the store away for a while."""
-    command = [sys.executable, "-m", "clipfarm_dagster_tests.chaos_run", str(model_log)]
+    command = [sys.executable, "-m", "clipfarm_dagster_tests.support.chaos_run", str(model_log)]
     kill_at = [round(healthy * (n + 1) / (chaos.kills + 2)) for n in range(chaos.kills)]
     store_away_at: int | None = healthy // 2
     model_log.touch()

@@ -32,7 +32,7 @@ from clipfarm_dagster.settings import load_settings
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.vectors.contract import Contract
 from clipfarm_dagster.vectors.npy import from_npy
-from clipfarm_dagster_tests.raw import put_metadata
+from clipfarm_dagster_tests.support.raw import put_metadata
 
 IDS = [f"v{n}" for n in range(24)]
 FIELDS = ("title", "description", "query")

@@ -20,8 +20,14 @@ from clipfarm_dagster.manifests.refresh import refresh_manifest
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.store import ObjectStore
 from clipfarm_dagster.vectors.npy import from_npy
-from clipfarm_dagster_tests.machines import embed_texts, open_corpus, put_texts, put_transcript, sync_texts
-from clipfarm_dagster_tests.postgres import new_database
+from clipfarm_dagster_tests.support.machines import (
+    embed_texts,
+    open_corpus,
+    put_texts,
+    put_transcript,
+    sync_texts,
+)
+from clipfarm_dagster_tests.support.postgres import new_database
 from clipfarm_dagster_tests.test_corpus_property import vector_of
 
 IDS = [f"v{n}" for n in range(8)]

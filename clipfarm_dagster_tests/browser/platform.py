@@ -21,7 +21,7 @@ from clipfarm_dagster.demo.checkpoints import make_audio_checkpoint, make_video_
 from clipfarm_dagster.orchestration.partitions import VIDEO_PARTITIONS
 from clipfarm_dagster.settings import SETTINGS_FILE, load_settings
 from clipfarm_dagster.stages import Stage
-from clipfarm_dagster_tests.servers import clean_environment, clipfarm, serving
+from clipfarm_dagster_tests.support.servers import clean_environment, clipfarm, serving
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from playwright.sync_api import Browser, Page, Playwright, WebSocket, expect
 from clipfarm_dagster_tests.browser.conftest import start_chromium
 from clipfarm_dagster_tests.browser.foreign import FOREIGN_HOST, READS, RESOLVER, WRITES, foreign_page
 from clipfarm_dagster_tests.cli.test_dev import ADD_PARTITION, partitions
-from clipfarm_dagster_tests.servers import Server, serving
+from clipfarm_dagster_tests.support.servers import Server, serving
 
 pytestmark = pytest.mark.xdist_group("browser")
 

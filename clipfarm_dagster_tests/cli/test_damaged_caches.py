@@ -14,7 +14,7 @@ import pytest
 
 from clipfarm_dagster.corpus import Corpus
 from clipfarm_dagster.stages import Stage
-from clipfarm_dagster_tests.manifests.corpora import embed, write_metadata
+from clipfarm_dagster_tests.support.corpora import embed, write_metadata
 
 pytestmark = pytest.mark.parametrize("store", ["folder"], indirect=True)
 

@@ -14,7 +14,7 @@ from websockets.sync.client import connect
 from websockets.typing import Origin, Subprotocol
 
 from clipfarm_dagster.orchestration.partitions import VIDEO_PARTITIONS
-from clipfarm_dagster_tests.servers import Server, ask, graphql, serving
+from clipfarm_dagster_tests.support.servers import Server, ask, graphql, serving
 
 HEALTH_SECONDS = 120
 PROXY = "clipfarm.example"

@@ -20,7 +20,7 @@ from clipfarm_dagster.instance import SETTINGS_FILE
 from clipfarm_dagster.ledger.schema import Status
 from clipfarm_dagster.settings import load_settings
 from clipfarm_dagster.stages import Stage
-from clipfarm_dagster_tests.raw import metadata_row, put_metadata, put_transcript
+from clipfarm_dagster_tests.support.raw import metadata_row, put_metadata, put_transcript
 
 VIDEO_IDS = [f"clip-{number:03}" for number in range(40)]
 

@@ -17,8 +17,8 @@ from clipfarm_dagster.instance import ensure_instance
 from clipfarm_dagster.ledger.schema import Status
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster_tests.cli.conftest import Ended
-from clipfarm_dagster_tests.conftest import REPOSITORY
-from clipfarm_dagster_tests.raw import metadata_row, put_metadata, put_transcript, wav
+from clipfarm_dagster_tests.support.media import REPOSITORY
+from clipfarm_dagster_tests.support.raw import metadata_row, put_metadata, put_transcript, wav
 
 pytestmark = pytest.mark.parametrize("store", ["folder"], indirect=True)
 

@@ -10,7 +10,7 @@ from clipfarm_dagster.corpus import Corpus
 from clipfarm_dagster.manifests.refresh import fused_file
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster_tests.cli.conftest import Ended
-from clipfarm_dagster_tests.manifests.corpora import embed_all, write_metadata
+from clipfarm_dagster_tests.support.corpora import embed_all, write_metadata
 
 pytestmark = pytest.mark.parametrize("store", ["folder"], indirect=True)
 

@@ -15,7 +15,7 @@ from clipfarm_dagster.corpus import Corpus
 from clipfarm_dagster.ledger.schema import LedgerRow, Status
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster_tests.cli.conftest import Ended
-from clipfarm_dagster_tests.raw import metadata_row, put_metadata, put_transcript
+from clipfarm_dagster_tests.support.raw import metadata_row, put_metadata, put_transcript
 
 pytestmark = pytest.mark.parametrize("store", ["folder"], indirect=True)
 

@@ -20,8 +20,8 @@ from clipfarm_dagster.ledger.schema import LedgerRow, Status
 from clipfarm_dagster.orchestration.jobs import embedding_job_name, id_list_run_config
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster_tests.cli.conftest import Ended
-from clipfarm_dagster_tests.raw import metadata_row, put_metadata, put_transcript
-from clipfarm_dagster_tests.runs import create_run
+from clipfarm_dagster_tests.support.raw import metadata_row, put_metadata, put_transcript
+from clipfarm_dagster_tests.support.runs import create_run
 
 pytestmark = pytest.mark.parametrize("store", ["folder"], indirect=True)
 

@@ -10,9 +10,9 @@ from clipfarm_dagster.corpus import Corpus
 from clipfarm_dagster.ledger.schema import Status
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster_tests.cli.conftest import Ended
-from clipfarm_dagster_tests.raw import metadata_row, put_metadata, put_transcript
-from clipfarm_dagster_tests.s3_proxy import S3Proxy, refuse, s3_proxy
-from clipfarm_dagster_tests.seaweedfs import S3Server
+from clipfarm_dagster_tests.support.raw import metadata_row, put_metadata, put_transcript
+from clipfarm_dagster_tests.support.s3_proxy import S3Proxy, refuse, s3_proxy
+from workbench.seaweedfs import S3Server
 
 pytestmark = pytest.mark.parametrize("store", ["s3"], indirect=True)
 

@@ -16,8 +16,8 @@ from clipfarm_dagster.cli.output import visible
 from clipfarm_dagster.corpus import Corpus
 from clipfarm_dagster.ledger.schema import LedgerRow, Status
 from clipfarm_dagster.stages import Stage
-from clipfarm_dagster_tests.manifests.corpora import embed
-from clipfarm_dagster_tests.raw import metadata_row, put_metadata
+from clipfarm_dagster_tests.support.corpora import embed
+from clipfarm_dagster_tests.support.raw import metadata_row, put_metadata
 
 pytestmark = pytest.mark.parametrize("store", ["folder"], indirect=True)
 

@@ -11,8 +11,8 @@ from clipfarm_dagster.manifests.strategies import make_strategy
 from clipfarm_dagster.orchestration.assets.embeddings import embedding_asset_key
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.vectors.npy import l2_normalise
-from clipfarm_dagster_tests.manifests.corpora import embed, embed_all, write_metadata
-from clipfarm_dagster_tests.raw import metadata_row, put_metadata, put_transcript
+from clipfarm_dagster_tests.support.corpora import embed, embed_all, write_metadata
+from clipfarm_dagster_tests.support.raw import metadata_row, put_metadata, put_transcript
 
 pytestmark = pytest.mark.parametrize("store", ["folder"], indirect=True)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from clipfarm_dagster_tests.conftest import REPOSITORY
+from clipfarm_dagster_tests.support.media import REPOSITORY
 
 
 def start_demo(

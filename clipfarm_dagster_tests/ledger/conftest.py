@@ -9,7 +9,7 @@ import pytest
 
 from clipfarm_dagster.ledger.ledger import Ledger
 from clipfarm_dagster.stages import Stage
-from clipfarm_dagster_tests.postgres import new_database
+from clipfarm_dagster_tests.support.postgres import new_database
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -20,7 +20,7 @@ from clipfarm_dagster.ledger.ledger import Ledger
 from clipfarm_dagster.ledger.schema import LEDGER_COLUMNS, LedgerRow, Status, timestamp
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.vectors.contract import Contract
-from clipfarm_dagster_tests.postgres import new_database
+from clipfarm_dagster_tests.support.postgres import new_database
 
 FULL = LedgerRow(
     **{

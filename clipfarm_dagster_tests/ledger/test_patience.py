@@ -19,7 +19,7 @@ from clipfarm_dagster.ledger.ledger import Ledger
 from clipfarm_dagster.ledger.postgres import silence_seconds, with_limits
 from clipfarm_dagster.ledger.schema import LedgerRow
 from clipfarm_dagster.stages import Stage
-from clipfarm_dagster_tests.postgres import new_database, postgres_server
+from clipfarm_dagster_tests.support.postgres import new_database, postgres_server
 
 QUICK = "connect_timeout=2&options=-c%20statement_timeout%3D1000%20-c%20lock_timeout%3D500"
 

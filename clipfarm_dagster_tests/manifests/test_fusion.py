@@ -31,7 +31,7 @@ from clipfarm_dagster.planning.delta import Reason
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.store.local_copies import LocalFile
 from clipfarm_dagster.vectors.npy import to_npy
-from clipfarm_dagster_tests.manifests.corpora import embed, embed_all, open_corpus, write_metadata
+from clipfarm_dagster_tests.support.corpora import embed, embed_all, open_corpus, write_metadata
 
 IDS = [f"v{number:02d}" for number in range(12)]
 
@@ -462,7 +462,7 @@ import os, random, signal, sys, time
 from pathlib import Path
 import obstore.store, pyarrow.parquet as pq  # used in children only: threads do not survive a fork
 from clipfarm_dagster.stages import Stage
-from clipfarm_dagster_tests.manifests.corpora import embed_all, open_corpus
+from clipfarm_dagster_tests.support.corpora import embed_all, open_corpus
 from clipfarm_dagster_tests.manifests.test_fusion import IDS, _refresh
 
 home = Path(sys.argv[1])

@@ -20,7 +20,7 @@ from clipfarm_dagster.manifests.refresh import current_manifest, refresh_manifes
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.store.local_copies import LocalCopies, LocalFile
 from clipfarm_dagster.vectors.contract import Contract
-from clipfarm_dagster_tests.manifests.corpora import embed, open_corpus
+from clipfarm_dagster_tests.support.corpora import embed, open_corpus
 
 IDS = ["b", "a", "_x", "Z-1"]
 ORDER = ["Z-1", "_x", "a", "b"]

@@ -9,7 +9,7 @@ from urllib.parse import urlencode
 
 import pytest
 
-from clipfarm_dagster_tests.servers import Server, ask, free_port, running
+from clipfarm_dagster_tests.support.servers import Server, ask, free_port, running
 
 pytest.importorskip("embedding_atlas", reason="the viewer is not installed (make browser installs it)")
 

@@ -1,0 +1,406 @@
+"""The sensor: unseen, unchanged, changed, bad row, failed read, run in flight, retry."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+from dagster._core.events import EngineEventData
+
+from clipfarm_dagster.corpus import Corpus
+from clipfarm_dagster.definitions import build_definitions
+from clipfarm_dagster.errors import ClipFarmError
+from clipfarm_dagster.ledger.schema import Status
+from clipfarm_dagster.orchestration.jobs import (
+    embedding_job_name,
+    id_list,
+    id_list_run_config,
+    id_list_run_tags,
+)
+from clipfarm_dagster.orchestration.partitions import VIDEO_PARTITIONS
+from clipfarm_dagster.orchestration.resources.object_store import ObjectStoreResource
+from clipfarm_dagster.orchestration.resources.stage_state import StageStateResource
+from clipfarm_dagster.orchestration.sensors import embedding as sensors
+from clipfarm_dagster.orchestration.sensors.embedding import Seen, chunks, embedding_sensor
+from clipfarm_dagster.stages import Stage
+from clipfarm_dagster_tests.support.raw import metadata_row, put_metadata, put_transcript, wav
+from clipfarm_dagster_tests.support.runs import create_run
+
+pytestmark = pytest.mark.parametrize("store", ["folder"], indirect=True)
+
+
+class Daemon:
+    """Evaluates the sensor as Dagster's daemon does, keeping its cursor."""
+
+    def __init__(self, instance: dg.DagsterInstance) -> None:
+        self.instance = instance
+        self.cursor: str | None = None
+        self.skip: str | None = None
+
+    def tick(self) -> list[dg.RunRequest]:
+        resources = {"object_store": ObjectStoreResource(), "stage_state": StageStateResource()}
+        with dg.build_sensor_context(
+            instance=self.instance, cursor=self.cursor, resources=resources
+        ) as context:
+            result = embedding_sensor(context)
+            if isinstance(result, dg.SensorResult):
+                self.cursor, self.skip = result.cursor, None
+                return list(result.run_requests or [])
+            self.cursor, self.skip = context.cursor, result.skip_message
+            return []
+
+    def create_runs(self, requests: list[Any], status: dg.DagsterRunStatus) -> list[dg.DagsterRun]:
+        """Runs of what was requested, that wait or are under way somewhere."""
+        return [
+            create_run(
+                self.instance, request.job_name, status, run_config=request.run_config, tags=request.tags
+            )
+            for request in requests
+        ]
+
+    def run(self, requests: list[dg.RunRequest]) -> list[dg.ExecuteInProcessResult]:
+        return [
+            build_definitions()
+            .resolve_job_def(request.job_name)
+            .execute_in_process(
+                instance=self.instance,
+                run_config=request.run_config,
+                tags=request.tags,
+                raise_on_error=False,
+            )
+            for request in requests
+        ]
+
+
+def requested(requests: list[dg.RunRequest]) -> dict[str, list[str]]:
+    return {
+        str(stage): id_list(stage, request.run_config)
+        for request in requests
+        for stage in Stage
+        if request.job_name == embedding_job_name(stage)
+    }
+
+
+@pytest.fixture
+def daemon(instance: dg.DagsterInstance) -> Daemon:
+    return Daemon(instance)
+
+
+def put_texts(corpus: Corpus, *video_ids: str, **row: Any) -> None:
+    put_metadata(corpus, [metadata_row(video_id, **row) for video_id in video_ids])
+    for video_id in video_ids:
+        put_transcript(corpus, video_id, f"said in {video_id}")
+
+
+def test_new_videos_get_partitions_and_runs_and_then_there_is_nothing_to_do(corpus: Corpus, daemon: Daemon):
+    put_texts(corpus, "a", "b")
+
+    requests = daemon.tick()
+    assert requested(requests) == {"text": ["a", "b"]}
+    assert set(daemon.instance.get_dynamic_partitions(VIDEO_PARTITIONS.name)) == {"a", "b"}
+    assert all(result.success for result in daemon.run(requests))
+
+    assert daemon.tick() == []
+    assert daemon.tick() == []
+    assert "nothing new" in (daemon.skip or "")
+
+
+def test_a_title_changes_one_text_vector_and_nothing_else(corpus: Corpus, daemon: Daemon):
+    put_texts(corpus, "a", "b")
+    corpus.store.put(corpus.keys.raw(Stage.AUDIO, "a"), wav())
+    daemon.run(daemon.tick())
+    daemon.tick()
+    put_metadata(corpus, [metadata_row("a"), metadata_row("b", title="another")])
+
+    assert requested(daemon.tick()) == {"text": ["b"]}
+
+
+def test_an_older_row_changes_nothing(corpus: Corpus, daemon: Daemon):
+    put_texts(corpus, "a")
+    daemon.run(daemon.tick())
+    put_metadata(corpus, [metadata_row("a", captured_at="2020-01-01", title="older"), metadata_row("a")])
+
+    assert daemon.tick() == []
+
+
+def test_a_missing_raw_object_costs_no_run_and_comes_back_within_a_tick(corpus: Corpus, daemon: Daemon):
+    put_metadata(corpus, [metadata_row("a")])
+    assert daemon.tick() == []
+    with corpus.ledger(Stage.TEXT) as ledger:
+        assert ledger.rows(["a"])["a"].status == Status.MISSING_RAW_OBJECT
+    assert daemon.tick() == []
+
+    put_transcript(corpus, "a", "here now")
+
+    assert requested(daemon.tick()) == {"text": ["a"]}
+
+
+def test_an_object_that_is_overwritten_is_noticed_within_a_tick(corpus: Corpus, daemon: Daemon):
+    put_texts(corpus, "a", "b")
+    daemon.run(daemon.tick())
+    daemon.tick()
+    put_transcript(corpus, "b", "another")
+
+    assert requested(daemon.tick()) == {"text": ["b"]}
+
+
+def test_a_store_that_is_slow_to_list_is_listed_now_and_then_and_missing_objects_are_asked_for(
+    corpus: Corpus, daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+):
+    put_texts(corpus, "a", "b", "late")
+    corpus.store.delete(corpus.keys.raw(Stage.TEXT, "late"))
+    daemon.run(daemon.tick())
+    daemon.tick()
+    slow = replace(Seen.from_cursor(daemon.cursor), listing_seconds=30.0, listed_at=time.time())
+    daemon.cursor = slow.to_cursor()
+
+    put_transcript(corpus, "b", "another")
+    assert daemon.tick() == []
+    put_transcript(corpus, "late", "here now")
+    requests = daemon.tick()
+    assert requested(requests) == {"text": ["b", "late"]}
+    daemon.run(requests)
+
+    # more than can be asked for one by one
+    monkeypatch.setattr(sensors, "MAX_ASKED_FOR", 1)
+    more = ("a", "b", "late", "x", "y", "z")
+    put_metadata(corpus, [metadata_row(video_id) for video_id in more])
+    daemon.tick()
+    daemon.cursor = replace(Seen.from_cursor(daemon.cursor), listing_seconds=30.0).to_cursor()
+    assert daemon.tick() == []
+    put_transcript(corpus, "y", "here now")
+    assert requested(daemon.tick()) == {"text": ["y"]}
+
+    # and in the end everything is listed again
+    put_transcript(corpus, "b", "yet another")
+    daemon.run(daemon.tick())
+    daemon.tick()
+    seen = Seen.from_cursor(daemon.cursor)
+    put_transcript(corpus, "b", "the last")
+    daemon.cursor = replace(seen, listing_seconds=30.0, listed_at=time.time() - 4000).to_cursor()
+    assert requested(daemon.tick()) == {"text": ["b"]}
+
+
+def test_an_object_of_a_video_that_left_the_metadata_does_not_keep_the_sensor_busy(
+    corpus: Corpus, daemon: Daemon
+):
+    put_texts(corpus, "a", "gone")
+    corpus.store.delete(corpus.keys.raw(Stage.TEXT, "gone"))
+    daemon.run(daemon.tick())
+    put_metadata(corpus, [metadata_row("a")])
+    put_transcript(corpus, "gone", "too late")
+    daemon.tick()
+
+    assert daemon.tick() == []
+    assert "nothing new" in (daemon.skip or "")
+    daemon.cursor = replace(
+        Seen.from_cursor(daemon.cursor), listing_seconds=30.0, listed_at=time.time()
+    ).to_cursor()
+    assert daemon.tick() == []
+    assert "nothing new" in (daemon.skip or "")
+
+
+def test_the_csv_is_not_read_again_while_it_is_the_same(
+    corpus: Corpus, daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+):
+    put_texts(corpus, "a")
+    daemon.run(daemon.tick())
+    files = sorted((corpus.settings.home / "cache").iterdir())
+    put_transcript(corpus, "a", "another")
+    size = corpus.store.head(corpus.keys.metadata()).size
+    path = Path(corpus.store.url) / corpus.keys.metadata()
+    stat = path.stat()
+    with path.open("r+b") as file:
+        file.write(b"x" * size)  # unreadable, were it read
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+    assert requested(daemon.tick()) == {"text": ["a"]}
+    assert sorted((corpus.settings.home / "cache").iterdir()) == files
+
+
+def test_a_run_whose_process_was_killed_gives_its_videos_back(corpus: Corpus, daemon: Daemon):
+    put_texts(corpus, "a")
+    job = build_definitions().resolve_job_def(embedding_job_name(Stage.TEXT))
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        run = daemon.instance.create_run_for_job(
+            job,
+            run_config=id_list_run_config(Stage.TEXT, ["a"]),
+            tags=id_list_run_tags(Stage.TEXT, ["a"]),
+            status=dg.DagsterRunStatus.STARTED,
+        )
+        daemon.instance.report_engine_event(
+            "Executing steps in process", run, EngineEventData.in_process(process.pid)
+        )
+        assert daemon.tick() == []
+        process.kill()
+
+    assert requested(daemon.tick()) == {"text": ["a"]}
+    assert daemon.instance.get_run_by_id(run.run_id).status == dg.DagsterRunStatus.FAILURE
+
+
+def test_ids_of_a_run_in_flight_are_not_requested_again(corpus: Corpus, daemon: Daemon):
+    put_texts(corpus, "a", "b")
+    job = build_definitions().resolve_job_def(embedding_job_name(Stage.TEXT))
+    run = daemon.instance.create_run_for_job(
+        job,
+        run_config=id_list_run_config(Stage.TEXT, ["a"]),
+        tags=id_list_run_tags(Stage.TEXT, ["a"]),
+        status=dg.DagsterRunStatus.STARTED,
+    )
+
+    assert requested(daemon.tick()) == {"text": ["b"]}
+
+    daemon.instance.report_run_failed(run)
+    assert requested(daemon.tick()) == {"text": ["a", "b"]}
+
+
+@pytest.mark.parametrize(
+    "status",
+    sorted(
+        set(dg.DagsterRunStatus)
+        - {dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED},
+        key=str,
+    ),
+)
+def test_ids_are_asked_for_once_while_their_run_is_unfinished_and_again_when_it_is_cancelled(
+    corpus: Corpus, daemon: Daemon, status: dg.DagsterRunStatus
+):
+    put_texts(corpus, "a", "b")
+    runs = daemon.create_runs(daemon.tick(), status)
+    for _ in range(3):
+        assert requested(daemon.tick()) == {}
+    put_texts(corpus, "a", "b", "c")
+    runs += daemon.create_runs(requests := daemon.tick(), status)
+    assert requested(requests) == {"text": ["c"]}
+    assert requested(daemon.tick()) == {}
+
+    for run in runs:
+        daemon.instance.report_run_canceled(run)
+    assert requested(daemon.tick()) == {"text": ["a", "b", "c"]}
+
+
+def test_a_run_whose_launch_died_gives_its_videos_back_and_a_queued_one_waits(corpus: Corpus, tmp_path: Path):
+    put_texts(corpus, "not-started", "queued", "starting")
+    statuses = {
+        "not-started": dg.DagsterRunStatus.NOT_STARTED,
+        "queued": dg.DagsterRunStatus.QUEUED,
+        "starting": dg.DagsterRunStatus.STARTING,
+    }
+    overrides = {"run_monitoring": {"enabled": True, "start_timeout_seconds": 1}}
+    with dg.instance_for_test(overrides, temp_dir=str(tmp_path)) as instance:
+        daemon = Daemon(instance)
+        for video_id, status in statuses.items():
+            run_config = id_list_run_config(Stage.TEXT, [video_id])
+            create_run(instance, embedding_job_name(Stage.TEXT), status, run_config=run_config)
+        assert daemon.tick() == []
+        time.sleep(2)  # the database's timestamps count whole seconds
+
+        assert requested(daemon.tick()) == {"text": ["not-started", "starting"]}
+        assert instance.get_runs_count(dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE])) == 2
+
+
+def test_a_backfill_in_flight_keeps_its_range(corpus: Corpus, daemon: Daemon):
+    put_texts(corpus, "a", "b", "c")
+    daemon.instance.add_dynamic_partitions(VIDEO_PARTITIONS.name, ["a", "b", "c"])
+    selection = frozenset({dg.AssetKey("text_embedding")})
+    job = build_definitions().resolve_implicit_global_asset_job_def().get_subset(asset_selection=selection)
+    daemon.instance.create_run_for_job(
+        job,
+        asset_selection=selection,
+        tags={"dagster/asset_partition_range_start": "a", "dagster/asset_partition_range_end": "b"},
+        status=dg.DagsterRunStatus.STARTED,
+    )
+
+    assert requested(daemon.tick()) == {"text": ["c"]}
+
+
+def test_a_large_delta_is_launched_in_chunks_over_several_ticks_newest_first(
+    corpus: Corpus, daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("CLIPFARM_RUN_SIZE", "2")
+    monkeypatch.setenv("CLIPFARM_MAX_RUNS_PER_TICK", "2")
+    ids = [f"v{i}" for i in range(7)]
+    put_metadata(corpus, [metadata_row(v, captured_at=f"2026-01-0{n + 1}") for n, v in enumerate(ids)])
+    for video_id in ids:
+        put_transcript(corpus, video_id, video_id)
+
+    first = daemon.tick()
+    assert [id_list(Stage.TEXT, request.run_config) for request in first] == [["v6", "v5"], ["v4", "v3"]]
+    daemon.run(first)
+    second = daemon.tick()
+    assert [id_list(Stage.TEXT, request.run_config) for request in second] == [["v2", "v1"], ["v0"]]
+    daemon.run(second)
+    assert daemon.tick() == []
+
+
+def test_a_failed_item_is_asked_for_again_when_it_is_due(
+    corpus: Corpus, daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+):
+    put_texts(corpus, "a")
+    monkeypatch.setenv("CLIPFARM_RETRY_SECONDS", "0.000001")
+    with corpus.ledger(Stage.TEXT) as ledger:
+        daemon.run(daemon.tick())
+        [row] = ledger.rows(["a"]).values()
+        failed = replace(row, status=Status.FAIL, vector_source_hash=None, next_attempt_at="2999")
+        ledger.record([failed])
+        assert daemon.tick() == []
+        assert "due at 2999" in (daemon.skip or "")
+        ledger.record([replace(failed, next_attempt_at="2000", processed_at="2999")])
+
+    assert requested(daemon.tick()) == {"text": ["a"]}
+
+
+def test_a_refused_id_never_becomes_a_partition_and_the_rest_goes_on(corpus: Corpus, daemon: Daemon):
+    put_texts(corpus, "a")
+    put_metadata(corpus, [metadata_row("a"), metadata_row("../evil"), metadata_row("")])
+
+    assert requested(daemon.tick()) == {"text": ["a"]}
+    assert list(daemon.instance.get_dynamic_partitions(VIDEO_PARTITIONS.name)) == ["a"]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [None, b"", b"video_id,captured_at\na,2026\n", b"video_id,captured_at,title,description,query\na,2"],
+)
+def test_a_file_that_cannot_be_read_changes_nothing_and_is_tried_again(
+    corpus: Corpus, daemon: Daemon, data: bytes | None
+):
+    put_texts(corpus, "a")
+    good = corpus.store.get(corpus.keys.metadata()).data
+    if data is None:
+        corpus.store.delete(corpus.keys.metadata())
+    else:
+        corpus.store.put(corpus.keys.metadata(), data)
+
+    with pytest.raises(
+        dg.Failure, match=r"shorts_metadata_horizon\.csv.*The next tick tries again"
+    ) as caught:
+        daemon.tick()
+    assert isinstance(caught.value.__cause__, ClipFarmError)
+    assert list(daemon.instance.get_dynamic_partitions(VIDEO_PARTITIONS.name)) == []
+
+    corpus.store.put(corpus.keys.metadata(), good)
+    assert requested(daemon.tick()) == {"text": ["a"]}
+
+
+def test_a_video_that_left_the_metadata_keeps_its_vector(corpus: Corpus, daemon: Daemon):
+    put_texts(corpus, "a", "b")
+    daemon.run(daemon.tick())
+    put_metadata(corpus, [metadata_row("a")])
+
+    assert daemon.tick() == []
+    assert corpus.store.head(corpus.keys.embedding(Stage.TEXT, "b")) is not None
+    with corpus.ledger(Stage.TEXT) as ledger:
+        assert corpus.orphans(corpus.latest_rows(), ledger) == {"b"}
+
+
+def test_chunks_keep_order_and_bounds(store: object):
+    assert chunks("abcdefg", 3, 2) == ["abc", "def"]
+    assert chunks("", 3, 2) == []

@@ -1,0 +1,70 @@
+"""A machine with a home folder of its own over a store that others use too, and its turn at a corpus."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from clipfarm_dagster.corpus import Corpus
+from clipfarm_dagster.engine.engine import EngineOptions, embed_items
+from clipfarm_dagster.engine.outcomes import RetryPolicy
+from clipfarm_dagster.ledger.ledger import Ledger
+from clipfarm_dagster.settings import load_settings
+from clipfarm_dagster.stages import Stage
+from clipfarm_dagster.store import ObjectStore
+from clipfarm_dagster_tests.support.raw import put_metadata
+from clipfarm_dagster_tests.test_corpus_property import FIELDS, HashingEncoder
+
+OPTIONS = EngineOptions(
+    workers=1, item_timeout_seconds=60, max_object_bytes=10_000, retry=RetryPolicy(2, 1e-6)
+)
+
+
+def open_corpus(home: Path, store: ObjectStore, contract: int = 0, **settings: object) -> Corpus:
+    """The corpus in a store as the machine with the folder `home` sees it, with one of some text models."""
+    model = {"model": "example/model", "revision": f"{contract:040}"}
+    return Corpus(load_settings(home=home, store_url=store.url, text=model, **settings), store)
+
+
+def put_texts(corpus: Corpus, texts: dict[str, tuple[str, str, str]], minute: int) -> None:
+    """Write the metadata CSV, with title, description and query of each video."""
+    at = datetime(2026, 1, 1, tzinfo=UTC) + timedelta(minutes=minute)
+    rows = [
+        {"video_id": video_id, "captured_at": at.isoformat(), **dict(zip(FIELDS, values, strict=True))}
+        for video_id, values in texts.items()
+    ]
+    put_metadata(corpus, rows)
+
+
+def put_transcript(corpus: Corpus, video_id: str, transcript: str) -> None:
+    """Write a raw object of the text stage."""
+    corpus.store.put(corpus.keys.raw(Stage.TEXT, video_id), json.dumps({"transcript": transcript}).encode())
+
+
+def sync_texts(corpus: Corpus) -> Counter[str]:
+    """Plan, run and push, as `clipfarm sync` does; returns the ids that went through the model."""
+    with corpus.ledger(Stage.TEXT) as ledger:
+        embedded = embed_texts(corpus, ledger)
+        ledger.push()
+    return embedded
+
+
+def embed_texts(corpus: Corpus, ledger: Ledger) -> Counter[str]:
+    """Plan and run over an open ledger; returns the ids that went through the model."""
+    contract = corpus.contract(Stage.TEXT)
+    encoder = HashingEncoder(contract, set(), None)
+    plan = corpus.plan(Stage.TEXT, corpus.latest_rows(), ledger)
+    corpus.record_settled(ledger, plan)
+    embed_items(
+        corpus.work_items(Stage.TEXT, plan.work["video_id"].to_pylist(), ledger),
+        contract=contract,
+        load_encoder=lambda: encoder,
+        store=corpus.store,
+        keys=corpus.keys,
+        ledger=ledger,
+        options=OPTIONS,
+        on_recorded=lambda outcomes: None,
+    )
+    return encoder.embedded

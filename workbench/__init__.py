@@ -1,0 +1,1 @@
+"""What tests and benchmarks share: a real S3 server, and clips made to order."""
