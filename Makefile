@@ -54,10 +54,11 @@ browser: .venv/installed-dev ## Dagster's UI and the atlas as people use them, i
 	$(PIP_INSTALL) -e '.[atlas]'
 	.venv/bin/python -m pytest -m 'slow or not slow' clipfarm_dagster_tests/browser
 
-lint: .venv/installed-dev ## Formatting, lint and types
+lint: .venv/installed-dev ## Formatting, lint, types, and what may import what
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
 	.venv/bin/mypy
+	.venv/bin/lint-imports --no-logo
 
 lock: .venv/installed-dev ## Pin the versions that are installed now
 	$(PIP_INSTALL) -e '.[atlas]'

@@ -164,8 +164,8 @@ def _encoder(stage: str, given: dict[str, Any]) -> Any:
 def _engine_pass(given: dict[str, Any]) -> dict[str, Any]:
     """Both stages, one after the other, from an empty ledger."""
     from clipfarm_dagster.engine.engine import EngineOptions, embed_items
-    from clipfarm_dagster.engine.outcomes import WorkItem
     from clipfarm_dagster.ledger.ledger import Ledger
+    from clipfarm_dagster.ledger.rows import WorkItem
     from clipfarm_dagster.modalities.registry import stage_contract
     from clipfarm_dagster.settings import load_settings
     from clipfarm_dagster.stages import Stage
@@ -346,8 +346,9 @@ def _show_text_run(folder: Path, count: int) -> None:
     from clipfarm_dagster.definitions import build_definitions
     from clipfarm_dagster.demo.checkpoints import minilm_folder
     from clipfarm_dagster.instance import ensure_instance
-    from clipfarm_dagster.orchestration.jobs import embedding_job_name, id_list_run_config, id_list_run_tags
+    from clipfarm_dagster.orchestration.names import embedding_job_name
     from clipfarm_dagster.orchestration.partitions import VIDEO_PARTITIONS
+    from clipfarm_dagster.orchestration.runs.id_list import id_list_run_config, id_list_run_tags
     from clipfarm_dagster.settings import load_settings
     from clipfarm_dagster.stages import Stage
     from clipfarm_dagster.store import ObjectStore

@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 
 from clipfarm_dagster.corpus import Corpus
-from clipfarm_dagster.engine.outcomes import WorkItem, success_row
+from clipfarm_dagster.ledger.rows import WorkItem, success_row
 from clipfarm_dagster.manifests.refresh import fused_file, refresh_fused, refresh_manifest
 from clipfarm_dagster.manifests.strategies import make_strategy
 from clipfarm_dagster.settings import load_settings

@@ -25,14 +25,15 @@ import dagster as dg
 from clipfarm_dagster.corpus import Corpus
 from clipfarm_dagster.definitions import build_definitions
 from clipfarm_dagster.instance import ensure_instance
-from clipfarm_dagster.ledger.schema import LedgerRow, Status, timestamp
-from clipfarm_dagster.orchestration.jobs import ITEMS_TAG
+from clipfarm_dagster.ledger.schema import LedgerRow, Status
+from clipfarm_dagster.orchestration.names import ITEMS_TAG
 from clipfarm_dagster.orchestration.partitions import VIDEO_PARTITIONS
 from clipfarm_dagster.orchestration.resources.object_store import ObjectStoreResource
 from clipfarm_dagster.orchestration.resources.stage_state import StageStateResource
 from clipfarm_dagster.orchestration.sensors.embedding import embedding_sensor
 from clipfarm_dagster.settings import load_settings
 from clipfarm_dagster.stages import Stage
+from clipfarm_dagster.timestamps import timestamp
 from clipfarm_dagster.vectors.hashing import source_hash
 
 COLUMNS = ("video_id", "captured_at", "title", "description", "query")

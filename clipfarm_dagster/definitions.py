@@ -9,15 +9,15 @@ from clipfarm_dagster.orchestration.assets.embeddings import EMBEDDING_ASSETS
 from clipfarm_dagster.orchestration.assets.fusion import FUSED_ASSET
 from clipfarm_dagster.orchestration.assets.manifests import MANIFEST_ASSETS
 from clipfarm_dagster.orchestration.assets.raw import RAW_ASSETS
-from clipfarm_dagster.orchestration.checks import ASSET_CHECKS, CHECKS_JOB
+from clipfarm_dagster.orchestration.checks import ASSET_CHECKS
 from clipfarm_dagster.orchestration.executor import locking_in_process_executor
-from clipfarm_dagster.orchestration.jobs import EMBEDDING_JOBS
+from clipfarm_dagster.orchestration.jobs import CHECKS_JOB, EMBEDDING_JOBS, MANIFESTS_JOB
 from clipfarm_dagster.orchestration.progress import silent
 from clipfarm_dagster.orchestration.resources.encoders import EncodersResource
 from clipfarm_dagster.orchestration.resources.object_store import ObjectStoreResource
 from clipfarm_dagster.orchestration.resources.stage_state import StageStateResource
 from clipfarm_dagster.orchestration.sensors.embedding import embedding_sensor
-from clipfarm_dagster.orchestration.sensors.manifests import MANIFESTS_JOB, manifest_sensor
+from clipfarm_dagster.orchestration.sensors.manifests import manifest_sensor
 
 
 def build_definitions(resource_overrides: Mapping[str, Any] | None = None) -> dg.Definitions:

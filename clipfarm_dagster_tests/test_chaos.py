@@ -18,13 +18,13 @@ import pytest
 from clipfarm_dagster.corpus import Corpus
 from clipfarm_dagster.demo.checkpoints import make_audio_checkpoint
 from clipfarm_dagster.engine.engine import RECORD_EVERY_ITEMS, EngineOptions, embed_items
-from clipfarm_dagster.engine.outcomes import WorkItem
 from clipfarm_dagster.instance import ensure_instance
 from clipfarm_dagster.ledger.ledger import Ledger
+from clipfarm_dagster.ledger.rows import WorkItem
 from clipfarm_dagster.ledger.schema import Status
 from clipfarm_dagster.modalities.registry import load_encoder
-from clipfarm_dagster.orchestration.assets.embeddings import embedding_asset_key
-from clipfarm_dagster.orchestration.checks import materialized_versions
+from clipfarm_dagster.orchestration.events import materialized_versions
+from clipfarm_dagster.orchestration.names import embedding_asset_key
 from clipfarm_dagster.orchestration.reconcile import reconcile, untold
 from clipfarm_dagster.settings import load_settings
 from clipfarm_dagster.stages import Stage

@@ -23,9 +23,9 @@ from hypothesis import strategies as st
 
 from clipfarm_dagster.corpus import Corpus
 from clipfarm_dagster.engine.engine import EngineOptions, embed_items
-from clipfarm_dagster.engine.outcomes import RetryPolicy
 from clipfarm_dagster.errors import InvalidRawObjectError, LedgerError
 from clipfarm_dagster.ledger.ledger import Ledger
+from clipfarm_dagster.ledger.rows import RetryPolicy
 from clipfarm_dagster.ledger.schema import LedgerRow, Status
 from clipfarm_dagster.modalities.encoder import Prepared, Trace
 from clipfarm_dagster.settings import load_settings

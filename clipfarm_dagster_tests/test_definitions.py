@@ -10,7 +10,7 @@ import dagster as dg
 import pytest
 
 from clipfarm_dagster.definitions import build_definitions, defs
-from clipfarm_dagster.orchestration.jobs import embedding_job_name
+from clipfarm_dagster.orchestration.names import embedding_job_name
 from clipfarm_dagster.orchestration.partitions import VIDEO_PARTITIONS
 from clipfarm_dagster.orchestration.resources.object_store import ObjectStoreResource
 from clipfarm_dagster.orchestration.resources.stage_state import StageStateResource

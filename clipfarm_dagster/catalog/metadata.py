@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+
 import hashlib
 import io
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from clipfarm_dagster.catalog import csv_file, duck
 from clipfarm_dagster.errors import MetadataError
-from clipfarm_dagster.ledger.schema import timestamp
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.store import cache_files
 from clipfarm_dagster.store.keys import VIDEO_ID_PATTERN
+from clipfarm_dagster.timestamps import timestamp
 from clipfarm_dagster.vectors.hashing import metadata_hash_sql
 
 if TYPE_CHECKING:
@@ -335,3 +342,19 @@ def _unchanged(file: BinaryIO, url: str) -> Iterator[None]:
     finally:
         if state() != before:
             raise MetadataError(url, CHANGED_MEANWHILE)
+
+
+def metadata_columns(
+    latest_rows: LatestRows, video_ids: Sequence[str], columns: Sequence[str]
+) -> dict[str, list[str]]:
+    """Some columns of the latest metadata of each video, as text; empty where the metadata does not have it."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    latest = pq.read_table(latest_rows.path, columns=["video_id", *columns])
+    numbers = pc.index_in(pa.array(video_ids, pa.string()), latest["video_id"].combine_chunks())
+    return {
+        name: pc.fill_null(latest[name].combine_chunks().take(numbers).cast(pa.string()), "").to_pylist()
+        for name in columns
+    }

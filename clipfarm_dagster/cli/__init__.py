@@ -9,7 +9,7 @@ def main() -> None:
     """
     import sys
 
-    from clipfarm_dagster.cli.interrupts import EXIT_CODE, first_interrupt_noted
+    from clipfarm_dagster.orchestration.interrupts import EXIT_CODE, first_interrupt_noted
 
     with first_interrupt_noted() as noted:
         try:

@@ -25,10 +25,10 @@ from clipfarm_dagster.cli import (
     sync,
     transfer,
 )
-from clipfarm_dagster.cli.disk import disk_line
-from clipfarm_dagster.cli.interrupts import EXIT_CODE
 from clipfarm_dagster.cli.output import VisibleFormatter, error_console
 from clipfarm_dagster.errors import ClipFarmError
+from clipfarm_dagster.orchestration.full_disk import disk_line
+from clipfarm_dagster.orchestration.interrupts import EXIT_CODE
 
 app = typer.Typer(
     name="clipfarm",

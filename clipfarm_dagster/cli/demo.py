@@ -10,16 +10,16 @@ from typing import Annotated, Any
 import dagster as dg
 import typer
 
-from clipfarm_dagster.cli.in_process import run_in_process
 from clipfarm_dagster.cli.manifests import make_manifests
 from clipfarm_dagster.cli.output import Json, console, dagster_instance, print_json, table
-from clipfarm_dagster.cli.sync import Listener, progress_bars
+from clipfarm_dagster.cli.progress import Listener, progress_bars
 from clipfarm_dagster.corpus import Corpus
 from clipfarm_dagster.errors import SettingsError
 from clipfarm_dagster.explore.search import nearest, vector_of
 from clipfarm_dagster.ledger.schema import Status
 from clipfarm_dagster.manifests.refresh import modality_vectors
 from clipfarm_dagster.modalities.registry import quiet_transformers
+from clipfarm_dagster.orchestration.in_process import run_in_process
 from clipfarm_dagster.settings import SETTINGS_FILE, load_settings
 from clipfarm_dagster.stages import Stage
 
@@ -129,7 +129,7 @@ def run_sensor_until_quiet(instance: dg.DagsterInstance, *, quiet: bool = False)
         ClipFarmError: the sensor or a run could not do its work.
     """
     from clipfarm_dagster.definitions import build_definitions
-    from clipfarm_dagster.orchestration.jobs import ITEMS_TAG, STAGE_TAG
+    from clipfarm_dagster.orchestration.names import ITEMS_TAG, STAGE_TAG
     from clipfarm_dagster.orchestration.resources.object_store import ObjectStoreResource
     from clipfarm_dagster.orchestration.resources.stage_state import StageStateResource
     from clipfarm_dagster.orchestration.sensors.embedding import embedding_sensor

@@ -8,9 +8,9 @@ import dagster as dg
 import typer
 from rich.console import Console
 
-from clipfarm_dagster.cli.in_process import run_in_process
 from clipfarm_dagster.cli.output import Json, console, dagster_instance, print_json, table
 from clipfarm_dagster.corpus import Corpus
+from clipfarm_dagster.orchestration.in_process import run_in_process
 from clipfarm_dagster.settings import load_settings
 
 
@@ -41,11 +41,8 @@ def make_manifests(corpus: Corpus, instance: dg.DagsterInstance) -> list[dict[st
         ClipFarmError: the store or a ledger cannot be used, or vectors cannot be fused.
     """
     from clipfarm_dagster.definitions import build_definitions
-    from clipfarm_dagster.orchestration.sensors.manifests import (
-        MANIFESTS_JOB,
-        manifests_run_config,
-        strategies_in_use,
-    )
+    from clipfarm_dagster.orchestration.jobs import MANIFESTS_JOB, manifests_run_config
+    from clipfarm_dagster.orchestration.sensors.manifests import strategies_in_use
 
     job = build_definitions().resolve_job_def(MANIFESTS_JOB.name)
     result = run_in_process(job, instance, manifests_run_config(strategies_in_use(corpus)))

@@ -12,7 +12,8 @@ from clipfarm_dagster.catalog.metadata import LatestRows
 from clipfarm_dagster.cli.output import Json, Stages, console, print_json, table
 from clipfarm_dagster.corpus import Corpus
 from clipfarm_dagster.planning.delta import StagePlan
-from clipfarm_dagster.planning.explain import Estimate, Explanation, estimate_seconds
+from clipfarm_dagster.planning.estimate import Estimate, estimate_seconds
+from clipfarm_dagster.planning.explain import Explanation
 from clipfarm_dagster.settings import load_settings
 from clipfarm_dagster.stages import Stage
 

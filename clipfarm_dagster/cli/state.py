@@ -8,8 +8,9 @@ import typer
 
 from clipfarm_dagster.cli.output import Json, Stages, console, print_json, table
 from clipfarm_dagster.corpus import Corpus
-from clipfarm_dagster.corpus.corpus import FAILED_STATUSES, Finding
+from clipfarm_dagster.corpus.corpus import Finding
 from clipfarm_dagster.errors import ClipFarmError
+from clipfarm_dagster.ledger.schema import FAILED_STATUSES
 from clipfarm_dagster.settings import load_settings
 from clipfarm_dagster.stages import Stage
 

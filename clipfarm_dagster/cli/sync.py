@@ -13,11 +13,7 @@ from typing import Any
 import dagster as dg
 import typer
 from filelock import FileLock, Timeout
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bars
 
-from clipfarm_dagster.cli.in_process import run_in_process
 from clipfarm_dagster.cli.output import (
     Json,
     Stages,
@@ -27,11 +23,11 @@ from clipfarm_dagster.cli.output import (
     print_json,
     table,
 )
+from clipfarm_dagster.cli.progress import Listener, progress_bars
 from clipfarm_dagster.corpus import Corpus
-from clipfarm_dagster.corpus.corpus import FAILED_STATUSES
-from clipfarm_dagster.engine.engine import Progress
-from clipfarm_dagster.ledger.schema import Status
+from clipfarm_dagster.ledger.schema import FAILED_STATUSES, Status
 from clipfarm_dagster.modalities.registry import stage_checkpoint
+from clipfarm_dagster.orchestration.in_process import run_in_process
 from clipfarm_dagster.settings import load_settings
 from clipfarm_dagster.stages import Stage
 
@@ -84,9 +80,10 @@ def sync_corpus(
         ClipFarmError: the metadata, the store, a ledger or a model cannot be used.
     """
     from clipfarm_dagster.definitions import build_definitions
+    from clipfarm_dagster.orchestration.launching import announce_restored
     from clipfarm_dagster.orchestration.partitions import VIDEO_PARTITIONS
-    from clipfarm_dagster.orchestration.runs.in_flight import fail_dead_runs, videos_in_flight
-    from clipfarm_dagster.orchestration.sensors.embedding import announce_restored
+    from clipfarm_dagster.orchestration.runs.dead import fail_dead_runs
+    from clipfarm_dagster.orchestration.runs.in_flight import videos_in_flight
 
     latest = corpus.latest_rows()
     for stage in stages:  # what cannot be had is told before anything begins
@@ -140,7 +137,8 @@ def _embed(
     listener: Listener,
 ) -> int:
     """Embed some videos in runs of this process; returns how many were left to other runs."""
-    from clipfarm_dagster.orchestration.jobs import embedding_job_name, id_list_run_config, id_list_run_tags
+    from clipfarm_dagster.orchestration.names import embedding_job_name
+    from clipfarm_dagster.orchestration.runs.id_list import id_list_run_config, id_list_run_tags
     from clipfarm_dagster.orchestration.runs.in_flight import videos_in_flight
 
     left = 0
@@ -162,50 +160,6 @@ def _embed(
             id_list_run_tags(stage, chunk),
         )
     return left
-
-
-class Listener:
-    """Adds up what the runs of a stage report, and moves the stage's bar."""
-
-    def __init__(self, bars: Bars) -> None:
-        self.finished: dict[Stage, Counter[str]] = {stage: Counter() for stage in Stage}
-        """Items by ledger status, and `model_calls`."""
-        self._bars = bars
-        self._tasks: dict[Stage, Any] = {}
-        self._totals: Counter[Stage] = Counter()
-        self._runs: dict[Progress, Counter[str]] = {}
-
-    def start(self, stage: Stage, items: int) -> None:
-        """Show a bar for `items` more of a stage, or fewer."""
-        if stage not in self._tasks:
-            self._tasks[stage] = self._bars.add_task(str(stage), total=0, failed=0, rate="")
-        self._totals[stage] += items
-        self._bars.update(self._tasks[stage], total=self._totals[stage])
-
-    def __call__(self, stage: Stage, progress: Progress) -> None:
-        """Take up what a run of a stage has done so far."""
-        before = self._runs.get(progress, Counter())
-        now = Counter({**progress.outcomes, "model_calls": progress.model_calls})
-        self._runs[progress] = now
-        counts = self.finished[stage]
-        counts.update(now - before)
-        done = sum(counts.values()) - counts["model_calls"]
-        failed = sum(counts[str(status)] for status in FAILED_STATUSES)
-        rate = f"{progress.done / progress.elapsed:.1f}/s" if progress.done else ""
-        self._bars.update(self._tasks[stage], completed=done, failed=failed, rate=rate)
-
-
-def progress_bars(quiet: bool) -> Bars:
-    return Bars(
-        TextColumn("{task.description:5}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[failed]} failed"),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        disable=quiet,
-    )
 
 
 def _summary(answer: dict[str, dict[str, Any]]) -> Any:

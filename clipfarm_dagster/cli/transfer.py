@@ -13,7 +13,9 @@ from clipfarm_dagster.corpus import Corpus
 from clipfarm_dagster.errors import SettingsError
 from clipfarm_dagster.settings import load_settings
 from clipfarm_dagster.stages import Stage
-from clipfarm_dagster.transfer.imports import Imported, VectorFile, export_vectors, import_vectors
+from clipfarm_dagster.transfer.exports import export_vectors
+from clipfarm_dagster.transfer.imports import Imported, import_vectors
+from clipfarm_dagster.transfer.vector_file import VectorFile
 from clipfarm_dagster.vectors.contract import Contract
 
 _SHOWN = 50
@@ -139,8 +141,8 @@ def _named_contract(
 
 
 def _tell_dagster(corpus: Corpus, stage: Stage, done: Imported) -> None:
+    from clipfarm_dagster.orchestration.launching import announce_restored
     from clipfarm_dagster.orchestration.partitions import VIDEO_PARTITIONS
-    from clipfarm_dagster.orchestration.sensors.embedding import announce_restored
 
     with dagster_instance(corpus.settings) as instance:
         instance.add_dynamic_partitions(VIDEO_PARTITIONS.name or "", [row.video_id for row in done.rows])

@@ -26,13 +26,14 @@ from clipfarm_dagster.catalog.metadata import (
     rows_for,
     split_points,
 )
-from clipfarm_dagster.engine.outcomes import WorkItem, missing_row, standing_row
+from clipfarm_dagster.catalog.source import MetadataSource
 from clipfarm_dagster.errors import MetadataError, ObjectMissingError, SettingsError
 from clipfarm_dagster.ledger.corpus_id import bind_to_corpus
 from clipfarm_dagster.ledger.journal import Journal
 from clipfarm_dagster.ledger.ledger import Ledger
 from clipfarm_dagster.ledger.log import JournalKeys
-from clipfarm_dagster.ledger.schema import LedgerRow, Status, timestamp
+from clipfarm_dagster.ledger.rows import WorkItem, missing_row, standing_row
+from clipfarm_dagster.ledger.schema import FAILED_STATUSES, LedgerRow, Status
 from clipfarm_dagster.ledger.versions import forgotten
 from clipfarm_dagster.modalities.registry import stage_contract
 from clipfarm_dagster.planning.delta import DELTA_COLUMNS, StagePlan, plan_stage
@@ -41,6 +42,7 @@ from clipfarm_dagster.settings import Settings
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.store import ObjectStore, StoredObject, local_path
 from clipfarm_dagster.store.keys import is_valid_video_id
+from clipfarm_dagster.timestamps import timestamp
 from clipfarm_dagster.vectors.contract import Contract
 from clipfarm_dagster.vectors.npy import VectorProblem, from_npy, vector_sha256
 
@@ -50,41 +52,6 @@ if TYPE_CHECKING:
 LISTINGS_AT_ONCE = 2
 """How many raw listings are in memory at the same time while stages are planned together: one of a million
 objects takes, with what it is joined to, a quarter of a gigabyte."""
-
-FAILED_STATUSES = (Status.FAIL, Status.INVALID_RAW_OBJECT, Status.QUARANTINED)
-"""What `clipfarm status` shows as failures and `clipfarm retry` tries again."""
-
-
-@dataclass(frozen=True)
-class MetadataSource:
-    """Where the metadata CSV lies."""
-
-    store: ObjectStore
-    key: str
-
-    @property
-    def url(self) -> str:
-        """The CSV's place, for messages."""
-        return f"{self.store.url}/{self.key}"
-
-    @property
-    def path(self) -> Path | None:
-        """The CSV's file, where the store is a folder."""
-        return None if self.store.url.startswith("s3://") else Path(self.store.url) / self.key
-
-    def etag(self) -> str:
-        """The CSV's current version.
-
-        Raises:
-            MetadataError: there is no such file.
-            StoreError: the store cannot be read.
-        """
-        info = self.store.head(self.key)
-        if info is None:
-            raise MetadataError(
-                self.url, "there is no such file; put the CSV there, or set CLIPFARM_METADATA_URL"
-            )
-        return info.etag
 
 
 @dataclass(frozen=True)

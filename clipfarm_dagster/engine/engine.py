@@ -26,15 +26,7 @@ from clipfarm_dagster.engine.local.preparation import (
     start_workers_early,
 )
 from clipfarm_dagster.engine.options import EngineOptions, cores
-from clipfarm_dagster.engine.outcomes import (
-    Kind,
-    Outcome,
-    WorkItem,
-    failure_row,
-    missing_row,
-    standing_row,
-    success_row,
-)
+from clipfarm_dagster.engine.outcomes import Kind, Outcome
 from clipfarm_dagster.engine.progress import Progress
 from clipfarm_dagster.engine.recorder import Recorder
 from clipfarm_dagster.errors import (
@@ -45,6 +37,7 @@ from clipfarm_dagster.errors import (
     StoreError,
 )
 from clipfarm_dagster.ledger.ledger import Ledger
+from clipfarm_dagster.ledger.rows import WorkItem, failure_row, missing_row, standing_row, success_row
 from clipfarm_dagster.ledger.schema import LedgerRow, Status
 from clipfarm_dagster.modalities.encoder import Encoder, Prepared
 from clipfarm_dagster.stages import Stage

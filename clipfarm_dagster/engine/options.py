@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from clipfarm_dagster.engine.outcomes import RetryPolicy
+from clipfarm_dagster.ledger.rows import RetryPolicy
 from clipfarm_dagster.settings import Settings
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.store.object_store import FETCH_SECONDS

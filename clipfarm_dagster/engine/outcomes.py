@@ -2,27 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
 from enum import StrEnum
 
-from clipfarm_dagster.ledger.schema import LedgerRow, Status, timestamp
-from clipfarm_dagster.vectors.contract import Contract
-
-MAX_RETRY_WAIT = timedelta(days=1)
-
-
-@dataclass(frozen=True)
-class WorkItem:
-    """One video that a stage shall look at."""
-
-    video_id: str
-    metadata: Mapping[str, str]
-    """The latest row of the metadata CSV."""
-    metadata_hash: str
-    captured_at: str
-    previous: LedgerRow | None = None
+from clipfarm_dagster.ledger.schema import LedgerRow, Status
 
 
 class Kind(StrEnum):
@@ -53,119 +36,3 @@ class Outcome:
     def succeeded(self) -> bool:
         """Whether the store holds the right vector."""
         return self.row.status == Status.SUCCESS
-
-
-@dataclass(frozen=True)
-class RetryPolicy:
-    """When a failed item is tried again, and when it is left alone."""
-
-    max_attempts: int
-    wait_seconds: float
-
-    def wait(self, failures: int) -> timedelta:
-        """Time to wait after the `failures`-th failure in a row: doubles with each, at most a day."""
-        seconds = self.wait_seconds * 2.0 ** min(failures - 1, 60)
-        return min(timedelta(seconds=min(seconds, MAX_RETRY_WAIT.total_seconds())), MAX_RETRY_WAIT)
-
-
-def _attempt(item: WorkItem, contract: Contract, now: datetime) -> LedgerRow:
-    """The previous row with the columns of this attempt; what tells of the stored vector stays."""
-    return replace(
-        item.previous or LedgerRow(video_id=item.video_id, row_version=0),
-        processed_at=timestamp(now),
-        captured_at=item.captured_at,
-        metadata_hash=item.metadata_hash,
-        contract_id=contract.id,
-        model_name=contract.model_name,
-        model_revision=contract.model_revision,
-        preprocess_version=contract.preprocess_version,
-        error=None,
-        next_attempt_at=None,
-    )
-
-
-def standing_row(
-    item: WorkItem, contract: Contract, now: datetime, *, source_hash: str, raw_etag: str
-) -> LedgerRow:
-    """The row of an item whose stored vector is already the right one."""
-    return replace(
-        _attempt(item, contract, now),
-        status=Status.SUCCESS,
-        source_hash=source_hash,
-        raw_etag=raw_etag,
-        retry_count=0,
-        vector_source_hash=source_hash,
-        vector_contract_id=contract.id,
-    )
-
-
-def success_row(
-    item: WorkItem,
-    contract: Contract,
-    now: datetime,
-    *,
-    source_hash: str,
-    raw_etag: str,
-    raw_sha256: str,
-    artifact_key: str,
-    artifact_sha256: str,
-    embedding_dim: int,
-    vector_norm: float,
-    seconds: float,
-    note: str | None,
-) -> LedgerRow:
-    """The row of an item whose new vector is in the store."""
-    return replace(
-        standing_row(item, contract, now, source_hash=source_hash, raw_etag=raw_etag),
-        artifact_key=artifact_key,
-        artifact_sha256=artifact_sha256,
-        embedding_dim=embedding_dim,
-        vector_norm=vector_norm,
-        vector_metadata_hash=item.metadata_hash,
-        vector_raw_sha256=raw_sha256,
-        seconds=seconds,
-        note=note,
-    )
-
-
-def missing_row(item: WorkItem, contract: Contract, now: datetime, *, raw_key: str) -> LedgerRow:
-    """The row of an item that has work to do but no raw object."""
-    return replace(
-        _attempt(item, contract, now),
-        status=Status.MISSING_RAW_OBJECT,
-        source_hash=None,
-        raw_etag=None,
-        retry_count=0,
-        error=f"there is no object {raw_key!r}; it is embedded when it appears",
-    )
-
-
-def failure_row(
-    item: WorkItem,
-    contract: Contract,
-    now: datetime,
-    *,
-    source_hash: str,
-    raw_etag: str,
-    error: str,
-    invalid: bool,
-    policy: RetryPolicy,
-) -> LedgerRow:
-    """The row of an item that failed: `invalid` where its raw object is at fault and trying again is idle."""
-    attempt = replace(_attempt(item, contract, now), source_hash=source_hash, raw_etag=raw_etag, error=error)
-    if invalid:
-        return replace(attempt, status=Status.INVALID_RAW_OBJECT, retry_count=0)
-    previous = item.previous
-    same_attempt = previous is not None and (previous.source_hash, previous.contract_id) == (
-        source_hash,
-        contract.id,
-    )
-    failures = (previous.retry_count if previous is not None and same_attempt else 0) + 1
-    if failures >= policy.max_attempts:
-        return replace(attempt, status=Status.QUARANTINED, retry_count=failures)
-    return replace(
-        attempt,
-        status=Status.FAIL,
-        retry_count=failures,
-        next_attempt_at=timestamp(now + policy.wait(failures)),
-    )

@@ -10,9 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from clipfarm_dagster.ledger.schema import Status
-
-FAILED_STATUSES = frozenset({Status.FAIL, Status.INVALID_RAW_OBJECT, Status.QUARANTINED})
+from clipfarm_dagster.ledger.schema import FAILED_STATUSES
 
 
 @dataclass(eq=False)

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
+from clipfarm_dagster.catalog.metadata import metadata_columns
 from clipfarm_dagster.corpus import Corpus
 from clipfarm_dagster.engine.local.preparation import Limits, PreparedItem, preparation
 from clipfarm_dagster.engine.options import cores
 from clipfarm_dagster.errors import ClipFarmError, InvalidRawObjectError, PreparationError, StoreError
-from clipfarm_dagster.explore.projection import metadata_columns, project_file
+from clipfarm_dagster.explore.projection import project_file
 from clipfarm_dagster.manifests.refresh import fused_file
 from clipfarm_dagster.modalities.encoder import Prepared
 from clipfarm_dagster.stages import Stage
@@ -55,7 +56,7 @@ def atlas_table(
         captured_at = pq.read_table(path, columns=["captured_at"])["captured_at"]
     made = _thumbnails(corpus, places.video_ids[:thumbnails], on_problem)
     made += [None] * (len(places.video_ids) - len(made))
-    texts = metadata_columns(corpus, places.video_ids, ("title", "query", "description"))
+    texts = metadata_columns(corpus.latest_rows(), places.video_ids, ("title", "query", "description"))
     return pa.table(
         {
             "video_id": pa.array(places.video_ids, pa.string()),

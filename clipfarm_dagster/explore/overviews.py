@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from clipfarm_dagster.catalog.metadata import metadata_columns
 from clipfarm_dagster.corpus import Corpus
 from clipfarm_dagster.explore.pictures import Overview
-from clipfarm_dagster.explore.projection import Places, metadata_columns, project_file, project_sample
+from clipfarm_dagster.explore.projection import Places, project_file, project_sample
 from clipfarm_dagster.ledger.ledger import Ledger
 from clipfarm_dagster.ledger.schema import Status
 from clipfarm_dagster.manifests.manifest import Manifest
@@ -70,7 +71,7 @@ def fused_overview(corpus: Corpus, strategy: str, refreshed: RefreshedFusion) ->
 
 
 def _queries(corpus: Corpus, places: Places) -> list[str]:
-    return metadata_columns(corpus, places.video_ids, ["query"])["query"]
+    return metadata_columns(corpus.latest_rows(), places.video_ids, ["query"])["query"]
 
 
 def _seconds(manifests: Mapping[Stage, Manifest]) -> np.ndarray[Any, Any]:

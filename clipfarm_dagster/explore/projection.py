@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from clipfarm_dagster.corpus import Corpus
-from clipfarm_dagster.manifests.fusion import checked_vector, count_vectors, read_vectors
 from clipfarm_dagster.manifests.manifest import Manifest
+from clipfarm_dagster.manifests.vector_table import count_vectors, read_vectors
 from clipfarm_dagster.store.local_copies import LocalFile
 from clipfarm_dagster.vectors.npy import VectorProblem
+from clipfarm_dagster.vectors.stored import checked_vector
 
 if TYPE_CHECKING:
     import numpy as np
@@ -116,23 +116,3 @@ def _norms(vectors: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
     norms: np.ndarray[Any, Any] = np.linalg.norm(vectors.astype(np.float64), axis=1)
     return norms
-
-
-def metadata_columns(
-    corpus: Corpus, video_ids: Sequence[str], columns: Sequence[str]
-) -> dict[str, list[str]]:
-    """Some columns of the latest metadata of each video, as text; empty where the metadata does not have it.
-
-    Raises:
-        MetadataError: the metadata cannot be read.
-    """
-    import pyarrow as pa
-    import pyarrow.compute as pc
-    import pyarrow.parquet as pq
-
-    latest = pq.read_table(corpus.latest_rows().path, columns=["video_id", *columns])
-    numbers = pc.index_in(pa.array(video_ids, pa.string()), latest["video_id"].combine_chunks())
-    return {
-        name: pc.fill_null(latest[name].combine_chunks().take(numbers).cast(pa.string()), "").to_pylist()
-        for name in columns
-    }

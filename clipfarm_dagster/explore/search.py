@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipfarm_dagster.errors import ManifestError, VideoNotFoundError
-from clipfarm_dagster.manifests.fusion import VECTOR_COLUMN, count_vectors, read_vectors
 from clipfarm_dagster.manifests.manifest import REPLACE_WRONG
+from clipfarm_dagster.manifests.vector_table import VECTOR_COLUMN, count_vectors, read_vectors
 from clipfarm_dagster.store import cache_files
 from clipfarm_dagster.store.local_copies import LocalFile
 

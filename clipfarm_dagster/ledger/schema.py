@@ -7,7 +7,6 @@ text order is time order in SQLite, PostgreSQL and Arrow alike.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
@@ -109,12 +108,5 @@ def unsent_table() -> Table:
     )
 
 
-def timestamp(moment: datetime) -> str:
-    """An aware `datetime` as the ledger writes it.
-
-    Raises:
-        ValueError: the datetime is naive.
-    """
-    if moment.tzinfo is None:
-        raise ValueError(f"{moment!r} has no time zone")
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+FAILED_STATUSES = (Status.FAIL, Status.INVALID_RAW_OBJECT, Status.QUARANTINED)
+"""What `clipfarm status` shows as failures and `clipfarm retry` tries again."""

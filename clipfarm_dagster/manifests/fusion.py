@@ -11,18 +11,19 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clipfarm_dagster.errors import ObjectMissingError
 from clipfarm_dagster.manifests.manifest import Manifest
 from clipfarm_dagster.manifests.strategies import Strategy
+from clipfarm_dagster.manifests.vector_table import CHUNK, VECTOR_COLUMN, matrix, with_vectors
 from clipfarm_dagster.stages import Stage
-from clipfarm_dagster.store import ObjectStore, StoredObject
+from clipfarm_dagster.store import ObjectStore
 from clipfarm_dagster.store.local_copies import LocalFile
-from clipfarm_dagster.vectors.npy import VectorProblem, from_npy, vector_sha256
+from clipfarm_dagster.vectors.npy import VectorProblem
+from clipfarm_dagster.vectors.stored import checked_vector
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,11 +32,6 @@ if TYPE_CHECKING:
 
 STRATEGY = b"clipfarm.strategy"
 """Key of the Parquet file's metadata: the strategy's name and parameters, as JSON."""
-
-VECTOR_COLUMN = "fused_vector"
-
-CHUNK = 1024
-"""Rows in memory at a time, and in a row group of the file."""
 
 _INPUTS = ("embedding_key", "source_hash", "contract_id", "artifact_sha256")
 """What a row says of each modality's vector, as columns `<modality>_<name>`."""
@@ -157,7 +153,7 @@ class FusionPlan:
                 read, fused = reader.read(len(fresh))
                 vectors[fresh[read]] = fused
                 whole[fresh[read]] = True
-                rows = _with_vectors(chunk, vectors, self._schema)
+                rows = with_vectors(chunk, vectors, self._schema)
                 writer.write_table(
                     rows if whole.all() else rows.filter(pa.array(whole)), row_group_size=CHUNK
                 )
@@ -169,40 +165,6 @@ class FusionPlan:
         """Close the file before."""
         if self._standing is not None:
             self._standing.close()
-
-
-def read_vectors(file: LocalFile) -> Iterator[tuple[list[str], np.ndarray[Any, Any]]]:
-    """Ids and vectors, float32 (videos, dimension), of a file of fused vectors, some at a time.
-
-    Raises:
-        ManifestError: the file cannot be read.
-    """
-    with _opened(file) as parquet:
-        for group in range(parquet.num_row_groups):
-            table = parquet.read_row_group(group, columns=["video_id", VECTOR_COLUMN])
-            if table.num_rows:
-                yield table["video_id"].to_pylist(), _matrix(table)
-
-
-def count_vectors(file: LocalFile) -> tuple[int, int]:
-    """Number of vectors in a file of fused vectors, and their dimension.
-
-    Raises:
-        ManifestError: the file cannot be read.
-    """
-    with _opened(file) as parquet:
-        return parquet.metadata.num_rows, parquet.schema_arrow.field(VECTOR_COLUMN).type.list_size
-
-
-@contextlib.contextmanager
-def _opened(file: LocalFile) -> Iterator[pq.ParquetFile]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    with file.reading() as path, pq.ParquetFile(path) as parquet:
-        if VECTOR_COLUMN not in parquet.schema_arrow.names:
-            raise pa.ArrowInvalid(f"it has no column {VECTOR_COLUMN!r}")
-        yield parquet
 
 
 def _targets(strategy: Strategy, manifests: Mapping[Stage, Manifest], schema: pa.Schema) -> pa.Table:
@@ -236,22 +198,6 @@ def _latest(moments: Sequence[pa.ChunkedArray]) -> pa.ChunkedArray:
 
     numbers = pc.max_element_wise(*(column.cast("int64") for column in moments))  # it takes no timestamps
     return numbers.cast(moments[0].type)
-
-
-def _with_vectors(rows: pa.Table, vectors: np.ndarray[Any, Any], schema: pa.Schema) -> pa.Table:
-    import pyarrow as pa
-
-    kind = schema.field(VECTOR_COLUMN).type
-    column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), type=kind)
-    return pa.table([*rows.columns, column], schema=schema)
-
-
-def _matrix(table: pa.Table) -> np.ndarray[Any, Any]:
-    import numpy as np
-
-    column = table[VECTOR_COLUMN].combine_chunks()
-    values: np.ndarray[Any, Any] = column.flatten().to_numpy()
-    return values.reshape(len(column), -1) if len(column) else np.empty((0, 0), dtype=np.float32)
 
 
 class _Standing:
@@ -320,7 +266,7 @@ class _Standing:
 
     def _read_group(self, group: int) -> np.ndarray[Any, Any]:
         with self._source.reading():
-            return _matrix(self._file.read_row_group(int(group), columns=[VECTOR_COLUMN]))
+            return matrix(self._file.read_row_group(int(group), columns=[VECTOR_COLUMN]))
 
 
 class _Reader:
@@ -393,19 +339,3 @@ def _unit(vectors: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], np.ndarr
     norms = np.linalg.norm(vectors.astype(np.float64), axis=1)
     directed = norms > 0
     return (vectors / np.where(directed, norms, 1)[:, None]).astype(np.float32), directed
-
-
-def checked_vector(
-    answer: StoredObject | ObjectMissingError, dimension: int, sha256: str | None
-) -> np.ndarray[Any, Any]:
-    """The vector of an object, which must have the SHA-256 that was recorded, where one was.
-
-    Raises:
-        VectorProblem: there is no object, or it is no such vector.
-    """
-    if isinstance(answer, ObjectMissingError):
-        raise VectorProblem("there is no such object")
-    vector = from_npy(answer.data, dimension=dimension)
-    if sha256 is not None and vector_sha256(vector) != sha256:
-        raise VectorProblem("another vector than the one that was recorded")
-    return vector

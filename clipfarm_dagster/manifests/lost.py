@@ -7,9 +7,10 @@ from dataclasses import replace
 from datetime import datetime
 
 from clipfarm_dagster.ledger.ledger import Ledger
-from clipfarm_dagster.ledger.schema import Status, timestamp
+from clipfarm_dagster.ledger.schema import Status
 from clipfarm_dagster.ledger.versions import forgotten
 from clipfarm_dagster.manifests.fusion import Dropped
+from clipfarm_dagster.timestamps import timestamp
 
 
 def record_lost(ledger: Ledger, dropped: Sequence[Dropped], now: datetime) -> list[Dropped]:

@@ -18,8 +18,8 @@ from clipfarm_dagster.maintenance.audit import (
     compare_with_events,
     sample_successes,
 )
-from clipfarm_dagster.orchestration.assets.embeddings import embedding_asset_key
-from clipfarm_dagster.orchestration.recording import DATA_VERSION_TAG
+from clipfarm_dagster.orchestration.events import materialized_versions
+from clipfarm_dagster.orchestration.names import embedding_asset_key
 from clipfarm_dagster.orchestration.resources.encoders import EncodersResource
 from clipfarm_dagster.orchestration.resources.object_store import ObjectStoreResource
 from clipfarm_dagster.orchestration.resources.stage_state import StageStateResource
@@ -107,20 +107,6 @@ def _canary_check(stage: Stage) -> dg.AssetChecksDefinition:
 LEDGER_CHECKS = [_ledger_checks(stage) for stage in Stage]
 CANARY_CHECKS = [_canary_check(stage) for stage in Stage]
 ASSET_CHECKS = [*LEDGER_CHECKS, *CANARY_CHECKS]
-
-CHECKS_JOB = dg.define_asset_job(
-    "checks_job",
-    selection=dg.AssetSelection.checks(*(key for checks in ASSET_CHECKS for key in checks.check_keys)),
-    description="Checks all embeddings by what the ledgers tell of them, and each model by its canary.",
-)
-
-
-def materialized_versions(instance: dg.DagsterInstance, asset_key: dg.AssetKey) -> dict[str, str]:
-    """Data version of each partition's latest materialization, read in one query."""
-    tags = instance.event_log_storage.get_latest_tags_by_partition(
-        asset_key, dg.DagsterEventType.ASSET_MATERIALIZATION, [DATA_VERSION_TAG]
-    )
-    return {partition: found[DATA_VERSION_TAG] for partition, found in tags.items()}
 
 
 def find_objects(corpus: Corpus, stage: Stage, video_ids: list[str]) -> Finding:

@@ -14,17 +14,17 @@ import dagster as dg
 
 from clipfarm_dagster.corpus import Corpus
 from clipfarm_dagster.ledger.schema import LedgerRow, Status
-from clipfarm_dagster.orchestration.assets.embeddings import (
-    data_version,
-    embedding_asset_key,
+from clipfarm_dagster.orchestration.events import (
     embedding_materialization,
+    materialized_versions,
+    raw_observation,
 )
-from clipfarm_dagster.orchestration.assets.raw import raw_observation
-from clipfarm_dagster.orchestration.checks import materialized_versions
+from clipfarm_dagster.orchestration.names import embedding_asset_key
 from clipfarm_dagster.orchestration.partitions import VIDEO_PARTITIONS
 from clipfarm_dagster.orchestration.recording import report_events
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.vectors.contract import Contract
+from clipfarm_dagster.vectors.hashing import data_version
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING
 
 from clipfarm_dagster.catalog import duck
 from clipfarm_dagster.catalog.metadata import LatestRows
-from clipfarm_dagster.ledger.schema import Status, timestamp
+from clipfarm_dagster.ledger.schema import Status
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.store.keys import Keys
 from clipfarm_dagster.store.listing import Skipped, skipped_keys
+from clipfarm_dagster.timestamps import timestamp
 from clipfarm_dagster.vectors.hashing import source_hash_sql
 
 if TYPE_CHECKING:
@@ -41,7 +42,6 @@ DELTA_COLUMNS = (
 
 LISTING_COLUMNS = ("key", "etag")
 """Columns of a raw listing that planning reads."""
-
 
 DEFAULT_KEYS = Keys()
 

@@ -6,53 +6,30 @@ A file holds ids and vectors: Parquet with the columns `video_id` (text) and `em
 
 from __future__ import annotations
 
-import tempfile
-import zipfile
-import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipfarm_dagster.checkpoints.dimension import checkpoint_dimension
 from clipfarm_dagster.corpus import Corpus
-from clipfarm_dagster.engine.outcomes import WorkItem, success_row
 from clipfarm_dagster.engine.storing import store_vectors
-from clipfarm_dagster.errors import VectorFileError
 from clipfarm_dagster.ledger.ledger import Ledger
-from clipfarm_dagster.ledger.schema import LedgerRow, Status, timestamp
-from clipfarm_dagster.manifests.fusion import Dropped, count_vectors, read_vectors
-from clipfarm_dagster.manifests.manifest import CONTRACT, LEDGER_COLUMNS_READ, build_manifest
-from clipfarm_dagster.manifests.refresh import modality_vectors
+from clipfarm_dagster.ledger.rows import WorkItem, success_row
+from clipfarm_dagster.ledger.schema import LedgerRow, Status
+from clipfarm_dagster.manifests.manifest import LEDGER_COLUMNS_READ, build_manifest
 from clipfarm_dagster.modalities.registry import stage_checkpoint
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.store.keys import is_valid_video_id
-from clipfarm_dagster.store.local_copies import LocalFile
+from clipfarm_dagster.timestamps import timestamp
+from clipfarm_dagster.transfer.vector_file import VectorFile
 from clipfarm_dagster.vectors.contract import Contract
 from clipfarm_dagster.vectors.hashing import source_hash
-from clipfarm_dagster.vectors.npy import NORM_TOLERANCE, to_npy, vector_sha256
+from clipfarm_dagster.vectors.npy import to_npy, vector_problem, vector_sha256
 
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
-
-ID_COLUMN = "video_id"
-VECTOR_COLUMN = "embedding"
-
-_BATCH = 500
-"""Vectors that are uploaded, and then recorded, at a time."""
-
-
-@dataclass(frozen=True)
-class Exported:
-    """What was written."""
-
-    vectors: int
-    dimension: int
-    contract: Contract
-    dropped: list[Dropped]
-    """Vectors that are missing or wrong, and therefore not in the file."""
 
 
 @dataclass
@@ -67,160 +44,6 @@ class Imported:
     was left alone."""
     refused: dict[str, str] = field(default_factory=dict)
     """Why others were refused, by what the file has as their id."""
-
-
-def export_vectors(corpus: Corpus, stage: Stage, output: Path) -> Exported:
-    """Write all vectors of a modality that are done to `output`, which appears only once it is whole.
-
-    Raises:
-        VectorFileError: `output` ends neither in `.parquet` nor in `.npz`, or cannot be written.
-        ManifestError: this machine's file of all vectors is damaged.
-        StoreError: the store cannot be read.
-    """
-    writers = {".parquet": _write_parquet, ".npz": _write_npz}
-    if output.suffix not in writers:
-        raise VectorFileError(f"{output}: name a file that ends in .parquet or .npz")
-    contract = corpus.contract(stage)
-    vectors, fusion = modality_vectors(corpus, stage)
-    count, dimension = count_vectors(vectors)
-    try:
-        with tempfile.TemporaryDirectory(dir=output.absolute().parent, prefix=".clipfarm-") as scratch:
-            part = Path(scratch) / output.name
-            writers[output.suffix](vectors, part, contract)
-            part.replace(output)
-    except OSError as error:
-        raise VectorFileError(f"{output}: cannot be written: {error.strerror or error}") from None
-    return Exported(count, dimension, contract, fusion.dropped)
-
-
-def _write_parquet(vectors: LocalFile, output: Path, contract: Contract) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    kind = pa.list_(pa.field("element", pa.float32(), nullable=False), count_vectors(vectors)[1])
-    schema = pa.schema(
-        [pa.field(ID_COLUMN, pa.string(), nullable=False), pa.field(VECTOR_COLUMN, kind, nullable=False)],
-        metadata={CONTRACT: contract.to_json().encode()},
-    )
-    with pq.ParquetWriter(output, schema, compression="none", use_dictionary=False) as writer:
-        for ids, matrix in read_vectors(vectors):
-            column = pa.FixedSizeListArray.from_arrays(pa.array(matrix.ravel()), type=kind)
-            writer.write_table(pa.table([pa.array(ids), column], schema=schema))
-
-
-def _write_npz(vectors: LocalFile, output: Path, contract: Contract) -> None:
-    import numpy as np
-
-    parts = list(read_vectors(vectors))
-    ids = [video_id for some, _ in parts for video_id in some]
-    matrix = np.concatenate([matrix for _, matrix in parts] or [np.empty((0, count_vectors(vectors)[1]))])
-    with output.open("wb") as file:
-        np.savez(
-            file,
-            allow_pickle=False,
-            **{
-                ID_COLUMN: np.array(ids, dtype=np.str_),
-                VECTOR_COLUMN: matrix.astype(np.float32),
-                "contract": np.array(contract.to_json()),
-            },
-        )
-
-
-class VectorFile:
-    """A file of ids and vectors.
-
-    Raises:
-        VectorFileError: from every method, when the file cannot be read or has another form.
-    """
-
-    def __init__(self, path: Path) -> None:
-        import pyarrow as pa
-
-        self.path = path
-        formats = {".parquet": self._open_parquet, ".npz": self._open_npz}
-        if path.suffix not in formats:
-            raise VectorFileError(f"{path}: name a file that ends in .parquet or .npz")
-        self._open = formats[path.suffix]
-        try:
-            self._open()
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, pa.ArrowException) as error:
-            raise VectorFileError(f"{path}: cannot be read: {error}") from None
-
-    def _open_parquet(self) -> None:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        self._parquet = pq.ParquetFile(self.path)
-        schema = self._parquet.schema_arrow
-        for name in (ID_COLUMN, VECTOR_COLUMN):
-            if name not in schema.names:
-                raise VectorFileError(f"{self.path}: there is no column {name!r}")
-        kind = schema.field(VECTOR_COLUMN).type
-        lists = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-        if not lists or kind.value_type != pa.float32():
-            raise VectorFileError(f"{self.path}: {VECTOR_COLUMN!r} is {kind}, not a list of float32")
-        self._contract = (schema.metadata or {}).get(CONTRACT, b"").decode()
-
-    def _open_npz(self) -> None:
-        import numpy as np
-
-        with self.path.open("rb") as file:  # NumPy leaves one that it opened itself open if it is no .npz
-            arrays = np.load(file, allow_pickle=False)
-            if isinstance(arrays, np.ndarray):
-                raise VectorFileError(f"{self.path}: it is one array without names, so no .npz")
-            for name in (ID_COLUMN, VECTOR_COLUMN):
-                if name not in arrays:
-                    raise VectorFileError(f"{self.path}: there is no array {name!r}")
-            self._arrays = arrays[ID_COLUMN], arrays[VECTOR_COLUMN]
-            self._contract = str(arrays["contract"]) if "contract" in arrays else ""
-        ids, vectors = self._arrays
-        if ids.ndim != 1 or ids.dtype.kind != "U":
-            raise VectorFileError(f"{self.path}: {ID_COLUMN!r} is no array of texts")
-        if vectors.ndim != 2 or vectors.dtype != np.float32 or len(vectors) != len(ids):
-            raise VectorFileError(
-                f"{self.path}: {VECTOR_COLUMN!r} is {vectors.dtype} {vectors.shape},"
-                f" not float32 ({len(ids)}, n)"
-            )
-
-    @property
-    def contract(self) -> Contract | None:
-        """The contract that the file names, or None."""
-        try:
-            return Contract.from_json(self._contract) if self._contract else None
-        except (ValueError, TypeError, KeyError):
-            raise VectorFileError(f"{self.path}: the contract that it names cannot be read") from None
-
-    def batches(self) -> Iterator[tuple[list[str], list[np.ndarray[Any, Any] | None]]]:
-        """Ids and vectors, some at a time; None where a row has no vector."""
-        import numpy as np
-        import pyarrow as pa
-
-        if self._open == self._open_npz:
-            ids, vectors = self._arrays
-            for start in range(0, len(ids), _BATCH):
-                yield ids[start : start + _BATCH].tolist(), list(vectors[start : start + _BATCH])
-            return
-        try:
-            for batch in self._parquet.iter_batches(_BATCH, columns=[ID_COLUMN, VECTOR_COLUMN]):
-                lists = [value.as_py() for value in batch[VECTOR_COLUMN]]
-                made = [None if value is None else np.asarray(value, dtype=np.float32) for value in lists]
-                yield [str(value) for value in batch[ID_COLUMN].to_pylist()], made
-        except (OSError, pa.ArrowException) as error:
-            raise VectorFileError(f"{self.path}: cannot be read: {error}") from None
-
-
-def vector_problem(vector: np.ndarray[Any, Any] | None, dimension: int) -> str | None:
-    """Why a vector may not be stored, or None."""
-    import numpy as np
-
-    if vector is None:
-        return "it has no vector"
-    if vector.shape != (dimension,):
-        return f"{vector.size} numbers, not {dimension}"
-    norm = float(np.linalg.norm(vector.astype(np.float64)))
-    if not np.isfinite(norm) or abs(norm - 1) > NORM_TOLERANCE:
-        return f"L2 norm {norm:.6g}, not 1"
-    return None
 
 
 def import_vectors(

@@ -35,3 +35,8 @@ def source_hash(metadata_hash: str, raw_etag: str) -> str:
 def source_hash_sql(metadata_hash: str, raw_etag: str) -> str:
     """SQL expression of `source_hash` over two expressions; null where either is null."""
     return f"sha256({metadata_hash} || ':' || {raw_etag})"
+
+
+def data_version(source_hash: str, contract_id: str) -> str:
+    """Dagster's data version of one embedding: its input and its contract."""
+    return f"{source_hash}.{contract_id}"

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+
 import hashlib
 import io
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import numpy as np
@@ -70,3 +75,17 @@ def from_npy(data: bytes, *, dimension: int | None = None) -> np.ndarray[Any, An
 def vector_sha256(vector: np.ndarray[Any, Any]) -> str:
     """SHA-256 of the vector's little-endian float32 numbers, without the file's header."""
     return hashlib.sha256(vector.astype("<f4").tobytes()).hexdigest()
+
+
+def vector_problem(vector: np.ndarray[Any, Any] | None, dimension: int) -> str | None:
+    """Why a vector may not be stored, or None."""
+    import numpy as np
+
+    if vector is None:
+        return "it has no vector"
+    if vector.shape != (dimension,):
+        return f"{vector.size} numbers, not {dimension}"
+    norm = float(np.linalg.norm(vector.astype(np.float64)))
+    if not np.isfinite(norm) or abs(norm - 1) > NORM_TOLERANCE:
+        return f"L2 norm {norm:.6g}, not 1"
+    return None

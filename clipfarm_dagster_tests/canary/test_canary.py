@@ -18,11 +18,10 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from clipfarm_dagster.canary import check as canary
+from clipfarm_dagster.canary.baseline import Baseline, Step
 from clipfarm_dagster.canary.check import (
-    Baseline,
     Report,
     Result,
-    Step,
     accept_canary,
     canary_input,
     check_before_writing,

@@ -14,10 +14,10 @@ import pytest
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import OperationalError
 
-from clipfarm_dagster.cli.disk import disk_trouble
 from clipfarm_dagster.corpus import Corpus
 from clipfarm_dagster.instance import SETTINGS_FILE
 from clipfarm_dagster.ledger.schema import Status
+from clipfarm_dagster.orchestration.full_disk import disk_trouble
 from clipfarm_dagster.settings import load_settings
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster_tests.support.raw import metadata_row, put_metadata, put_transcript

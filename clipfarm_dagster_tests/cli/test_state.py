@@ -12,12 +12,13 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from clipfarm_dagster.cli.sync import Listener
+from clipfarm_dagster.cli.progress import Listener
 from clipfarm_dagster.corpus import Corpus
 from clipfarm_dagster.definitions import build_definitions
 from clipfarm_dagster.engine.engine import Progress
 from clipfarm_dagster.ledger.schema import LedgerRow, Status
-from clipfarm_dagster.orchestration.jobs import embedding_job_name, id_list_run_config
+from clipfarm_dagster.orchestration.names import embedding_job_name
+from clipfarm_dagster.orchestration.runs.id_list import id_list_run_config
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster_tests.cli.conftest import Ended
 from clipfarm_dagster_tests.support.raw import metadata_row, put_metadata, put_transcript

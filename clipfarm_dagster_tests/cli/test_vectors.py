@@ -8,7 +8,7 @@ import pytest
 
 from clipfarm_dagster.manifests.refresh import refresh_fused, refresh_manifest
 from clipfarm_dagster.manifests.strategies import make_strategy
-from clipfarm_dagster.orchestration.assets.embeddings import embedding_asset_key
+from clipfarm_dagster.orchestration.names import embedding_asset_key
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.vectors.npy import l2_normalise
 from clipfarm_dagster_tests.support.corpora import embed, embed_all, write_metadata

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from clipfarm_dagster.engine.engine import EngineOptions, embed_items
-from clipfarm_dagster.engine.outcomes import RetryPolicy, WorkItem
 from clipfarm_dagster.errors import StoreUnavailableError
 from clipfarm_dagster.ledger.ledger import Ledger
+from clipfarm_dagster.ledger.rows import RetryPolicy, WorkItem
 from clipfarm_dagster.modalities.encoder import Encoder
 from clipfarm_dagster.modalities.registry import load_encoder
 from clipfarm_dagster.stages import Stage

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from clipfarm_dagster.engine.outcomes import (
+from clipfarm_dagster.ledger.rows import (
     MAX_RETRY_WAIT,
     RetryPolicy,
     WorkItem,

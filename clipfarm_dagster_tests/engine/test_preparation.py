@@ -15,7 +15,8 @@ import pytest
 from clipfarm_dagster.engine.local.preparation import Limits, Preparation, preparation
 from clipfarm_dagster.errors import PreparationError, WorkersLostError
 from clipfarm_dagster.modalities.encoder import Prepared
-from clipfarm_dagster.modalities.video.encoder import FrameTransform, VideoPreparer
+from clipfarm_dagster.modalities.video.encoder import VideoPreparer
+from clipfarm_dagster.modalities.video.pixels import FrameTransform
 from clipfarm_dagster_tests.support.media import SHARED
 from workbench.clips import ClipSpec, encode
 

@@ -17,8 +17,9 @@ from sqlalchemy import create_engine, text
 from clipfarm_dagster.errors import LedgerError
 from clipfarm_dagster.ledger import ledger as ledger_module
 from clipfarm_dagster.ledger.ledger import Ledger
-from clipfarm_dagster.ledger.schema import LEDGER_COLUMNS, LedgerRow, Status, timestamp
+from clipfarm_dagster.ledger.schema import LEDGER_COLUMNS, LedgerRow, Status
 from clipfarm_dagster.stages import Stage
+from clipfarm_dagster.timestamps import timestamp
 from clipfarm_dagster.vectors.contract import Contract
 from clipfarm_dagster_tests.support.postgres import new_database
 

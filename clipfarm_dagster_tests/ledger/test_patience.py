@@ -147,7 +147,7 @@ WAITS = """
 import sys, threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from clipfarm_dagster.cli.interrupts import first_interrupt_noted
+from clipfarm_dagster.orchestration.interrupts import first_interrupt_noted
 from clipfarm_dagster.ledger.ledger import Ledger
 from clipfarm_dagster.stages import Stage
 

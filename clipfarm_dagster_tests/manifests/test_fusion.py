@@ -19,7 +19,6 @@ import pytest
 from clipfarm_dagster.errors import FusionError, ManifestError, SettingsError, StoreError
 from clipfarm_dagster.explore.projection import project_file
 from clipfarm_dagster.manifests import fusion as fusion_module
-from clipfarm_dagster.manifests.fusion import count_vectors, read_vectors
 from clipfarm_dagster.manifests.refresh import (
     fused_file,
     modality_vectors,
@@ -27,6 +26,7 @@ from clipfarm_dagster.manifests.refresh import (
     refresh_manifest,
 )
 from clipfarm_dagster.manifests.strategies import STRATEGIES, make_strategy, parse_weights
+from clipfarm_dagster.manifests.vector_table import count_vectors, read_vectors
 from clipfarm_dagster.planning.delta import Reason
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.store.local_copies import LocalFile

@@ -8,7 +8,7 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from clipfarm_dagster.canary.check import Baseline
+from clipfarm_dagster.canary.baseline import Baseline
 from clipfarm_dagster.canary.environment import Environment, current_environment
 from clipfarm_dagster.cli.sync import sync_corpus
 from clipfarm_dagster.corpus import Corpus
@@ -16,12 +16,8 @@ from clipfarm_dagster.definitions import build_definitions
 from clipfarm_dagster.errors import ClipFarmError
 from clipfarm_dagster.ledger.schema import LedgerRow, Status
 from clipfarm_dagster.maintenance.audit import Audit
-from clipfarm_dagster.orchestration.assets.embeddings import (
-    CONTRACT_TAG,
-    ENVIRONMENT_TAG,
-    embedding_asset_key,
-)
 from clipfarm_dagster.orchestration.checks import AGREES_WITH_DAGSTER, CANARY, OBJECTS_PRESENT, find_objects
+from clipfarm_dagster.orchestration.names import CONTRACT_TAG, ENVIRONMENT_TAG, embedding_asset_key
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.store import ObjectStore
 from clipfarm_dagster_tests.support.raw import metadata_row, put_metadata, put_transcript, wav

@@ -10,11 +10,12 @@ import pytest
 from clipfarm_dagster.cli.sync import sync_corpus
 from clipfarm_dagster.corpus import Corpus
 from clipfarm_dagster.ledger.schema import LedgerRow, Status
-from clipfarm_dagster.orchestration.assets.embeddings import data_version, embedding_asset_key
+from clipfarm_dagster.orchestration.names import embedding_asset_key
 from clipfarm_dagster.orchestration.partitions import VIDEO_PARTITIONS
 from clipfarm_dagster.orchestration.recording import DATA_VERSION_TAG
 from clipfarm_dagster.settings import load_settings
 from clipfarm_dagster.stages import Stage
+from clipfarm_dagster.vectors.hashing import data_version
 from clipfarm_dagster.vectors.npy import from_npy
 from clipfarm_dagster_tests.support.postgres import new_database
 from clipfarm_dagster_tests.support.raw import metadata_row, put_media, put_metadata, put_transcript

@@ -14,8 +14,8 @@ from clipfarm_dagster.cli.sync import sync_corpus
 from clipfarm_dagster.corpus import Corpus
 from clipfarm_dagster.ledger.ledger import Ledger
 from clipfarm_dagster.ledger.schema import LedgerRow, Status
-from clipfarm_dagster.orchestration.assets.embeddings import embedding_asset_key
-from clipfarm_dagster.orchestration.checks import materialized_versions
+from clipfarm_dagster.orchestration.events import materialized_versions
+from clipfarm_dagster.orchestration.names import embedding_asset_key
 from clipfarm_dagster.orchestration.reconcile import Reconciled, reconcile, untold
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster_tests.support.raw import metadata_row, put_metadata, put_transcript

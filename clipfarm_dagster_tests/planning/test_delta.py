@@ -16,10 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clipfarm_dagster.catalog.metadata import LatestRows, read_latest_rows
-from clipfarm_dagster.ledger.schema import LedgerRow, Status, timestamp
+from clipfarm_dagster.ledger.schema import LedgerRow, Status
 from clipfarm_dagster.planning.delta import DELTA_COLUMNS, Reason, StagePlan, plan_stage
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.store.keys import Keys
+from clipfarm_dagster.timestamps import timestamp
 from clipfarm_dagster.vectors.hashing import metadata_hash, source_hash
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)

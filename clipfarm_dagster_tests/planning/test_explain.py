@@ -11,7 +11,8 @@ import pytest
 
 from clipfarm_dagster.catalog.metadata import LatestRows, read_latest_rows
 from clipfarm_dagster.planning.delta import DELTA_COLUMNS, Reason, Rest
-from clipfarm_dagster.planning.explain import Change, Explanation, estimate_seconds, explain
+from clipfarm_dagster.planning.estimate import estimate_seconds
+from clipfarm_dagster.planning.explain import Change, Explanation, explain
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.vectors.contract import Contract
 from clipfarm_dagster.vectors.hashing import metadata_hash, source_hash

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from clipfarm_dagster.engine.engine import EngineOptions, Progress, embed_items
-from clipfarm_dagster.engine.outcomes import Kind, Outcome, RetryPolicy, WorkItem
+from clipfarm_dagster.engine.outcomes import Kind, Outcome
 from clipfarm_dagster.ledger.ledger import Ledger
+from clipfarm_dagster.ledger.rows import RetryPolicy, WorkItem
 from clipfarm_dagster.ledger.schema import LedgerRow
 from clipfarm_dagster.modalities.encoder import Encoder
 from clipfarm_dagster.stages import Stage

@@ -14,13 +14,14 @@ from typing import Any
 
 import dagster as dg
 
-from clipfarm_dagster.cli.in_process import run_in_process
 from clipfarm_dagster.corpus import Corpus
 from clipfarm_dagster.definitions import build_definitions
 from clipfarm_dagster.modalities.encoder import Encoder, Prepared
-from clipfarm_dagster.orchestration.jobs import embedding_job_name, id_list_run_config, id_list_run_tags
+from clipfarm_dagster.orchestration.in_process import run_in_process
+from clipfarm_dagster.orchestration.names import embedding_job_name
 from clipfarm_dagster.orchestration.partitions import VIDEO_PARTITIONS
 from clipfarm_dagster.orchestration.resources.encoders import EncodersResource
+from clipfarm_dagster.orchestration.runs.id_list import id_list_run_config, id_list_run_tags
 from clipfarm_dagster.settings import Settings, load_settings
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster_tests.support.faults import FaultyPreparer

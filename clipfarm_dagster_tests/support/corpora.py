@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from clipfarm_dagster.corpus import Corpus
-from clipfarm_dagster.engine.outcomes import WorkItem, success_row
+from clipfarm_dagster.ledger.rows import WorkItem, success_row
 from clipfarm_dagster.settings import load_settings
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.store import ObjectStore

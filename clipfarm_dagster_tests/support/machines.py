@@ -9,8 +9,8 @@ from pathlib import Path
 
 from clipfarm_dagster.corpus import Corpus
 from clipfarm_dagster.engine.engine import EngineOptions, embed_items
-from clipfarm_dagster.engine.outcomes import RetryPolicy
 from clipfarm_dagster.ledger.ledger import Ledger
+from clipfarm_dagster.ledger.rows import RetryPolicy
 from clipfarm_dagster.settings import load_settings
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.store import ObjectStore

@@ -13,7 +13,9 @@ import pytest
 from clipfarm_dagster.errors import VectorFileError
 from clipfarm_dagster.manifests.refresh import current_manifest
 from clipfarm_dagster.stages import Stage
-from clipfarm_dagster.transfer.imports import VectorFile, export_vectors, import_vectors
+from clipfarm_dagster.transfer.exports import export_vectors
+from clipfarm_dagster.transfer.imports import import_vectors
+from clipfarm_dagster.transfer.vector_file import VectorFile
 from clipfarm_dagster.vectors.contract import Contract
 from clipfarm_dagster.vectors.npy import from_npy, l2_normalise
 from clipfarm_dagster_tests.support.corpora import embed, open_corpus, write_metadata

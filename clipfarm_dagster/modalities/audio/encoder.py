@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from clipfarm_dagster.checkpoints.checkpoint import Checkpoint, load_model
+from clipfarm_dagster.checkpoints.checkpoint import Checkpoint
+from clipfarm_dagster.checkpoints.weights import load_model
 from clipfarm_dagster.errors import InvalidRawObjectError, SettingsError
 from clipfarm_dagster.modalities.encoder import Prepared, Trace, inference, to_device
 from clipfarm_dagster.settings import AudioSettings

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from clipfarm_dagster.checkpoints.checkpoint import Checkpoint, check_weights
+from clipfarm_dagster.checkpoints.checkpoint import Checkpoint
+from clipfarm_dagster.checkpoints.weights import check_weights
 from clipfarm_dagster.errors import InvalidRawObjectError
 from clipfarm_dagster.modalities.encoder import Prepared, Trace, inference
 from clipfarm_dagster.modalities.text.cut import LONGEST_TEXT, cut_to_tokens, plain_copy

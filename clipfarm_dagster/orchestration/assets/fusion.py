@@ -13,7 +13,8 @@ from clipfarm_dagster.manifests.fusion import Fusion
 from clipfarm_dagster.manifests.refresh import RefreshedFusion, refresh_fused
 from clipfarm_dagster.manifests.strategies import STRATEGIES, make_strategy
 from clipfarm_dagster.orchestration.assets.beta import accept_beta
-from clipfarm_dagster.orchestration.assets.manifests import manifest_asset_key, overview_metadata
+from clipfarm_dagster.orchestration.assets.manifests import overview_metadata
+from clipfarm_dagster.orchestration.names import FUSED_ASSET_KEY, manifest_asset_key
 from clipfarm_dagster.orchestration.recording import (
     data_version_tags,
     record_events,
@@ -25,8 +26,6 @@ from clipfarm_dagster.stages import Stage
 
 STRATEGY_PARTITIONS = dg.StaticPartitionsDefinition(list(STRATEGIES))
 """One partition a fusion strategy."""
-
-FUSED_ASSET_KEY = dg.AssetKey("fused_manifest")
 
 CODE_VERSION = "1"
 """Raised by hand whenever the same vectors would be fused otherwise."""

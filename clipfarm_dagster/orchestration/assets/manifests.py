@@ -8,24 +8,17 @@ import dagster as dg
 from clipfarm_dagster.errors import ClipFarmError
 from clipfarm_dagster.explore.overviews import manifest_overview
 from clipfarm_dagster.explore.pictures import Overview, overview_picture
-from clipfarm_dagster.ledger.schema import LedgerRow, Status
+from clipfarm_dagster.ledger.schema import FAILED_STATUSES, LedgerRow
 from clipfarm_dagster.manifests.refresh import refresh_manifest
 from clipfarm_dagster.modalities.previews import data_uri_markdown
-from clipfarm_dagster.orchestration.assets.embeddings import embedding_asset_key
+from clipfarm_dagster.orchestration.names import embedding_asset_key
 from clipfarm_dagster.orchestration.resources.object_store import ObjectStoreResource
 from clipfarm_dagster.orchestration.resources.stage_state import StageStateResource
 from clipfarm_dagster.stages import Stage
 
-FAILED_STATUSES = (Status.FAIL, Status.INVALID_RAW_OBJECT, Status.QUARANTINED)
-
 _LISTED = 100
 _SHA1_DIGITS = 40
 """Of a revision; with all of a folder's SHA-256 the page would cut off the failures' last column."""
-
-
-def manifest_asset_key(stage: Stage) -> dg.AssetKey:
-    """Key of a modality's manifest asset."""
-    return dg.AssetKey(f"{stage}_manifest")
 
 
 def overview_metadata(context: dg.AssetExecutionContext, gather: Callable[[], Overview]) -> dict[str, Any]:

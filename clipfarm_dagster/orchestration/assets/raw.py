@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import dagster as dg
 
 from clipfarm_dagster.orchestration.assets.beta import accept_beta
+from clipfarm_dagster.orchestration.events import raw_observation
 from clipfarm_dagster.orchestration.partitions import VIDEO_PARTITIONS
-from clipfarm_dagster.orchestration.recording import DATA_VERSION_TAG, record_events
+from clipfarm_dagster.orchestration.recording import record_events
 from clipfarm_dagster.orchestration.resources.object_store import ObjectStoreResource
 from clipfarm_dagster.orchestration.resources.stage_state import StageStateResource
 from clipfarm_dagster.stages import Stage
@@ -19,21 +20,6 @@ _DESCRIPTIONS = {
     Stage.TEXT: "Transcripts, `raw/text/<video_id>.json` in the store, with the field `transcript`. Made"
     " elsewhere and observed here: the data version of a partition is its object's ETag.",
 }
-
-
-def raw_asset_key(stage: Stage) -> dg.AssetKey:
-    """Key of the raw asset that a stage reads."""
-    return dg.AssetKey(f"raw_{stage}")
-
-
-def raw_observation(stage: Stage, video_id: str, etag: str) -> dg.AssetObservation:
-    """The observation of one raw object's version."""
-    return dg.AssetObservation(
-        asset_key=raw_asset_key(stage),
-        partition=video_id,
-        metadata={"etag": etag},
-        tags={DATA_VERSION_TAG: etag},
-    )
 
 
 @accept_beta

@@ -10,8 +10,7 @@ from itertools import takewhile
 
 import dagster as dg
 
-from clipfarm_dagster.orchestration.assets.embeddings import BROKEN_TAG
-from clipfarm_dagster.orchestration.jobs import STAGE_TAG
+from clipfarm_dagster.orchestration.names import BROKEN_TAG, STAGE_TAG
 from clipfarm_dagster.stages import Stage
 
 FIRST_WAIT = timedelta(minutes=1)

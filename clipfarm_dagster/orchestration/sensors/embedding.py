@@ -29,23 +29,21 @@ import dagster as dg
 from clipfarm_dagster.catalog.metadata import LatestRows
 from clipfarm_dagster.corpus import Corpus
 from clipfarm_dagster.errors import ClipFarmError
-from clipfarm_dagster.ledger.schema import LedgerRow, Status, timestamp
-from clipfarm_dagster.orchestration.assets.embeddings import embedding_materialization
-from clipfarm_dagster.orchestration.jobs import (
-    EMBEDDING_JOBS,
-    embedding_job_name,
-    id_list_run_config,
-    id_list_run_tags,
-)
+from clipfarm_dagster.ledger.schema import Status
+from clipfarm_dagster.orchestration.jobs import EMBEDDING_JOBS
+from clipfarm_dagster.orchestration.launching import add_partitions, announce_restored, chunks, plan_notes
+from clipfarm_dagster.orchestration.names import embedding_job_name
 from clipfarm_dagster.orchestration.partitions import VIDEO_PARTITIONS
-from clipfarm_dagster.orchestration.recording import report_events
 from clipfarm_dagster.orchestration.resources.object_store import ObjectStoreResource
 from clipfarm_dagster.orchestration.resources.stage_state import StageStateResource
 from clipfarm_dagster.orchestration.runs.broken import waiting_stages
-from clipfarm_dagster.orchestration.runs.in_flight import fail_dead_runs, videos_in_flight
+from clipfarm_dagster.orchestration.runs.dead import fail_dead_runs
+from clipfarm_dagster.orchestration.runs.id_list import id_list_run_config, id_list_run_tags
+from clipfarm_dagster.orchestration.runs.in_flight import videos_in_flight
 from clipfarm_dagster.orchestration.sensors.cursor import Cursor
-from clipfarm_dagster.planning.delta import StagePlan, listing_hash
+from clipfarm_dagster.planning.delta import listing_hash
 from clipfarm_dagster.stages import Stage
+from clipfarm_dagster.timestamps import timestamp
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -53,8 +51,6 @@ if TYPE_CHECKING:
 MINIMUM_INTERVAL_SECONDS = 30
 TICK_SECONDS = 30.0
 """After so long a tick takes up no further stage; Dagster ends a tick at 60 seconds by default."""
-MAX_NEW_PARTITIONS = 10_000
-"""Partitions that one tick adds; the rest follow in the next ones, newest first."""
 CHEAP_LISTING_SECONDS = 0.25
 LISTING_SHARE = 0.01
 MAX_ASKED_FOR = 300
@@ -106,11 +102,6 @@ class Seen(Cursor):
         return [stage for stage in Stage if len(state.missing[stage]) > MAX_ASKED_FOR]
 
 
-def chunks(video_ids: Sequence[str], size: int, limit: int) -> list[Sequence[str]]:
-    """At most `limit` chunks of at most `size` ids, in order."""
-    return [video_ids[i : i + size] for i in range(0, min(len(video_ids), size * limit), size)]
-
-
 @dg.sensor(
     name="embedding_sensor",
     jobs=EMBEDDING_JOBS,
@@ -154,7 +145,7 @@ def _tick(context: dg.SensorEvaluationContext, corpus: Corpus) -> dg.SensorResul
         names = ", ".join(repr(name) for name in list(latest.refused)[:5])
         context.log.warning(f"{latest.refused_ids} video_ids of the metadata are refused, such as {names}")
     partitions = set(context.instance.get_dynamic_partitions(VIDEO_PARTITIONS.name or ""))
-    added = _add_partitions(context.instance, latest.video_ids(), partitions)
+    added = add_partitions(context.instance, latest.video_ids(), partitions)
     partitions.update(added)
     settings = corpus.settings
     plans = corpus.plans(
@@ -175,7 +166,7 @@ def _tick(context: dg.SensorEvaluationContext, corpus: Corpus) -> dg.SensorResul
                 ledger, plan, most_missing=MAX_MISSING, most_restored=MAX_RESTORED
             )
         announce_restored(context.instance, corpus, stage, restored)
-        notes += _notes(stage, plan)
+        notes += plan_notes(stage, plan)
         ids = [video_id for video_id in plan.work["video_id"].to_pylist() if video_id in partitions]
         if ids and stage in waiting:
             notes.append(
@@ -262,34 +253,6 @@ def _found(
         # one that is refused is looked for in a listing
         there = [info is not None for info in corpus.store.head_each(raw_keys)]
     return [video_id for video_id, is_there in zip(missing, there, strict=True) if is_there]
-
-
-def _notes(stage: Stage, plan: StagePlan) -> list[str]:
-    """What a tick says of a stage."""
-    notes = []
-    if plan.reasons:
-        notes.append(f"{stage}: " + ", ".join(f"{count} {reason}" for reason, count in plan.reasons.items()))
-    if plan.missing.num_rows:
-        notes.append(f"{stage}: {plan.missing.num_rows} raw objects missing")
-    return notes
-
-
-def announce_restored(
-    instance: dg.DagsterInstance, corpus: Corpus, stage: Stage, rows: Sequence[LedgerRow]
-) -> None:
-    """Tell Dagster of vectors that are the right ones again, without a run."""
-    contract = corpus.contract(stage)
-    report_events(
-        instance, [embedding_materialization(stage, row, contract, corpus.store.url) for row in rows]
-    )
-
-
-def _add_partitions(instance: dg.DagsterInstance, video_ids: Sequence[str], known: set[str]) -> list[str]:
-    """Add partitions for the first unknown ids, in one call; returns them."""
-    new = [video_id for video_id in video_ids if video_id not in known][:MAX_NEW_PARTITIONS]
-    if new:
-        instance.add_dynamic_partitions(VIDEO_PARTITIONS.name or "", new)
-    return new
 
 
 def _resting(seen: Seen, in_flight: Mapping[Stage, set[str]]) -> str:

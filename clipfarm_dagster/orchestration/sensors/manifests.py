@@ -8,25 +8,20 @@ once they have changed and then come to rest.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 import dagster as dg
 
 from clipfarm_dagster.corpus import Corpus
 from clipfarm_dagster.errors import ClipFarmError
-from clipfarm_dagster.ledger.schema import timestamp
 from clipfarm_dagster.manifests.strategies import STRATEGIES
-from clipfarm_dagster.orchestration.assets.fusion import FUSED_ASSET_KEY
-from clipfarm_dagster.orchestration.assets.manifests import manifest_asset_key
+from clipfarm_dagster.orchestration.jobs import MANIFESTS_JOB, manifests_run_config
 from clipfarm_dagster.orchestration.resources.object_store import ObjectStoreResource
 from clipfarm_dagster.orchestration.resources.stage_state import StageStateResource
-from clipfarm_dagster.orchestration.runs.in_flight import (
-    UNFINISHED_RUN_STATUSES,
-    fail_dead_runs,
-    videos_in_flight,
-)
+from clipfarm_dagster.orchestration.runs.dead import fail_dead_runs
+from clipfarm_dagster.orchestration.runs.in_flight import UNFINISHED_RUN_STATUSES, videos_in_flight
 from clipfarm_dagster.orchestration.sensors.cursor import Cursor
 from clipfarm_dagster.stages import Stage
+from clipfarm_dagster.timestamps import timestamp
 
 MINIMUM_INTERVAL_SECONDS = 45
 """Longer than the interval of the embedding sensor, so that of two ticks the second sees what it launched."""
@@ -36,12 +31,6 @@ LONGEST_WAIT = timedelta(minutes=30)
 
 ALWAYS_FUSED = "concat"
 """The strategy that works with every model. The others are kept fresh once they have been materialized."""
-
-MANIFESTS_JOB = dg.define_asset_job(
-    "manifests_job",
-    selection=dg.AssetSelection.assets(FUSED_ASSET_KEY, *map(manifest_asset_key, Stage)),
-    description="Brings the manifests up to date with the ledgers, and then the fused vectors.",
-)
 
 
 @dataclass(frozen=True)
@@ -114,11 +103,6 @@ def corpus_versions(corpus: Corpus) -> dict[str, str]:
         with corpus.ledger(stage) as ledger:
             versions[str(stage)] = f"{corpus.contract(stage).id} {ledger.version()}"
     return versions
-
-
-def manifests_run_config(strategies: Sequence[str]) -> dict[str, Any]:
-    """Run config of a run of `MANIFESTS_JOB`."""
-    return {"ops": {FUSED_ASSET_KEY.to_python_identifier(): {"config": {"strategies": list(strategies)}}}}
 
 
 def strategies_in_use(corpus: Corpus) -> list[str]:

@@ -7,7 +7,7 @@ import pytest
 from transformers.models.videomae.image_processing_pil_videomae import VideoMAEImageProcessorPil
 
 from clipfarm_dagster.errors import ModelUnavailableError
-from clipfarm_dagster.modalities.video.encoder import frame_transform, pixel_values
+from clipfarm_dagster.modalities.video.pixels import frame_transform, pixel_values
 
 SETTINGS = [
     {},

@@ -32,16 +32,12 @@ from clipfarm_dagster.definitions import build_definitions
 from clipfarm_dagster.engine.engine import RECORD_EVERY_ITEMS, Progress
 from clipfarm_dagster.ledger.ledger import Ledger
 from clipfarm_dagster.ledger.schema import LedgerRow, Status
-from clipfarm_dagster.orchestration.assets.embeddings import (
-    BROKEN_TAG,
-    embedding_asset_key,
-    embedding_materialization,
-)
-from clipfarm_dagster.orchestration.checks import materialized_versions
-from clipfarm_dagster.orchestration.jobs import embedding_job_name, id_list_run_config
+from clipfarm_dagster.orchestration.events import embedding_materialization, materialized_versions
+from clipfarm_dagster.orchestration.names import BROKEN_TAG, embedding_asset_key, embedding_job_name
 from clipfarm_dagster.orchestration.partitions import VIDEO_PARTITIONS
 from clipfarm_dagster.orchestration.reconcile import Reconciled, reconcile
 from clipfarm_dagster.orchestration.resources.object_store import ObjectStoreResource
+from clipfarm_dagster.orchestration.runs.id_list import id_list_run_config
 from clipfarm_dagster.settings import load_settings
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster_tests.support.raw import metadata_row, put_metadata, put_transcript

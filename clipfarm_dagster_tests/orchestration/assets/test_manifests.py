@@ -9,11 +9,10 @@ from dagster._core.loader import LoadingContextForTest
 
 from clipfarm_dagster.definitions import build_definitions
 from clipfarm_dagster.manifests.refresh import stored_manifest
-from clipfarm_dagster.orchestration.assets.fusion import FUSED_ASSET_KEY
-from clipfarm_dagster.orchestration.assets.manifests import manifest_asset_key
+from clipfarm_dagster.orchestration.jobs import MANIFESTS_JOB, manifests_run_config
+from clipfarm_dagster.orchestration.names import FUSED_ASSET_KEY, manifest_asset_key
 from clipfarm_dagster.orchestration.resources.object_store import ObjectStoreResource
 from clipfarm_dagster.orchestration.resources.stage_state import StageStateResource
-from clipfarm_dagster.orchestration.sensors.manifests import MANIFESTS_JOB, manifests_run_config
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster_tests.support.corpora import embed, embed_all, open_corpus, write_metadata
 

@@ -20,8 +20,10 @@ import pytest
 from clipfarm_dagster.corpus import Corpus
 from clipfarm_dagster.instance import ensure_instance
 from clipfarm_dagster.ledger.schema import Status
-from clipfarm_dagster.orchestration.jobs import embedding_job_name, id_list_run_config
-from clipfarm_dagster.orchestration.runs.in_flight import fail_dead_runs, videos_in_flight
+from clipfarm_dagster.orchestration.names import embedding_job_name
+from clipfarm_dagster.orchestration.runs.dead import fail_dead_runs
+from clipfarm_dagster.orchestration.runs.id_list import id_list_run_config
+from clipfarm_dagster.orchestration.runs.in_flight import videos_in_flight
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster_tests.support.media import REPOSITORY
 from clipfarm_dagster_tests.support.raw import metadata_row, put_metadata, put_transcript
@@ -32,7 +34,7 @@ IDS = [f"v{number:03}" for number in range(300)]
 PATIENCE = 120
 JUDGE = """
 import dagster as dg
-from clipfarm_dagster.orchestration.runs.in_flight import fail_dead_runs
+from clipfarm_dagster.orchestration.runs.dead import fail_dead_runs
 with dg.DagsterInstance.get() as instance:
     print(fail_dead_runs(instance))
 """

@@ -18,17 +18,14 @@ from clipfarm_dagster.corpus import Corpus
 from clipfarm_dagster.definitions import build_definitions
 from clipfarm_dagster.errors import ClipFarmError
 from clipfarm_dagster.ledger.schema import Status
-from clipfarm_dagster.orchestration.jobs import (
-    embedding_job_name,
-    id_list,
-    id_list_run_config,
-    id_list_run_tags,
-)
+from clipfarm_dagster.orchestration.launching import chunks
+from clipfarm_dagster.orchestration.names import embedding_job_name
 from clipfarm_dagster.orchestration.partitions import VIDEO_PARTITIONS
 from clipfarm_dagster.orchestration.resources.object_store import ObjectStoreResource
 from clipfarm_dagster.orchestration.resources.stage_state import StageStateResource
+from clipfarm_dagster.orchestration.runs.id_list import id_list, id_list_run_config, id_list_run_tags
 from clipfarm_dagster.orchestration.sensors import embedding as sensors
-from clipfarm_dagster.orchestration.sensors.embedding import Seen, chunks, embedding_sensor
+from clipfarm_dagster.orchestration.sensors.embedding import Seen, embedding_sensor
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster_tests.support.raw import metadata_row, put_metadata, put_transcript, wav
 from clipfarm_dagster_tests.support.runs import create_run

@@ -10,16 +10,12 @@ from dagster import DagsterRunStatus
 
 from clipfarm_dagster.manifests.refresh import refresh_fused, refresh_manifest
 from clipfarm_dagster.manifests.strategies import make_strategy
-from clipfarm_dagster.orchestration.jobs import embedding_job_name, id_list_run_config
+from clipfarm_dagster.orchestration.jobs import MANIFESTS_JOB
+from clipfarm_dagster.orchestration.names import embedding_job_name
 from clipfarm_dagster.orchestration.resources.object_store import ObjectStoreResource
 from clipfarm_dagster.orchestration.resources.stage_state import StageStateResource
-from clipfarm_dagster.orchestration.sensors.manifests import (
-    LONGEST_WAIT,
-    MANIFESTS_JOB,
-    Seen,
-    decide,
-    manifest_sensor,
-)
+from clipfarm_dagster.orchestration.runs.id_list import id_list_run_config
+from clipfarm_dagster.orchestration.sensors.manifests import LONGEST_WAIT, Seen, decide, manifest_sensor
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster_tests.support.corpora import embed, embed_all, open_corpus
 from clipfarm_dagster_tests.support.runs import create_run

@@ -11,9 +11,9 @@ from typing import Any
 import dagster as dg
 import typer
 
-from clipfarm_dagster.cli.disk import QuietOnFullDisk
-from clipfarm_dagster.cli.interrupts import interrupts_blocked
 from clipfarm_dagster.errors import ClipFarmError
+from clipfarm_dagster.orchestration.full_disk import QuietOnFullDisk
+from clipfarm_dagster.orchestration.interrupts import interrupts_blocked
 from clipfarm_dagster.orchestration.runs.locks import lock_run, unlock_run
 
 
@@ -83,7 +83,7 @@ def check_result(result: dg.ExecuteInProcessResult) -> None:
         ClipFarmError: the run failed as a whole.
         typer.Abort: somebody interrupted it.
     """
-    from clipfarm_dagster.orchestration.assets.embeddings import FAILED_ITEMS_KEY
+    from clipfarm_dagster.orchestration.names import FAILED_ITEMS_KEY
 
     if result.success:
         return

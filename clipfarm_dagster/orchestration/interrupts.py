@@ -13,7 +13,6 @@ from clipfarm_dagster.ledger.patience import hurry
 EXIT_CODE = 130
 """Of a command that was interrupted: 128 and the number of SIGINT, as shells have it."""
 
-
 _AGAIN_SECONDS = 0.05
 
 

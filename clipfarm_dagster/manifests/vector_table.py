@@ -1,0 +1,70 @@
+"""Tables with a column of vectors: manifests that hold them, read in chunks."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from clipfarm_dagster.store.local_copies import LocalFile
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+
+VECTOR_COLUMN = "fused_vector"
+
+CHUNK = 1024
+"""Rows in memory at a time, and in a row group of the file."""
+
+
+def read_vectors(file: LocalFile) -> Iterator[tuple[list[str], np.ndarray[Any, Any]]]:
+    """Ids and vectors, float32 (videos, dimension), of a file of fused vectors, some at a time.
+
+    Raises:
+        ManifestError: the file cannot be read.
+    """
+    with opened(file) as parquet:
+        for group in range(parquet.num_row_groups):
+            table = parquet.read_row_group(group, columns=["video_id", VECTOR_COLUMN])
+            if table.num_rows:
+                yield table["video_id"].to_pylist(), matrix(table)
+
+
+def count_vectors(file: LocalFile) -> tuple[int, int]:
+    """Number of vectors in a file of fused vectors, and their dimension.
+
+    Raises:
+        ManifestError: the file cannot be read.
+    """
+    with opened(file) as parquet:
+        return parquet.metadata.num_rows, parquet.schema_arrow.field(VECTOR_COLUMN).type.list_size
+
+
+@contextlib.contextmanager
+def opened(file: LocalFile) -> Iterator[pq.ParquetFile]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with file.reading() as path, pq.ParquetFile(path) as parquet:
+        if VECTOR_COLUMN not in parquet.schema_arrow.names:
+            raise pa.ArrowInvalid(f"it has no column {VECTOR_COLUMN!r}")
+        yield parquet
+
+
+def with_vectors(rows: pa.Table, vectors: np.ndarray[Any, Any], schema: pa.Schema) -> pa.Table:
+    import pyarrow as pa
+
+    kind = schema.field(VECTOR_COLUMN).type
+    column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), type=kind)
+    return pa.table([*rows.columns, column], schema=schema)
+
+
+def matrix(table: pa.Table) -> np.ndarray[Any, Any]:
+    import numpy as np
+
+    column = table[VECTOR_COLUMN].combine_chunks()
+    values: np.ndarray[Any, Any] = column.flatten().to_numpy()
+    return values.reshape(len(column), -1) if len(column) else np.empty((0, 0), dtype=np.float32)

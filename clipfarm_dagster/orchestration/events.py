@@ -1,0 +1,77 @@
+"""What Dagster is told of one ledger row."""
+
+from typing import Any
+
+import dagster as dg
+
+from clipfarm_dagster.engine.outcomes import Outcome
+from clipfarm_dagster.ledger.schema import LedgerRow
+from clipfarm_dagster.orchestration.names import embedding_asset_key, raw_asset_key
+from clipfarm_dagster.orchestration.recording import (
+    DATA_VERSION_TAG,
+    data_version_tags,
+)
+from clipfarm_dagster.stages import Stage
+from clipfarm_dagster.vectors.contract import Contract
+from clipfarm_dagster.vectors.hashing import data_version
+
+
+def raw_observation(stage: Stage, video_id: str, etag: str) -> dg.AssetObservation:
+    """The observation of one raw object's version."""
+    return dg.AssetObservation(
+        asset_key=raw_asset_key(stage),
+        partition=video_id,
+        metadata={"etag": etag},
+        tags={DATA_VERSION_TAG: etag},
+    )
+
+
+def outcome_events(
+    stage: Stage, outcome: Outcome, contract: Contract, store_url: str
+) -> list[dg.AssetMaterialization | dg.AssetObservation]:
+    """What Dagster is told of an outcome: successes are materialized, and so is what they were made of."""
+    row = outcome.row
+    if not outcome.succeeded:
+        return []
+    observation = raw_observation(stage, row.video_id, row.raw_etag or "")
+    return [observation, embedding_materialization(stage, row, contract, store_url, outcome)]
+
+
+def embedding_materialization(
+    stage: Stage, row: LedgerRow, contract: Contract, store_url: str, outcome: Outcome | None = None
+) -> dg.AssetMaterialization:
+    """The materialization that stands for one ledger row of success."""
+    # a person's eyes first: Dagster shows the entries in this order
+    metadata: dict[str, Any] = {}
+    if outcome is not None and outcome.preview:
+        metadata["preview"] = dg.MetadataValue.md(outcome.preview)
+    if outcome is not None:
+        metadata["outcome"] = str(outcome.kind)
+    if row.note:
+        metadata["note"] = row.note
+    metadata |= {
+        "key": dg.MetadataValue.path(f"{store_url}/{row.artifact_key}"),
+        "dimension": row.embedding_dim or 0,
+        "seconds": round(row.seconds or 0.0, 3),
+        "model": f"{contract.model_name}@{contract.model_revision}",
+        "contract": contract.id,
+        "source_hash": row.source_hash or "",
+    }
+    return dg.AssetMaterialization(
+        asset_key=embedding_asset_key(stage),
+        partition=row.video_id,
+        metadata=metadata,
+        tags=data_version_tags(
+            data_version(row.source_hash or "", contract.id),
+            contract.preprocess_version,
+            {raw_asset_key(stage): row.raw_etag or ""},
+        ),
+    )
+
+
+def materialized_versions(instance: dg.DagsterInstance, asset_key: dg.AssetKey) -> dict[str, str]:
+    """Data version of each partition's latest materialization, read in one query."""
+    tags = instance.event_log_storage.get_latest_tags_by_partition(
+        asset_key, dg.DagsterEventType.ASSET_MATERIALIZATION, [DATA_VERSION_TAG]
+    )
+    return {partition: found[DATA_VERSION_TAG] for partition, found in tags.items()}

@@ -1,0 +1,172 @@
+"""What a run does that embeds videos, whatever launched it."""
+
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+
+import dagster as dg
+
+from clipfarm_dagster.canary.check import check_before_writing
+from clipfarm_dagster.canary.environment import current_environment
+from clipfarm_dagster.corpus import Corpus
+from clipfarm_dagster.engine.engine import EngineOptions, Progress, embed_items
+from clipfarm_dagster.engine.outcomes import Kind, Outcome
+from clipfarm_dagster.errors import StoreError
+from clipfarm_dagster.ledger.schema import LedgerRow
+from clipfarm_dagster.modalities.encoder import Encoder
+from clipfarm_dagster.orchestration.events import outcome_events
+from clipfarm_dagster.orchestration.names import (
+    BROKEN_TAG,
+    CONTRACT_TAG,
+    ENVIRONMENT_TAG,
+    FAILED_ITEMS_KEY,
+    embedding_asset_key,
+)
+from clipfarm_dagster.orchestration.progress import ProgressListener
+from clipfarm_dagster.orchestration.recording import (
+    Context,
+    record_events,
+    record_failed_partitions,
+)
+from clipfarm_dagster.orchestration.resources.encoders import EncodersResource
+from clipfarm_dagster.stages import Stage
+
+_LISTED_FAILURES = 100
+
+
+def embed_videos(
+    context: Context,
+    stage: Stage,
+    video_ids: Sequence[str],
+    corpus: Corpus,
+    encoders: EncodersResource,
+    listener: ProgressListener,
+) -> None:
+    """Embed some videos in a running step, and tell Dagster of each one that succeeded.
+
+    Raises:
+        dagster.Failure: items failed, or are unknown to the metadata; the others are done.
+        ClipFarmError: the metadata, the store, the ledger or the model cannot be used.
+    """
+    single = len(video_ids) == 1
+    failures: list[LedgerRow] = []
+
+    with _breakage_tagged(context), corpus.ledger(stage) as ledger:
+        contract = corpus.contract(stage)
+        items = corpus.work_items(stage, video_ids, ledger)
+        known = {item.video_id for item in items}
+        unknown = [video_id for video_id in video_ids if video_id not in known]
+        progress = Progress(len(items))
+        log = _ProgressLog(context, progress)
+
+        def on_recorded(outcomes: Sequence[Outcome]) -> None:
+            failed = [outcome.row for outcome in outcomes if outcome.kind == Kind.FAILED]
+            failures.extend(failed)
+            if failed:  # told at once, each of them: a run that breaks never comes to its list of failures
+                context.log.error("\n".join(f"{row.video_id}: {row.status}: {row.error}" for row in failed))
+            record_failed_partitions(context, embedding_asset_key(stage), [row.video_id for row in failed])
+            events = [
+                event for o in outcomes for event in outcome_events(stage, o, contract, corpus.store.url)
+            ]
+            record_events(context, events)
+            log.report()
+            listener(stage, progress)
+
+        try:
+            embed_items(
+                items,
+                contract=contract,
+                load_encoder=lambda: _checked_encoder(context, stage, corpus, encoders),
+                store=corpus.store,
+                keys=corpus.keys,
+                ledger=ledger,
+                options=EngineOptions.from_settings(corpus.settings, previews=single),
+                on_recorded=on_recorded,
+                progress=progress,
+            )
+        finally:
+            listener(stage, progress)
+            if not isinstance(sys.exception(), StoreError):  # a store that is away is not waited for again
+                ledger.push()
+    summary = progress.summary()
+    context.log.info(f"{stage}: {progress.line()}")
+    context.log.info(f"{stage}: {json.dumps(summary)}")
+    context.instance.add_run_tags(context.run.run_id, _summary_tags(summary))
+    if failures or unknown:
+        record_failed_partitions(context, embedding_asset_key(stage), unknown)
+        raise _failure(stage, failures, unknown, len(video_ids), summary)
+
+
+@contextmanager
+def _breakage_tagged(context: Context) -> Iterator[None]:
+    """Tag the run where the block, and not some of its items, goes wrong."""
+    try:
+        yield
+    except Exception as error:
+        context.instance.add_run_tags(context.run.run_id, {BROKEN_TAG: type(error).__name__})
+        raise
+
+
+def _checked_encoder(context: Context, stage: Stage, corpus: Corpus, encoders: EncodersResource) -> Encoder:
+    """The stage's encoder, once its canary agrees; the run is told contract and environment.
+
+    Raises:
+        ModelUnavailableError: it cannot be loaded.
+        DriftError: it no longer makes the vectors that it made before.
+    """
+    encoder = encoders.load(stage, corpus.settings)
+    environment, contract = current_environment(encoder.device), encoder.contract
+    tags = {CONTRACT_TAG: contract.id, ENVIRONMENT_TAG: environment.id}
+    context.instance.add_run_tags(context.run.run_id, tags)
+    context.log.info(f"contract {contract.id}: {contract.to_json()}")
+    context.log.info(f"environment {environment.id}: {environment.to_json()}")
+    check_before_writing(encoder, environment, corpus.store, corpus.keys, corpus.settings.home)
+    return encoder
+
+
+def _failure(
+    stage: Stage,
+    failures: Sequence[LedgerRow],
+    unknown: Sequence[str],
+    total: int,
+    summary: Mapping[str, float | int | str],
+) -> dg.Failure:
+    """The failure that ends a run with failed items, saying which and why."""
+    rows = [(row.video_id, str(row.status), row.error or "") for row in failures]
+    rows += [(video_id, "not in the metadata", "the metadata CSV has no row of it") for video_id in unknown]
+    listed = "\n".join(
+        f"{video_id}: {status}: {error}" for video_id, status, error in rows[:_LISTED_FAILURES]
+    )
+    more = f"\n… and {len(rows) - _LISTED_FAILURES} more" if len(rows) > _LISTED_FAILURES else ""
+    records = [
+        dg.TableRecord({"video_id": video_id, "status": status, "error": error})
+        for video_id, status, error in rows[:_LISTED_FAILURES]
+    ]
+    return dg.Failure(
+        description=f"{len(rows)} of {total} {stage} items failed; the others are done.\n{listed}{more}",
+        metadata={FAILED_ITEMS_KEY: len(rows), "failures": dg.MetadataValue.table(records), **summary},
+        allow_retries=False,
+    )
+
+
+def _summary_tags(summary: Mapping[str, float | int | str]) -> dict[str, str]:
+    """Run tags with a run's speed and what bounded it: a run's own metadata, to which Dagster gives no other
+    place. The log has the whole summary."""
+    names = ("items_per_second", "model_busy_share", "bottleneck", "peak_memory_mb")
+    return {f"clipfarm/{name}": str(summary[name]) for name in names}
+
+
+class _ProgressLog:
+    """A line in the run's log, at most one in ten seconds."""
+
+    def __init__(self, context: Context, progress: Progress) -> None:
+        self._context, self._progress = context, progress
+        self._last = datetime.now(UTC)
+
+    def report(self) -> None:
+        now = datetime.now(UTC)
+        if (now - self._last).total_seconds() >= 10:
+            self._last = now
+            self._context.log.info(self._progress.line())

@@ -1,0 +1,55 @@
+"""Vectors of a stage into a file for other tools."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from clipfarm_dagster.corpus import Corpus
+from clipfarm_dagster.errors import VectorFileError
+from clipfarm_dagster.manifests.fusion import Dropped
+from clipfarm_dagster.manifests.refresh import modality_vectors
+from clipfarm_dagster.manifests.vector_table import count_vectors
+from clipfarm_dagster.stages import Stage
+from clipfarm_dagster.transfer.vector_file import write_npz, write_parquet
+from clipfarm_dagster.vectors.contract import Contract
+
+if TYPE_CHECKING:
+    pass
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written."""
+
+    vectors: int
+    dimension: int
+    contract: Contract
+    dropped: list[Dropped]
+    """Vectors that are missing or wrong, and therefore not in the file."""
+
+
+def export_vectors(corpus: Corpus, stage: Stage, output: Path) -> Exported:
+    """Write all vectors of a modality that are done to `output`, which appears only once it is whole.
+
+    Raises:
+        VectorFileError: `output` ends neither in `.parquet` nor in `.npz`, or cannot be written.
+        ManifestError: this machine's file of all vectors is damaged.
+        StoreError: the store cannot be read.
+    """
+    writers = {".parquet": write_parquet, ".npz": write_npz}
+    if output.suffix not in writers:
+        raise VectorFileError(f"{output}: name a file that ends in .parquet or .npz")
+    contract = corpus.contract(stage)
+    vectors, fusion = modality_vectors(corpus, stage)
+    count, dimension = count_vectors(vectors)
+    try:
+        with tempfile.TemporaryDirectory(dir=output.absolute().parent, prefix=".clipfarm-") as scratch:
+            part = Path(scratch) / output.name
+            writers[output.suffix](vectors, part, contract)
+            part.replace(output)
+    except OSError as error:
+        raise VectorFileError(f"{output}: cannot be written: {error.strerror or error}") from None
+    return Exported(count, dimension, contract, fusion.dropped)
