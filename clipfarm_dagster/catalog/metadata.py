@@ -347,7 +347,7 @@ def _unchanged(file: BinaryIO, url: str) -> Iterator[None]:
 def metadata_columns(
     latest_rows: LatestRows, video_ids: Sequence[str], columns: Sequence[str]
 ) -> dict[str, list[str]]:
-    """Some columns of the latest metadata of each video, as text; empty where the metadata does not have it."""
+    """Some columns of the latest metadata of each video, as text; empty for videos that it does not have."""
     import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.parquet as pq

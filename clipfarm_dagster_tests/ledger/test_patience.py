@@ -19,7 +19,7 @@ from clipfarm_dagster.ledger.ledger import Ledger
 from clipfarm_dagster.ledger.postgres import silence_seconds, with_limits
 from clipfarm_dagster.ledger.schema import LedgerRow
 from clipfarm_dagster.stages import Stage
-from clipfarm_dagster_tests.support.postgres import new_database, postgres_server
+from clipfarm_dagster_tests.support.postgres import PostgresServer, new_database, postgres_server
 
 QUICK = "connect_timeout=2&options=-c%20statement_timeout%3D1000%20-c%20lock_timeout%3D500"
 
@@ -27,20 +27,19 @@ Freeze = Callable[[], None]
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, int]]:
-    """A server of these tests' own: its URL, and the id of its first process."""
-    folder = tmp_path_factory.mktemp("postgres")
-    with postgres_server(folder) as url:
-        yield url, int((folder / "data" / "postmaster.pid").read_text().split()[0])
+def server() -> Iterator[PostgresServer]:
+    """A server of these tests' own."""
+    with postgres_server() as running:
+        yield running
 
 
 @pytest.fixture
-def freeze(server: tuple[str, int]) -> Iterator[Freeze]:
+def freeze(server: PostgresServer) -> Iterator[Freeze]:
     """Stops all processes of the server in the middle of what they do; they go on after the test."""
     stopped: list[int] = []
 
     def stop() -> None:
-        first = server[1]
+        first = server.process_id
         children = Path(f"/proc/{first}/task/{first}/children").read_text().split()
         for pid in (first, *map(int, children)):
             os.kill(pid, signal.SIGSTOP)
@@ -53,8 +52,8 @@ def freeze(server: tuple[str, int]) -> Iterator[Freeze]:
 
 
 @pytest.fixture
-def url(server: tuple[str, int]) -> str:
-    return new_database(server[0])
+def url(server: PostgresServer) -> str:
+    return new_database(server.url)
 
 
 @contextmanager

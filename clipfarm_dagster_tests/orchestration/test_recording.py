@@ -20,7 +20,7 @@ from clipfarm_dagster.orchestration.recording import (
     record_failed_partitions,
     report_observations,
 )
-from clipfarm_dagster_tests.support.postgres import new_database, postgres_server
+from clipfarm_dagster_tests.support.postgres import new_database
 
 VIDEOS = dg.DynamicPartitionsDefinition(name="videos")
 IDS = [f"v{n:02}" for n in range(8)]
@@ -94,12 +94,6 @@ def observation(video_id: str, etag: str) -> dg.AssetObservation:
     return dg.AssetObservation(RAW, partition=video_id, tags={DATA_VERSION_TAG: etag})
 
 
-@pytest.fixture(scope="module")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with postgres_server(tmp_path_factory.mktemp("postgres")) as url:
-        yield url
-
-
 @pytest.fixture
 def instance(tmp_path: Path) -> Iterator[dg.DagsterInstance]:
     """Dagster's own default instance."""
@@ -117,7 +111,7 @@ def each_instance(
     if request.param == "shipped":
         ensure_instance(tmp_path)
     elif request.param == "postgres":
-        url = new_database(request.getfixturevalue("postgres"))
+        url = new_database(request.getfixturevalue("postgres_url"))
         (tmp_path / "dagster.yaml").write_text(f"storage: {{postgres: {{postgres_url: '{url}'}}}}")
     with dg.DagsterInstance.get() as instance:
         instance.add_dynamic_partitions("videos", IDS)

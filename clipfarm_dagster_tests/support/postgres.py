@@ -7,21 +7,42 @@ import pwd
 import shutil
 import socket
 import subprocess
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 
+@dataclass(frozen=True)
+class PostgresServer:
+    """A server that runs."""
+
+    url: str
+    """Less a database."""
+    process_id: int
+
+
 @contextmanager
-def postgres_server(folder: Path) -> Iterator[str]:
-    """Run a server on a free port of 127.0.0.1, its files in `folder`; yields its URL less a database."""
+def postgres_server() -> Iterator[PostgresServer]:
+    """Run a server on a free port of 127.0.0.1, its files in a folder of its own: those of pytest become
+    private again whenever another session starts."""
     initdb, server = _program("initdb"), _program("postgres")
     if initdb is None or server is None:
         pytest.skip("PostgreSQL is not installed (Debian's package postgresql)")
+    with (
+        tempfile.TemporaryDirectory(prefix="clipfarm-postgres-") as folder,
+        _running(initdb, server, Path(folder)) as running,
+    ):
+        yield running
+
+
+@contextmanager
+def _running(initdb: str, server: str, folder: Path) -> Iterator[PostgresServer]:
     user = _unprivileged_user(folder)
     data = folder / "data"
     command = [initdb, "-D", data, "-U", "clipfarm", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync"]
@@ -35,7 +56,7 @@ def postgres_server(folder: Path) -> Iterator[str]:
     )
     try:
         _wait_until_ready(port, process)
-        yield f"postgresql://clipfarm@127.0.0.1:{port}"
+        yield PostgresServer(f"postgresql://clipfarm@127.0.0.1:{port}", process.pid)
     finally:
         process.terminate()
         process.wait(30)
@@ -66,9 +87,6 @@ def _unprivileged_user(folder: Path) -> int | None:
         return None
     nobody = pwd.getpwnam("nobody").pw_uid
     os.chown(folder, nobody, -1)
-    for parent in folder.parents:
-        if parent.stat().st_uid == 0 and not parent.stat().st_mode & 0o001:
-            parent.chmod(parent.stat().st_mode | 0o011)
     return nobody
 
 
