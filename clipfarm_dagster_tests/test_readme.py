@@ -32,13 +32,6 @@ def test_every_setting_has_a_description():
     assert len(settings_table().splitlines()) - 2 > len(Settings.model_fields)
 
 
-def test_every_make_target_of_the_readme_exists():
-    makefile = (Path(__file__).parent.parent / "Makefile").read_text()
-    targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
-
-    assert set(re.findall(r"\bmake ([a-z-]+)`?", README)) <= targets
-
-
 def test_the_pinned_models_of_the_readme_are_the_defaults():
     for stage in (Settings().video, Settings().audio, Settings().text):
         assert f"`{stage.model}`" in README
