@@ -1,4 +1,25 @@
-"""Every error that ClipFarm raises on purpose; each says what happened, to what, and what to do."""
+"""Every error that ClipFarm raises on purpose; each says what happened, to what, and what to do.
+
+ClipFarmError
+├── SettingsError
+├── MetadataError
+├── InvalidVideoIdError
+├── StoreError
+│   ├── StoreUnavailableError
+│   ├── ObjectMissingError
+│   └── PreconditionFailedError
+├── LedgerError
+├── ModelUnavailableError
+├── InvalidRawObjectError
+├── PreparationError
+├── WorkersLostError
+├── ManifestError
+├── FusionError
+├── VectorFileError
+├── DriftError
+├── BaselineError
+└── VideoNotFoundError
+"""
 
 from __future__ import annotations
 
