@@ -18,7 +18,8 @@ ClipFarmError
 ├── VectorFileError
 ├── DriftError
 ├── BaselineError
-└── VideoNotFoundError
+├── VideoNotFoundError
+└── ServiceEndedError
 """
 
 from __future__ import annotations
@@ -125,3 +126,7 @@ class BaselineError(ClipFarmError):
 
 class VideoNotFoundError(ClipFarmError):
     """There is no vector, or no row, of a video that was named."""
+
+
+class ServiceEndedError(ClipFarmError):
+    """A program that `clipfarm dev` keeps running has ended."""

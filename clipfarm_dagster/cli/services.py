@@ -15,15 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from clipfarm_dagster.errors import ClipFarmError
+from clipfarm_dagster.errors import ServiceEndedError
 
 STOP_SECONDS = 30.0
 """Runs that are interrupted record what they have finished; what takes longer is killed."""
 _LOOK_SECONDS = 0.5
-
-
-class ServiceEndedError(ClipFarmError):
-    """A program that was to run for ever has ended."""
 
 
 @dataclass(frozen=True)
