@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import tomllib
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -83,3 +84,15 @@ def test_pre_commit_runs_what_make_lint_runs() -> None:
 
     assert [hook["entry"] for hook in hooks] == _recipe("lint")
     assert {hook["language"] for hook in hooks} == {"system"}
+
+
+def test_the_packages_of_the_architecture_are_those_that_imports_are_checked_for() -> None:
+    drawn = re.search(
+        r"^```text\n(cli .*?)^```", (REPOSITORY / "docs/architecture.md").read_text(), re.M | re.S
+    )
+    assert drawn
+    lines = [re.split(r" {2,}", line)[0] for line in drawn[1].splitlines()]
+    config = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
+    [rooms] = [each for each in config["tool"]["importlinter"]["contracts"] if each["type"] == "layers"]
+
+    assert lines == rooms["layers"]
