@@ -90,8 +90,8 @@ def refresh(home: Path) -> None:
     started = time.perf_counter()
     corpus = open_corpus(home)
     for stage in Stage:
-        with corpus.ledger(stage) as ledger:
-            refresh_manifest(corpus, ledger)
+        with corpus.stage(stage) as opened:
+            refresh_manifest(opened)
     manifests = time.perf_counter() - started
     done = refresh_fused(corpus, make_strategy("concat", ""))
     figures = {

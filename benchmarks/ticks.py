@@ -64,10 +64,11 @@ def finish(corpus: Corpus) -> None:
     """Record all that there is to do as done."""
     latest = corpus.latest_rows()
     for stage in Stage:
-        contract_id, now = corpus.contract(stage).id, timestamp(datetime.now(UTC))
-        with corpus.ledger(stage) as ledger:
-            work = corpus.plan(stage, latest, ledger).work.to_pylist()
-            ledger.record(
+        now = timestamp(datetime.now(UTC))
+        with corpus.stage(stage) as opened:
+            contract_id = opened.contract.id
+            work = opened.plan(latest).work.to_pylist()
+            opened.ledger.record(
                 [
                     LedgerRow(
                         video_id=row["video_id"],

@@ -32,6 +32,7 @@ from clipfarm_dagster.store import ObjectStore
 from clipfarm_dagster_tests.support.faults import HANGS, KILLS_ITS_PROCESS
 from clipfarm_dagster_tests.support.raw import metadata_row, put_metadata
 from clipfarm_dagster_tests.support.sounds import wav
+from clipfarm_dagster_tests.support.stages import opened
 from workbench.seaweedfs import SeaweedFS, running_seaweedfs, weed_program
 
 STAGE = Stage.AUDIO
@@ -190,7 +191,7 @@ def run_until_done(chaos: Chaos, healthy: int, seaweedfs: SeaweedFS, model_log: 
     assert not kill_at
     assert store_away_at is None
     with corpus.ledger(STAGE) as ledger:
-        assert corpus.plan(STAGE, corpus.latest_rows(), ledger).work.num_rows == 0
+        assert opened(corpus, ledger).plan(corpus.latest_rows()).work.num_rows == 0
 
 
 def undisturbed(raw: Mapping[str, bytes], folder: Path) -> dict[str, bytes]:

@@ -27,12 +27,14 @@ from clipfarm_dagster.errors import InvalidRawObjectError, LedgerError
 from clipfarm_dagster.ledger.ledger import Ledger
 from clipfarm_dagster.ledger.rows import RetryPolicy
 from clipfarm_dagster.ledger.schema import LedgerRow, Status
+from clipfarm_dagster.ledger.verify import repair_vectors, retry_failures, verify_vectors
 from clipfarm_dagster.modalities.encoder import Prepared, Trace
 from clipfarm_dagster.settings import load_settings
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.vectors.contract import Contract
 from clipfarm_dagster.vectors.npy import from_npy
 from clipfarm_dagster_tests.support.raw import put_metadata
+from clipfarm_dagster_tests.support.stages import opened
 
 IDS = [f"v{n}" for n in range(24)]
 FIELDS = ("title", "description", "query")
@@ -227,12 +229,16 @@ class World:
             store.delete(key)
         else:
             store.put(key, store.get(key).data[:-3])
-        bad = [finding for finding in self.corpus.verify(self.ledger) if finding.problem is not None]
+        bad = [
+            finding
+            for finding in verify_vectors(self.ledger, self.corpus.store, self.corpus.keys)
+            if finding.problem is not None
+        ]
         found = {finding.video_id for finding in bad}
         lost = self.videos[video_id]
         assert (video_id in found) == (lost.status == "success" or lost.vector is not None)
         assert all(self.videos[other].vector is None for other in found - {video_id})
-        assert set(self.corpus.repair(self.ledger, bad)) == found
+        assert set(repair_vectors(self.ledger, bad)) == found
         lost.vector = None
 
     def remove_id(self, video_id: str, value: int) -> None:
@@ -248,7 +254,7 @@ class World:
 
     def retry_all(self, video_id: str, value: int) -> None:
         failed = {name for name, video in self.videos.items() if video.status == "failed"}
-        assert set(self.corpus.retry(self.ledger)) == failed
+        assert set(retry_failures(self.ledger)) == failed
         for name in failed:
             self.videos[name].failures, self.videos[name].given_up = 0, False
 
@@ -260,9 +266,11 @@ class World:
         before = self.ledger.rows(IDS)
         self._put_metadata()
         contract = self.corpus.contract(Stage.TEXT)
-        plan = self.corpus.plan(Stage.TEXT, self.corpus.latest_rows(), self.ledger)
-        self.corpus.record_settled(self.ledger, plan)
-        items = self.corpus.work_items(Stage.TEXT, plan.work["video_id"].to_pylist(), self.ledger)
+        plan = opened(self.corpus, self.ledger).plan(self.corpus.latest_rows())
+        opened(self.corpus, self.ledger).record_settled(plan)
+        items = opened(self.corpus, self.ledger).work_items(
+            plan.work["video_id"].to_pylist(), self.corpus.latest_rows()
+        )
         encoder = HashingEncoder(contract, self.broken, interrupt_after)
         self.ledger.crash = crash
         try:
@@ -283,7 +291,7 @@ class World:
             self.ledger.crash = False
         self._judge(expected, before, encoder, whole)
         if whole:
-            again = self.corpus.plan(Stage.TEXT, self.corpus.latest_rows(), self.ledger)
+            again = opened(self.corpus, self.ledger).plan(self.corpus.latest_rows())
             due = {name for name in IDS if self._expected(name) in ("embedded", "fails", "invalid")}
             assert set(again.work["video_id"].to_pylist()) == due <= self.broken
             assert again.missing.num_rows == again.restored.num_rows == 0

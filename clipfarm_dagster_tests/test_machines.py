@@ -16,6 +16,7 @@ from clipfarm_dagster.corpus import Corpus
 from clipfarm_dagster.errors import LedgerError, StoreError
 from clipfarm_dagster.ledger.ledger import Ledger
 from clipfarm_dagster.ledger.schema import LedgerRow, Status
+from clipfarm_dagster.ledger.verify import retry_failures
 from clipfarm_dagster.manifests.refresh import refresh_manifest
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.store import ObjectStore
@@ -28,6 +29,7 @@ from clipfarm_dagster_tests.support.machines import (
     sync_texts,
 )
 from clipfarm_dagster_tests.support.postgres import new_database
+from clipfarm_dagster_tests.support.stages import opened
 from clipfarm_dagster_tests.test_corpus_property import vector_of
 
 IDS = [f"v{n}" for n in range(8)]
@@ -138,9 +140,9 @@ def test_a_machine_that_was_away_makes_a_whole_manifest_and_repeats_no_old_failu
     sync_texts(one)
 
     with two.ledger(Stage.TEXT) as ledger:
-        assert two.retry(ledger) == []
+        assert retry_failures(ledger) == []
         ledger.push()
-        refreshed = refresh_manifest(two, ledger)
+        refreshed = refresh_manifest(opened(two, ledger))
 
     assert refreshed.manifest.table.num_rows == len(IDS)
     with one.ledger(Stage.TEXT) as ledger:
@@ -186,7 +188,7 @@ def test_nothing_is_written_where_there_is_nothing_to_do(store: ObjectStore, tmp
     put_texts(corpus, {}, minute=1)
     before = store.list()["key"].to_pylist()
     with corpus.ledger(Stage.TEXT) as ledger:
-        corpus.plan(Stage.TEXT, corpus.latest_rows(), ledger)
+        opened(corpus, ledger).plan(corpus.latest_rows())
         ledger.push()
     assert store.list()["key"].to_pylist() == before
 

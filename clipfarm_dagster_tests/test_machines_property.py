@@ -26,11 +26,13 @@ from clipfarm_dagster.errors import LedgerError
 from clipfarm_dagster.ledger.journal import Journal
 from clipfarm_dagster.ledger.ledger import Ledger
 from clipfarm_dagster.ledger.schema import Status
+from clipfarm_dagster.ledger.verify import retry_failures, verify_vectors
 from clipfarm_dagster.manifests.refresh import refresh_manifest
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.store import ObjectStore
 from clipfarm_dagster.vectors.npy import from_npy
 from clipfarm_dagster_tests.support.machines import open_corpus, put_texts, put_transcript, sync_texts
+from clipfarm_dagster_tests.support.stages import opened
 from clipfarm_dagster_tests.test_corpus_property import vector_of
 
 IDS = [f"v{n}" for n in range(12)]
@@ -208,7 +210,7 @@ class World:
     def manifest(self, machine: Machine) -> None:
         corpus = machine.corpus(self.contract)
         with corpus.ledger(Stage.TEXT) as ledger:
-            refreshed = refresh_manifest(corpus, ledger)
+            refreshed = refresh_manifest(opened(corpus, ledger))
         claims = {video_id for video_id, (contract_id, _) in self.claims().items() if contract_id}
         current = corpus.contract(Stage.TEXT).id
         expected = {i for i in claims if self.claims()[i][0] == current}
@@ -217,7 +219,7 @@ class World:
     def retry(self, machine: Machine) -> None:
         corpus = machine.corpus(self.contract)
         with corpus.ledger(Stage.TEXT) as ledger:
-            corpus.retry(ledger)
+            retry_failures(ledger)
             ledger.push()
 
     def repair(self, machine: Machine) -> None:
@@ -244,7 +246,11 @@ class World:
     def wrong(self, corpus: Corpus, ledger: Ledger) -> list[object]:
         """Vectors that a row claims and that are not what it says. One that is marked is work already."""
         claiming = {video_id for video_id, row in ledger.rows(IDS).items() if row.vector_source_hash}
-        return [f for f in corpus.verify(ledger) if f.problem and f.video_id in claiming]
+        return [
+            f
+            for f in verify_vectors(ledger, corpus.store, corpus.keys)
+            if f.problem and f.video_id in claiming
+        ]
 
     def claims(self) -> dict[str, tuple[str | None, str | None]]:
         """Contract and SHA-256 of each vector that the log in the store claims, for a machine that is new."""

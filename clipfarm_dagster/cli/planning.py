@@ -96,8 +96,8 @@ def _count_orphans(corpus: Corpus, latest: LatestRows, plans: dict[Stage, StageP
     orphaned: set[str] = set()
     for stage, made in plans.items():
         if made.orphaned:
-            with corpus.ledger(stage) as ledger:
-                orphaned |= corpus.orphans(latest, ledger)
+            with corpus.stage(stage) as opened:
+                orphaned |= opened.orphans(latest)
     return len(orphaned)
 
 
@@ -129,8 +129,8 @@ def _explain(
 ) -> None:
     found: list[Explanation] = []
     for stage in stages:
-        with corpus.ledger(stage) as ledger:
-            found.append(corpus.explain(stage, video_id, latest, ledger))
+        with corpus.stage(stage) as opened:
+            found.append(opened.explain(video_id, latest))
     if as_json:
         answer = {}
         for explanation in found:

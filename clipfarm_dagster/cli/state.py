@@ -8,9 +8,9 @@ import typer
 
 from clipfarm_dagster.cli.output import Json, Stages, console, print_json, table
 from clipfarm_dagster.corpus import Corpus
-from clipfarm_dagster.corpus.corpus import Finding
 from clipfarm_dagster.errors import ClipFarmError
 from clipfarm_dagster.ledger.schema import FAILED_STATUSES
+from clipfarm_dagster.ledger.verify import VectorFinding, repair_vectors, retry_failures, verify_vectors
 from clipfarm_dagster.settings import load_settings
 from clipfarm_dagster.stages import Stage
 
@@ -88,13 +88,13 @@ def verify(
     checked, repaired, bad = 0, 0, []
     for chosen in stage or list(Stage):
         with corpus.ledger(chosen) as ledger:
-            found: list[Finding] = []
-            for finding in corpus.verify(ledger):
+            found: list[VectorFinding] = []
+            for finding in verify_vectors(ledger, corpus.store, corpus.keys):
                 checked += 1
                 if finding.problem is not None:
                     found.append(finding)
             if repair and found:
-                repaired += len(corpus.repair(ledger, found))
+                repaired += len(repair_vectors(ledger, found))
                 ledger.push()
         bad += [
             {"stage": str(chosen), "video_id": one.video_id, "key": one.key, "problem": one.problem}
@@ -132,7 +132,7 @@ def retry(
     due: dict[str, list[str]] = {}
     for chosen in stage or list(Stage):
         with corpus.ledger(chosen) as ledger:
-            due[str(chosen)] = corpus.retry(ledger, None if everything else set(video_ids or ()))
+            due[str(chosen)] = retry_failures(ledger, None if everything else set(video_ids or ()))
             ledger.push()
     done = {video_id for ids in due.values() for video_id in ids}
     unknown = [video_id for video_id in dict.fromkeys(video_ids or ()) if video_id not in done]

@@ -80,7 +80,7 @@ def sync_corpus(
         ClipFarmError: the metadata, the store, a ledger or a model cannot be used.
     """
     from clipfarm_dagster.definitions import build_definitions
-    from clipfarm_dagster.orchestration.launching import announce_restored
+    from clipfarm_dagster.orchestration.launching import add_partitions, settle
     from clipfarm_dagster.orchestration.partitions import VIDEO_PARTITIONS
     from clipfarm_dagster.orchestration.runs.dead import fail_dead_runs
     from clipfarm_dagster.orchestration.runs.in_flight import videos_in_flight
@@ -89,8 +89,7 @@ def sync_corpus(
     for stage in stages:  # what cannot be had is told before anything begins
         corpus.contract(stage)
     known = set(instance.get_dynamic_partitions(VIDEO_PARTITIONS.name or ""))
-    if new := [video_id for video_id in latest.video_ids() if video_id not in known]:
-        instance.add_dynamic_partitions(VIDEO_PARTITIONS.name or "", new)
+    add_partitions(instance, latest.video_ids(), known)
     fail_dead_runs(instance)
     answer: dict[str, dict[str, Any]] = {}
     left: Counter[Stage] = Counter()
@@ -99,15 +98,14 @@ def sync_corpus(
         definitions = build_definitions({"progress": listener})
         for stage in stages:
             started = time.monotonic()
-            with corpus.ledger(stage) as ledger:
+            with corpus.stage(stage) as opened:
                 theirs = videos_in_flight(instance)[stage]
                 left[stage] += len(theirs)
-                plan = corpus.plan(stage, latest, ledger, in_flight=theirs)
+                plan = opened.plan(latest, in_flight=theirs)
                 if plan.work.num_rows:  # a model that cannot be had is told before anything is written
                     stage_checkpoint(stage, corpus.settings).download()
-                restored = corpus.record_settled(ledger, plan)
-                ledger.push()
-            announce_restored(instance, corpus, stage, restored)
+                settle(instance, opened, plan)
+                opened.ledger.push()
             left[stage] += _embed(
                 corpus, instance, definitions, stage, plan.work["video_id"].to_pylist(), listener
             )
@@ -137,6 +135,7 @@ def _embed(
     listener: Listener,
 ) -> int:
     """Embed some videos in runs of this process; returns how many were left to other runs."""
+    from clipfarm_dagster.orchestration.launching import chunks
     from clipfarm_dagster.orchestration.names import embedding_job_name
     from clipfarm_dagster.orchestration.runs.id_list import id_list_run_config, id_list_run_tags
     from clipfarm_dagster.orchestration.runs.in_flight import videos_in_flight
@@ -144,10 +143,9 @@ def _embed(
     left = 0
     if video_ids:
         listener.start(stage, len(video_ids))
-    for start in range(0, len(video_ids), corpus.settings.run_size):
+    for planned in chunks(video_ids, corpus.settings.run_size):
         # the sensor may have taken some meanwhile; what it has finished costs no model call
         theirs = videos_in_flight(instance)[stage]
-        planned = video_ids[start : start + corpus.settings.run_size]
         chunk = [video_id for video_id in planned if video_id not in theirs]
         listener.start(stage, len(chunk) - len(planned))
         left += len(planned) - len(chunk)

@@ -141,12 +141,12 @@ def _named_contract(
 
 
 def _tell_dagster(corpus: Corpus, stage: Stage, done: Imported) -> None:
-    from clipfarm_dagster.orchestration.launching import announce_restored
+    from clipfarm_dagster.orchestration.launching import announce
     from clipfarm_dagster.orchestration.partitions import VIDEO_PARTITIONS
 
     with dagster_instance(corpus.settings) as instance:
         instance.add_dynamic_partitions(VIDEO_PARTITIONS.name or "", [row.video_id for row in done.rows])
-        announce_restored(instance, corpus, stage, done.rows)
+        announce(instance, stage, done.rows, done.contract, corpus.store.url)
 
 
 def _show(done: Imported, current: bool) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from clipfarm_dagster.catalog.metadata import metadata_columns
 from clipfarm_dagster.corpus import Corpus
+from clipfarm_dagster.corpus.stage_corpus import list_raw_objects
 from clipfarm_dagster.engine.local.preparation import Limits, PreparedItem, preparation
 from clipfarm_dagster.engine.options import cores
 from clipfarm_dagster.errors import ClipFarmError, InvalidRawObjectError, PreparationError, StoreError
@@ -80,7 +81,7 @@ def _thumbnails(corpus: Corpus, video_ids: Sequence[str], on_problem: OnProblem)
     """A picture of each clip, or None where there is none; made once for each version of a clip."""
     folder = corpus.settings.home / "cache" / "thumbnails"
     folder.mkdir(parents=True, exist_ok=True)
-    listing = corpus.raw_listing(Stage.VIDEO)
+    listing = list_raw_objects(corpus.store, corpus.keys, Stage.VIDEO)
     etags = dict(zip(listing["key"].to_pylist(), listing["etag"].to_pylist(), strict=True))
     ids = {corpus.keys.raw(Stage.VIDEO, video_id): video_id for video_id in video_ids}
     files = {

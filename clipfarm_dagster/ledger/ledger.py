@@ -5,9 +5,7 @@ Writes go through SQLAlchemy in one transaction a batch; large bulk reads go thr
 
 from __future__ import annotations
 
-import random
 import sqlite3
-import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,12 +19,9 @@ from sqlalchemy import (
     URL,
     Column,
     Connection,
-    Engine,
     MetaData,
     Table,
     Text,
-    create_engine,
-    event,
     func,
     inspect,
     make_url,
@@ -49,6 +44,7 @@ from clipfarm_dagster.ledger.schema import (
     processed_items_table,
     unsent_table,
 )
+from clipfarm_dagster.ledger.sqlite import sqlite_engine
 from clipfarm_dagster.ledger.versions import forgotten, to_write
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.vectors.contract import Contract
@@ -60,9 +56,6 @@ if TYPE_CHECKING:
 
 _ROWS_READ_HERE = 20_000
 """Up to so many rows are read in this process; for more, starting another one pays."""
-
-_BUSY_SECONDS = 60.0
-"""How long a connection waits for another one's lock on an SQLite file."""
 
 _IDS_PER_QUERY = 500
 """SQLite as Debian ships it allows 32,766 bound values a statement, older ones 999."""
@@ -99,11 +92,14 @@ class Ledger:
         self.journal: Journal | None = None
         """Its end of the log in the store; null where machines share the database, or it stands alone."""
         self.before_first_write: Callable[[], None] | None = None
-        self._engine = _create_engine(url)
+        self._engine = postgres_engine(url) if self._schema else sqlite_engine(url)
         self._writing_engine = self._engine.execution_options(clipfarm_writes=True)
         try:
-            with self._writing_engine.begin() as connection:
-                self._migrate(connection)
+            with self._engine.connect() as connection:
+                current = self._is_current(connection)
+            if not current:  # only then, since it waits for whoever is writing
+                with self._writing_engine.begin() as connection:
+                    self._migrate(connection)
         except SQLAlchemyError as error:
             self._engine.dispose()
             raise self._error("open", error) from None
@@ -372,6 +368,20 @@ class Ledger:
             cause += f"; {advice}"
         return LedgerError(f"cannot {action} the {self.stage} ledger at {self.name}: {cause}")
 
+    def _is_current(self, connection: Connection) -> bool:
+        """Whether the database has all that this version needs, so that opening it changes nothing."""
+        inspector = inspect(connection)
+        tables = [self._items, self._contracts, self._versions, self._corpus, self._unsent]
+        if not all(table is None or inspector.has_table(table.name, table.schema) for table in tables):
+            return False
+        columns = {column["name"] for column in inspector.get_columns(self._items.name, self._schema)}
+        indexes = {index["name"] for index in inspector.get_indexes(self._items.name, self._schema)}
+        return (
+            columns.issuperset(self._items.columns.keys())
+            and indexes.issuperset(index.name for index in self._items.indexes)
+            and connection.execute(select(self._versions)).first() is not None
+        )
+
     def _migrate(self, connection: Connection) -> None:
         """Create what is missing; add the columns that a database of an older schema lacks."""
         if self._schema is not None:
@@ -423,39 +433,6 @@ class _Guarded:
 def new_version() -> str:
     """A text that no ledger has had as its version."""
     return uuid.uuid4().hex
-
-
-def _create_engine(url: URL) -> Engine:
-    if url.get_backend_name() == "postgresql":
-        return postgres_engine(url)
-    engine = create_engine(url, connect_args={"timeout": _BUSY_SECONDS, "isolation_level": None})
-
-    @event.listens_for(engine, "connect")
-    def _set_pragmas(connection: Any, _record: Any) -> None:
-        _use_wal(connection)
-        connection.execute("PRAGMA synchronous=NORMAL")
-
-    @event.listens_for(engine, "begin")
-    def _begin(connection: Connection) -> None:
-        # a deferred transaction that reads before it writes fails when another process writes between
-        writes = connection.get_execution_options().get("clipfarm_writes", False)
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
-
-    return engine
-
-
-def _use_wal(connection: sqlite3.Connection) -> None:
-    """Switch to a write-ahead log. SQLite does not wait for a lock here, so several processes that open a new
-    file at the same time would meet `database is locked` at once."""
-    deadline = time.monotonic() + _BUSY_SECONDS
-    while True:
-        try:
-            connection.execute("PRAGMA journal_mode=WAL")
-            return
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
-                raise
-            time.sleep(random.uniform(0.005, 0.05))  # noqa: S311 - only so that processes do not go in step
 
 
 def _ledger_row(mapping: Any) -> LedgerRow:

@@ -8,9 +8,8 @@ from datetime import datetime
 
 from clipfarm_dagster.ledger.ledger import Ledger
 from clipfarm_dagster.ledger.schema import Status
-from clipfarm_dagster.ledger.versions import forgotten
+from clipfarm_dagster.ledger.verify import lost_row
 from clipfarm_dagster.manifests.fusion import Dropped
-from clipfarm_dagster.timestamps import timestamp
 
 
 def record_lost(ledger: Ledger, dropped: Sequence[Dropped], now: datetime) -> list[Dropped]:
@@ -36,8 +35,7 @@ def record_lost(ledger: Ledger, dropped: Sequence[Dropped], now: datetime) -> li
             (
                 row,
                 replace(
-                    forgotten(row),
-                    processed_at=timestamp(now),
+                    lost_row(row, now),
                     note=f"its vector was lost ({mine[row.video_id].problem}); it is embedded again",
                 ),
             )

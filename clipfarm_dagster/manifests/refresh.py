@@ -9,9 +9,8 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
-from clipfarm_dagster.corpus import Corpus
+from clipfarm_dagster.corpus import Corpus, StageCorpus
 from clipfarm_dagster.errors import ManifestError
-from clipfarm_dagster.ledger.ledger import Ledger
 from clipfarm_dagster.manifests.fusion import Dropped, Fusion, FusionPlan
 from clipfarm_dagster.manifests.lost import record_lost
 from clipfarm_dagster.manifests.manifest import (
@@ -26,14 +25,14 @@ from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.store.local_copies import LocalCopies, LocalCopy, LocalFile
 
 
-def local_copies(corpus: Corpus) -> LocalCopies:
+def local_copies(corpus: Corpus | StageCorpus) -> LocalCopies:
     """This machine's copies of the store's manifests."""
     return LocalCopies(corpus.store, corpus.settings.home / "cache" / "manifests")
 
 
-def current_manifest(corpus: Corpus, ledger: Ledger) -> Manifest:
+def current_manifest(stage: StageCorpus) -> Manifest:
     """A modality's manifest as its ledger gives it now."""
-    return build_manifest(corpus.contract(ledger.stage), ledger.columns(LEDGER_COLUMNS_READ), corpus.keys)
+    return build_manifest(stage.contract, stage.ledger.columns(LEDGER_COLUMNS_READ), stage.keys)
 
 
 @dataclass(frozen=True)
@@ -46,10 +45,10 @@ class RefreshedManifest:
     """Whether it had to be written."""
 
 
-def refresh_manifest(corpus: Corpus, ledger: Ledger) -> RefreshedManifest:
+def refresh_manifest(stage: StageCorpus) -> RefreshedManifest:
     """Bring a modality's manifest in the store up to date with its ledger."""
-    manifest = current_manifest(corpus, ledger)
-    copy, written = write_manifest(manifest, local_copies(corpus), corpus.keys.manifest(ledger.stage))
+    manifest = current_manifest(stage)
+    copy, written = write_manifest(manifest, local_copies(stage), stage.keys.manifest(stage.stage))
     return RefreshedManifest(manifest, copy.etag, written)
 
 
@@ -137,8 +136,8 @@ def modality_vectors(corpus: Corpus, stage: Stage) -> tuple[LocalFile, Fusion]:
     """
     path = corpus.settings.home / "cache" / "manifests" / f"vectors-{stage}.parquet"
     path.parent.mkdir(parents=True, exist_ok=True)
-    with corpus.ledger(stage) as ledger:
-        manifest = current_manifest(corpus, ledger)
+    with corpus.stage(stage) as opened:
+        manifest = current_manifest(opened)
     file = LocalFile(path, str(path), "delete it, and it is made anew")
     with closing(FusionPlan(Single(stage), {stage: manifest}, file if path.exists() else None)) as plan:
         if plan.unchanged:

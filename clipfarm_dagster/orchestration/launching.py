@@ -1,29 +1,72 @@
 """What the sensor and `clipfarm sync` share on the way from a plan to runs."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
 
 import dagster as dg
 
-from clipfarm_dagster.corpus import Corpus
+from clipfarm_dagster.corpus import StageCorpus
 from clipfarm_dagster.ledger.schema import LedgerRow
 from clipfarm_dagster.orchestration.events import embedding_materialization
 from clipfarm_dagster.orchestration.partitions import VIDEO_PARTITIONS
 from clipfarm_dagster.orchestration.recording import report_events
 from clipfarm_dagster.planning.delta import StagePlan
 from clipfarm_dagster.stages import Stage
-
-if TYPE_CHECKING:
-    pass
-
+from clipfarm_dagster.vectors.contract import Contract
 
 MAX_NEW_PARTITIONS = 10_000
 """Partitions that one tick adds; the rest follow in the next ones, newest first."""
 
 
-def chunks(video_ids: Sequence[str], size: int, limit: int) -> list[Sequence[str]]:
-    """At most `limit` chunks of at most `size` ids, in order."""
-    return [video_ids[i : i + size] for i in range(0, min(len(video_ids), size * limit), size)]
+@dataclass(frozen=True)
+class Launches:
+    """The runs that plans lead to."""
+
+    id_lists: Sequence[tuple[Stage, Sequence[str]]]
+    """One a run: its stage and the videos that it embeds."""
+    notes: Sequence[str]
+    """What a person should know of it, by stage."""
+    unfinished: bool
+    """Whether work is left for later."""
+
+
+def decide_launches(
+    plans: Mapping[Stage, StagePlan],
+    *,
+    partitions: Container[str],
+    waiting: Mapping[Stage, datetime],
+    run_size: int,
+    max_runs: int,
+) -> Launches:
+    """Which runs to launch for some plans.
+
+    Args:
+        partitions: the videos that Dagster has partitions of; others wait until they have one.
+        waiting: when a run may be launched again, of stages whose last run broke.
+        run_size: most videos of one run.
+        max_runs: most runs of a stage.
+    """
+    id_lists: list[tuple[Stage, Sequence[str]]] = []
+    notes: list[str] = []
+    unfinished = False
+    for stage, plan in plans.items():
+        notes += plan_notes(stage, plan)
+        ids = [video_id for video_id in plan.work["video_id"].to_pylist() if video_id in partitions]
+        if ids and stage in waiting:
+            notes.append(
+                f"{stage}: the last run could not do its work; the next starts after {waiting[stage]}"
+            )
+            unfinished = True
+            continue
+        id_lists += [(stage, chunk) for chunk in chunks(ids, run_size)[:max_runs]]
+        unfinished = unfinished or plan.delta > len(ids)
+    return Launches(id_lists, notes, unfinished)
+
+
+def chunks(video_ids: Sequence[str], size: int) -> list[Sequence[str]]:
+    """Chunks of at most `size` ids, in order."""
+    return [video_ids[i : i + size] for i in range(0, len(video_ids), size)]
 
 
 def plan_notes(stage: Stage, plan: StagePlan) -> list[str]:
@@ -36,19 +79,36 @@ def plan_notes(stage: Stage, plan: StagePlan) -> list[str]:
     return notes
 
 
-def announce_restored(
-    instance: dg.DagsterInstance, corpus: Corpus, stage: Stage, rows: Sequence[LedgerRow]
+def settle(
+    instance: dg.DagsterInstance,
+    opened: StageCorpus,
+    plan: StagePlan,
+    *,
+    most_missing: int | None = None,
+    most_restored: int | None = None,
 ) -> None:
-    """Tell Dagster of vectors that are the right ones again, without a run."""
-    contract = corpus.contract(stage)
-    report_events(
-        instance, [embedding_materialization(stage, row, contract, corpus.store.url) for row in rows]
-    )
+    """Record what a plan settles without a run, and tell Dagster of the vectors that are right again. The
+    limits take the newest."""
+    restored = opened.record_settled(plan, most_missing=most_missing, most_restored=most_restored)
+    announce(instance, opened.stage, restored, opened.contract, opened.store.url)
 
 
-def add_partitions(instance: dg.DagsterInstance, video_ids: Sequence[str], known: set[str]) -> list[str]:
+def announce(
+    instance: dg.DagsterInstance,
+    stage: Stage,
+    rows: Sequence[LedgerRow],
+    contract: Contract,
+    store_url: str,
+) -> None:
+    """Tell Dagster, without a run, of vectors that are the right ones."""
+    report_events(instance, [embedding_materialization(stage, row, contract, store_url) for row in rows])
+
+
+def add_partitions(
+    instance: dg.DagsterInstance, video_ids: Sequence[str], known: set[str], *, limit: int | None = None
+) -> list[str]:
     """Add partitions for the first unknown ids, in one call; returns them."""
-    new = [video_id for video_id in video_ids if video_id not in known][:MAX_NEW_PARTITIONS]
+    new = [video_id for video_id in video_ids if video_id not in known][:limit]
     if new:
         instance.add_dynamic_partitions(VIDEO_PARTITIONS.name or "", new)
     return new

@@ -72,10 +72,10 @@ def reconcile(corpus: Corpus, instance: dg.DagsterInstance, stage: Stage) -> Rec
     import pyarrow.compute as pc
 
     versions = materialized_versions(instance, embedding_asset_key(stage))
-    current = corpus.contract(stage)
-    contracts: dict[str | None, Contract | None] = {current.id: current}
     mended = unlabelled = 0
-    with corpus.ledger(stage) as ledger:
+    with corpus.stage(stage) as opened:
+        ledger, current = opened.ledger, opened.contract
+        contracts: dict[str | None, Contract | None] = {current.id: current}
         rows = ledger.columns(_COLUMNS)
         ids = untold(rows, versions)
         for start in range(0, len(ids), _AT_A_TIME):

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from clipfarm_dagster.catalog.metadata import LatestRows
 from clipfarm_dagster.checkpoints.dimension import checkpoint_dimension
-from clipfarm_dagster.corpus import Corpus
+from clipfarm_dagster.corpus import Corpus, StageCorpus
 from clipfarm_dagster.engine.storing import store_vectors
-from clipfarm_dagster.ledger.ledger import Ledger
 from clipfarm_dagster.ledger.rows import WorkItem, success_row
 from clipfarm_dagster.ledger.schema import LedgerRow, Status
 from clipfarm_dagster.manifests.manifest import LEDGER_COLUMNS_READ, build_manifest
@@ -67,12 +67,12 @@ def import_vectors(
         MetadataError: the metadata cannot be read.
         StoreError: the store cannot be read or written; what was recorded before that stays.
     """
-    inputs = _Inputs(corpus, stage)
     imported = Imported(contract)
     seen: set[str] = set()
-    with corpus.ledger(stage) as ledger:
-        dimension = _dimension(corpus, ledger, contract)
-        ledger.record_contract(contract)
+    with corpus.stage(stage) as opened:
+        inputs = _Inputs(opened, corpus.latest_rows())
+        dimension = _dimension(opened, contract)
+        opened.ledger.record_contract(contract)
         for ids, vectors in file.batches():
             chosen: dict[str, np.ndarray[Any, Any]] = {}
             for video_id, vector in zip(ids, vectors, strict=True):
@@ -90,24 +90,23 @@ def import_vectors(
                     imported.refused[video_id[:200]] = problem or ""
                 else:
                     chosen[video_id] = vector
-            _store(corpus, ledger, inputs, chosen, imported, replace_done)
-        ledger.push()
+            _store(opened, inputs, chosen, imported, replace_done)
+        opened.ledger.push()
     return imported
 
 
-def _dimension(corpus: Corpus, ledger: Ledger, contract: Contract) -> int | None:
+def _dimension(opened: StageCorpus, contract: Contract) -> int | None:
     """Numbers of each vector of a contract, or None where nothing tells."""
     told = None
-    if contract == corpus.contract(ledger.stage):
-        told = checkpoint_dimension(stage_checkpoint(ledger.stage, corpus.settings))
+    if contract == opened.contract:
+        told = checkpoint_dimension(stage_checkpoint(opened.stage, opened.settings))
     if told is not None:
         return told
-    return build_manifest(contract, ledger.columns(LEDGER_COLUMNS_READ), corpus.keys).dimension
+    return build_manifest(contract, opened.ledger.columns(LEDGER_COLUMNS_READ), opened.keys).dimension
 
 
 def _store(
-    corpus: Corpus,
-    ledger: Ledger,
+    opened: StageCorpus,
     inputs: _Inputs,
     vectors: Mapping[str, np.ndarray[Any, Any]],
     imported: Imported,
@@ -115,8 +114,9 @@ def _store(
 ) -> None:
     import numpy as np
 
-    contract, previous = imported.contract, ledger.rows(vectors)
-    kept_contracts = set() if replace_done else {contract.id, corpus.contract(ledger.stage).id}
+    contract, ledger = imported.contract, opened.ledger
+    previous = ledger.rows(vectors)
+    kept_contracts = set() if replace_done else {contract.id, opened.contract.id}
     objects: list[tuple[LedgerRow, bytes]] = []
     for video_id, vector in vectors.items():
         item, etag = inputs.item(video_id, previous.get(video_id)), inputs.etag(video_id)
@@ -124,7 +124,7 @@ def _store(
         if _standing_contract(item, etag, hashed) in kept_contracts:
             imported.kept += 1
             continue
-        key = corpus.keys.embedding(ledger.stage, video_id)
+        key = opened.keys.embedding(opened.stage, video_id)
         row = success_row(
             item,
             contract,
@@ -140,7 +140,7 @@ def _store(
             note="imported from a file",
         )
         objects.append((replace(row, vector_raw_sha256=None, seconds=None), to_npy(vector)))
-    stored = store_vectors(corpus.store, ledger, objects)
+    stored = store_vectors(opened.store, ledger, objects)
     imported.refused.update((video_id, str(error)) for video_id, error in stored.refused.items())
     rows = [row for video_id, row in stored.rows.items() if video_id not in stored.refused]
     ledger.record(rows)
@@ -160,22 +160,22 @@ def _standing_contract(item: WorkItem, etag: str, hashed: str) -> str | None:
 class _Inputs:
     """What the vectors of a stage would be made of now: metadata and raw objects."""
 
-    def __init__(self, corpus: Corpus, stage: Stage) -> None:
+    def __init__(self, opened: StageCorpus, latest_rows: LatestRows) -> None:
         import pyarrow.parquet as pq
 
-        hashes = f"{stage}_metadata_hash"
-        latest = pq.read_table(corpus.latest_rows().path, columns=["video_id", "captured_at", hashes])
+        hashes = f"{opened.stage}_metadata_hash"
+        latest = pq.read_table(latest_rows.path, columns=["video_id", "captured_at", hashes])
         self._rows = {
             video_id: (captured_at, hashed)
             for video_id, captured_at, hashed in zip(
                 *(latest[name].to_pylist() for name in ("video_id", "captured_at", hashes)), strict=True
             )
         }
-        listing: pa.Table = corpus.raw_listing(stage)
+        listing: pa.Table = opened.raw_listing()
         self._etags: dict[str, str] = dict(
             zip(*(listing[n].to_pylist() for n in ("key", "etag")), strict=True)
         )
-        self._keys, self._stage = corpus.keys, stage
+        self._keys, self._stage = opened.keys, opened.stage
 
     def known(self, video_id: str) -> bool:
         return video_id in self._rows

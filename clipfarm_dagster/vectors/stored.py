@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def checked_vector(
-    answer: StoredObject | ObjectMissingError, dimension: int, sha256: str | None
+    answer: StoredObject | ObjectMissingError, dimension: int | None, sha256: str | None
 ) -> np.ndarray[Any, Any]:
     """The vector of an object, which must have the SHA-256 that was recorded, where one was.
 

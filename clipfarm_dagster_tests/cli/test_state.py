@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from clipfarm_dagster.orchestration.names import embedding_job_name
 from clipfarm_dagster.orchestration.runs.id_list import id_list_run_config
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster_tests.cli.conftest import Ended
+from clipfarm_dagster_tests.support.locks import write_lock_held
 from clipfarm_dagster_tests.support.raw import metadata_row, put_metadata, put_transcript
 from clipfarm_dagster_tests.support.runs import create_run
 
@@ -96,6 +98,22 @@ def test_sync_leaves_alone_what_a_run_has_that_has_not_started(
 
         instance.report_run_canceled(run)
     assert sync_text(clipfarm) == (0, {"success": 1, "model_calls": 1})
+
+
+def test_status_waits_for_nobody_who_writes(corpus: Corpus, clipfarm: Command):
+    put_texts(corpus, "a")
+    sync_text(clipfarm)
+    started = time.monotonic()
+    clipfarm("status")
+    alone = time.monotonic() - started
+
+    with write_lock_held(corpus, Stage.TEXT) as is_held:
+        started = time.monotonic()
+        assert clipfarm("status", "--json").code == 0
+        beside = time.monotonic() - started
+        assert is_held()
+
+    assert beside < 10 * alone
 
 
 def test_a_sync_waits_for_another(corpus: Corpus, clipfarm: Command):

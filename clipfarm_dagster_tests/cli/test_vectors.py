@@ -13,6 +13,7 @@ from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.vectors.npy import l2_normalise
 from clipfarm_dagster_tests.support.corpora import embed, embed_all, write_metadata
 from clipfarm_dagster_tests.support.raw import metadata_row, put_metadata, put_transcript
+from clipfarm_dagster_tests.support.stages import opened
 
 pytestmark = pytest.mark.parametrize("store", ["folder"], indirect=True)
 
@@ -22,7 +23,7 @@ IDS = [f"v{number:02d}" for number in range(12)]
 def _fuse(corpus):
     for stage in Stage:
         with corpus.ledger(stage) as ledger:
-            refresh_manifest(corpus, ledger)
+            refresh_manifest(opened(corpus, ledger))
     refresh_fused(corpus, make_strategy("concat", ""))
 
 

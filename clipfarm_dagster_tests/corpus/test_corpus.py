@@ -10,10 +10,12 @@ import pytest
 from clipfarm_dagster.corpus import Corpus
 from clipfarm_dagster.errors import SettingsError
 from clipfarm_dagster.ledger.schema import LedgerRow, Status
+from clipfarm_dagster.ledger.verify import repair_vectors, verify_vectors
 from clipfarm_dagster.settings import load_settings
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.store import ObjectStore
 from clipfarm_dagster_tests.support.raw import metadata_row, put_metadata
+from clipfarm_dagster_tests.support.stages import opened
 from workbench.seaweedfs import S3Server
 
 over_a_folder = pytest.mark.parametrize("store", ["folder"], indirect=True)
@@ -27,8 +29,8 @@ def test_a_run_hashes_what_its_plan_hashed(corpus: Corpus, monkeypatch: pytest.M
     put_metadata(corpus, [metadata_row("a"), metadata_row("b", captured_at="2026-01-02")])
 
     with corpus.ledger(Stage.AUDIO) as ledger:
-        planned = corpus.plan(Stage.AUDIO, corpus.latest_rows(), ledger).missing.to_pylist()
-        items = corpus.work_items(Stage.AUDIO, ["a", "b"], ledger)
+        planned = opened(corpus, ledger).plan(corpus.latest_rows()).missing.to_pylist()
+        items = opened(corpus, ledger).work_items(["a", "b"], corpus.latest_rows())
 
     assert {row["video_id"]: row["metadata_hash"] for row in planned} == {
         item.video_id: item.metadata_hash for item in items
@@ -43,8 +45,8 @@ def test_a_refused_id_in_a_ledger_is_a_finding_and_no_work(corpus: Corpus):
     with corpus.ledger(Stage.TEXT) as ledger:
         ledger.record([bad, success])
 
-        found = list(corpus.verify(ledger))
-        repaired = corpus.repair(ledger, found)
+        found = list(verify_vectors(ledger, corpus.store, corpus.keys))
+        repaired = repair_vectors(ledger, found)
 
         assert {(one.video_id, one.key, one.problem) for one in found} == {
             ("../evil", "", "its video_id is refused"),

@@ -12,6 +12,7 @@ from clipfarm_dagster.manifests.refresh import refresh_fused, refresh_manifest
 from clipfarm_dagster.manifests.strategies import make_strategy
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster_tests.support.corpora import embed_all, open_corpus, write_metadata
+from clipfarm_dagster_tests.support.stages import opened
 from workbench.clips import ClipSpec, encode
 
 IDS = ["a", "b", "c", "d"]
@@ -23,7 +24,7 @@ def _fused(tmp_path, store, ids, **settings):
     embed_all(corpus, ids)
     for stage in Stage:
         with corpus.ledger(stage) as ledger:
-            refresh_manifest(corpus, ledger)
+            refresh_manifest(opened(corpus, ledger))
     refresh_fused(corpus, make_strategy("concat", ""))
     return corpus
 

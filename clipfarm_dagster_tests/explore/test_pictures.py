@@ -15,6 +15,7 @@ from clipfarm_dagster.manifests.refresh import refresh_fused, refresh_manifest
 from clipfarm_dagster.manifests.strategies import make_strategy
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster_tests.support.corpora import embed, embed_all, open_corpus, write_metadata
+from clipfarm_dagster_tests.support.stages import opened
 
 IDS = [f"v{number:02d}" for number in range(12)]
 
@@ -95,7 +96,7 @@ def test_the_overview_of_a_modality_counts_what_is_done_and_what_is_not(tmp_path
     embed(corpus, Stage.VIDEO, IDS[:7])
     corpus.store.delete(corpus.keys.embedding(Stage.VIDEO, "v00"))
     with corpus.ledger(Stage.VIDEO) as ledger:
-        manifest = refresh_manifest(corpus, ledger).manifest
+        manifest = refresh_manifest(opened(corpus, ledger)).manifest
 
         overview = manifest_overview(corpus, ledger, manifest)
 
@@ -112,7 +113,7 @@ def test_the_overview_of_fused_vectors_counts_each_modality(tmp_path):
     embed(corpus, Stage.TEXT, IDS)
     for stage in Stage:
         with corpus.ledger(stage) as ledger:
-            refresh_manifest(corpus, ledger)
+            refresh_manifest(opened(corpus, ledger))
     refreshed = refresh_fused(corpus, make_strategy("concat", ""))
 
     overview = fused_overview(corpus, "concat", refreshed)

@@ -32,6 +32,7 @@ from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.store.local_copies import LocalFile
 from clipfarm_dagster.vectors.npy import to_npy
 from clipfarm_dagster_tests.support.corpora import embed, embed_all, open_corpus, write_metadata
+from clipfarm_dagster_tests.support.stages import opened
 
 IDS = [f"v{number:02d}" for number in range(12)]
 
@@ -39,7 +40,7 @@ IDS = [f"v{number:02d}" for number in range(12)]
 def _refresh(corpus, strategy="concat"):
     for stage in Stage:
         with corpus.ledger(stage) as ledger:
-            refresh_manifest(corpus, ledger)
+            refresh_manifest(opened(corpus, ledger))
     return refresh_fused(corpus, make_strategy(strategy, corpus.settings.fusion_weights)).fusion
 
 
@@ -217,7 +218,7 @@ def test_missing_and_wrong_objects_drop_their_row_and_become_work(tmp_path, stor
     corpus.store.put("clipfarm/embeddings/text/v03.npy", to_npy(made[Stage.TEXT]["v04"]))
     for stage in Stage:
         with corpus.ledger(stage) as ledger:
-            refresh_manifest(corpus, ledger)
+            refresh_manifest(opened(corpus, ledger))
             before = ledger.version()
 
     result = refresh_fused(corpus, make_strategy("concat", "")).fusion
@@ -255,7 +256,7 @@ def _lost_by_the_delta(corpus):
             column = pa.array([hashed[i] for i in table["video_id"].to_pylist()])
             path = latest.path.with_name(f"test-{stage}.parquet")
             pq.write_table(table.set_column(index, f"{stage}_metadata_hash", column), path)
-            plan = corpus.plan(stage, replace(latest, path=path), ledger, listing=listing)
+            plan = opened(corpus, ledger).plan_from(replace(latest, path=path), listing)
             assert set(plan.reasons) == {str(Reason.ARTIFACT_LOST)}
             found |= {(stage, row["video_id"]) for row in plan.work.to_pylist()}
     return found
@@ -266,7 +267,7 @@ def test_a_vector_that_a_run_is_replacing_is_left_out_but_not_called_lost(tmp_pa
     embed_all(corpus, IDS)
     for stage in Stage:
         with corpus.ledger(stage) as ledger:
-            refresh_manifest(corpus, ledger)
+            refresh_manifest(opened(corpus, ledger))
     remade = embed(corpus, Stage.VIDEO, ["v06"], version="2")  # after the manifest was made
 
     result = refresh_fused(corpus, make_strategy("concat", "")).fusion
@@ -527,7 +528,7 @@ def test_an_object_that_cannot_be_read_is_an_error_and_no_loss(tmp_path):
     embed_all(corpus, IDS)
     for stage in Stage:
         with corpus.ledger(stage) as ledger:
-            refresh_manifest(corpus, ledger)
+            refresh_manifest(opened(corpus, ledger))
     path = tmp_path / "store" / "clipfarm" / "embeddings" / "video" / "v00.npy"
     path.unlink()
     path.symlink_to(path)

@@ -15,12 +15,14 @@ import pytest
 
 from clipfarm_dagster.errors import InvalidVideoIdError, ManifestError
 from clipfarm_dagster.ledger.schema import Status
+from clipfarm_dagster.ledger.verify import repair_vectors, verify_vectors
 from clipfarm_dagster.manifests.manifest import Manifest, read_manifest, write_manifest
 from clipfarm_dagster.manifests.refresh import current_manifest, refresh_manifest, stored_manifest
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.store.local_copies import LocalCopies, LocalFile
 from clipfarm_dagster.vectors.contract import Contract
 from clipfarm_dagster_tests.support.corpora import embed, open_corpus
+from clipfarm_dagster_tests.support.stages import opened
 
 IDS = ["b", "a", "_x", "Z-1"]
 ORDER = ["Z-1", "_x", "a", "b"]
@@ -28,13 +30,13 @@ ORDER = ["Z-1", "_x", "a", "b"]
 
 def _refresh(corpus, stage=Stage.VIDEO):
     with corpus.ledger(stage) as ledger:
-        refreshed = refresh_manifest(corpus, ledger)
+        refreshed = refresh_manifest(opened(corpus, ledger))
     return refreshed.manifest
 
 
 def _written(corpus):
     with corpus.ledger(Stage.VIDEO) as ledger:
-        return refresh_manifest(corpus, ledger).written
+        return refresh_manifest(opened(corpus, ledger)).written
 
 
 def _change_row(corpus, name, **columns):
@@ -157,7 +159,7 @@ def test_vectors_of_several_dimensions_are_named_and_can_be_mended(tmp_path):
 
     corpus.store.delete(wrong)
     with corpus.ledger(Stage.VIDEO) as ledger:
-        assert corpus.repair(ledger, corpus.verify(ledger)) == ["e"]
+        assert repair_vectors(ledger, verify_vectors(ledger, corpus.store, corpus.keys)) == ["e"]
     assert _refresh(corpus).dimension == 8
 
 
@@ -174,7 +176,7 @@ def test_an_id_that_may_not_become_a_key_is_refused_by_name(tmp_path):
     _change_row(corpus, "a", video_id="../../etc")
 
     with corpus.ledger(Stage.VIDEO) as ledger, pytest.raises(InvalidVideoIdError, match=r"\.\./\.\./etc"):
-        current_manifest(corpus, ledger)
+        current_manifest(opened(corpus, ledger))
 
 
 def test_old_versions_of_a_copy_do_not_pile_up(tmp_path):

@@ -10,6 +10,7 @@ import pytest
 from clipfarm_dagster.cli.sync import sync_corpus
 from clipfarm_dagster.corpus import Corpus
 from clipfarm_dagster.ledger.schema import LedgerRow, Status
+from clipfarm_dagster.ledger.verify import verify_vectors
 from clipfarm_dagster.orchestration.names import embedding_asset_key
 from clipfarm_dagster.orchestration.partitions import VIDEO_PARTITIONS
 from clipfarm_dagster.orchestration.recording import DATA_VERSION_TAG
@@ -74,7 +75,9 @@ def test_real_clips_become_vectors_and_each_bad_one_costs_itself_alone(
     assert {stage: entry["model_calls"] for stage, entry in again.items()} == {str(s): 0 for s in Stage}
     for stage in Stage:
         with corpus.ledger(stage) as ledger:
-            assert all(finding.problem is None for finding in corpus.verify(ledger))
+            assert all(
+                finding.problem is None for finding in verify_vectors(ledger, corpus.store, corpus.keys)
+            )
 
 
 def test_a_materialization_carries_what_a_person_and_dagster_need(

@@ -25,6 +25,7 @@ from clipfarm_dagster.orchestration.runs.id_list import id_list_run_config, id_l
 from clipfarm_dagster.settings import Settings, load_settings
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster_tests.support.faults import FaultyPreparer
+from clipfarm_dagster_tests.support.stages import opened
 
 
 class FaultyEncoders(EncodersResource):
@@ -53,8 +54,8 @@ def main() -> None:
     """Plan, and run the delta."""
     corpus = Corpus.open(load_settings())
     with corpus.ledger(Stage.AUDIO) as ledger:
-        plan = corpus.plan(Stage.AUDIO, corpus.latest_rows(), ledger)
-        corpus.record_settled(ledger, plan)
+        plan = opened(corpus, ledger).plan(corpus.latest_rows())
+        opened(corpus, ledger).record_settled(plan)
     ids = plan.work["video_id"].to_pylist()
     if not ids:
         return

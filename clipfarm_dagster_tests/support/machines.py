@@ -15,6 +15,7 @@ from clipfarm_dagster.settings import load_settings
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.store import ObjectStore
 from clipfarm_dagster_tests.support.raw import put_metadata
+from clipfarm_dagster_tests.support.stages import opened
 from clipfarm_dagster_tests.test_corpus_property import FIELDS, HashingEncoder
 
 OPTIONS = EngineOptions(
@@ -55,10 +56,10 @@ def embed_texts(corpus: Corpus, ledger: Ledger) -> Counter[str]:
     """Plan and run over an open ledger; returns the ids that went through the model."""
     contract = corpus.contract(Stage.TEXT)
     encoder = HashingEncoder(contract, set(), None)
-    plan = corpus.plan(Stage.TEXT, corpus.latest_rows(), ledger)
-    corpus.record_settled(ledger, plan)
+    plan = opened(corpus, ledger).plan(corpus.latest_rows())
+    opened(corpus, ledger).record_settled(plan)
     embed_items(
-        corpus.work_items(Stage.TEXT, plan.work["video_id"].to_pylist(), ledger),
+        opened(corpus, ledger).work_items(plan.work["video_id"].to_pylist(), corpus.latest_rows()),
         contract=contract,
         load_encoder=lambda: encoder,
         store=corpus.store,

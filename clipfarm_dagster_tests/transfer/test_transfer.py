@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from clipfarm_dagster.errors import VectorFileError
+from clipfarm_dagster.ledger.verify import verify_vectors
 from clipfarm_dagster.manifests.refresh import current_manifest
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.transfer.exports import export_vectors
@@ -19,6 +20,7 @@ from clipfarm_dagster.transfer.vector_file import VectorFile
 from clipfarm_dagster.vectors.contract import Contract
 from clipfarm_dagster.vectors.npy import from_npy, l2_normalise
 from clipfarm_dagster_tests.support.corpora import embed, open_corpus, write_metadata
+from clipfarm_dagster_tests.support.stages import opened
 
 IDS = [f"v{number:02d}" for number in range(12)]
 ELSEWHERE = {"model": "somebody/no-model-of-this-machine", "revision": "e" * 40}
@@ -60,7 +62,7 @@ def _put_raw(corpus, ids):
 
 def _plan(corpus):
     with corpus.ledger(Stage.VIDEO) as ledger:
-        return corpus.plan(Stage.VIDEO, corpus.latest_rows(), ledger)
+        return opened(corpus, ledger).plan(corpus.latest_rows())
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".npz"])
@@ -83,9 +85,9 @@ def test_what_is_exported_can_be_imported_elsewhere(corpus, tmp_path, suffix):
         np.testing.assert_array_equal(stored, vector)
     assert _plan(other).delta == 0
     with other.ledger(Stage.VIDEO) as ledger:
-        assert current_manifest(other, ledger).table["video_id"].to_pylist() == IDS
+        assert current_manifest(opened(other, ledger)).table["video_id"].to_pylist() == IDS
         assert ledger.contract(file.contract.id) == file.contract
-        assert {finding.problem for finding in other.verify(ledger)} == {None}
+        assert {finding.problem for finding in verify_vectors(ledger, other.store, other.keys)} == {None}
 
 
 def test_an_exported_file_opens_everywhere(corpus, tmp_path):
@@ -125,7 +127,7 @@ def test_vectors_of_another_contract_are_recorded_as_such_and_embedded_again(cor
     assert _plan(corpus).reasons == {"contract_changed": 12}
     with corpus.ledger(Stage.VIDEO) as ledger:
         row = ledger.rows(["v00"])["v00"]
-        assert current_manifest(corpus, ledger).table.num_rows == 0
+        assert current_manifest(opened(corpus, ledger)).table.num_rows == 0
     assert (row.model_name, row.model_revision, row.preprocess_version) == ("somebody/model", "f" * 40, "3")
 
 

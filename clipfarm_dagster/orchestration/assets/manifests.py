@@ -72,12 +72,12 @@ def _manifest_asset(stage: Stage) -> dg.AssetsDefinition:
     ) -> dg.MaterializeResult[None]:
         corpus = stage_state.corpus(object_store)
         key = corpus.keys.manifest(stage)
-        with corpus.ledger(stage) as ledger:
-            refreshed = refresh_manifest(corpus, ledger)
+        with corpus.stage(stage) as opened:
+            refreshed = refresh_manifest(opened)
             picture = overview_metadata(
-                context, lambda: manifest_overview(corpus, ledger, refreshed.manifest)
+                context, lambda: manifest_overview(corpus, opened.ledger, refreshed.manifest)
             )
-            failures = ledger.with_status(FAILED_STATUSES)
+            failures = opened.ledger.with_status(FAILED_STATUSES)
         made = refreshed.manifest
         rows = made.table.num_rows
         done = "written" if refreshed.written else "nothing has changed"

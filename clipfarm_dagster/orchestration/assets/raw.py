@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import dagster as dg
 
+from clipfarm_dagster.corpus.stage_corpus import list_raw_objects
 from clipfarm_dagster.orchestration.assets.beta import accept_beta
 from clipfarm_dagster.orchestration.events import raw_observation
 from clipfarm_dagster.orchestration.partitions import VIDEO_PARTITIONS
@@ -37,7 +38,7 @@ def _raw_asset(stage: Stage) -> dg.SourceAsset:
         # recorded in batches here, since Dagster would write what is returned one by one
         partitions = _observed_partitions(context)
         corpus = stage_state.corpus(object_store)
-        listing = corpus.raw_listing(stage)
+        listing = list_raw_objects(corpus.store, corpus.keys, stage)
         etags = dict(zip(listing["key"].to_pylist(), listing["etag"].to_pylist(), strict=True))
         keys = {video_id: corpus.keys.raw(stage, video_id) for video_id in partitions}
         found = {video_id: etags[key] for video_id, key in keys.items() if key in etags}

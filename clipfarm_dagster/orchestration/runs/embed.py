@@ -53,9 +53,9 @@ def embed_videos(
     single = len(video_ids) == 1
     failures: list[LedgerRow] = []
 
-    with _breakage_tagged(context), corpus.ledger(stage) as ledger:
-        contract = corpus.contract(stage)
-        items = corpus.work_items(stage, video_ids, ledger)
+    with _breakage_tagged(context), corpus.stage(stage) as opened:
+        contract, ledger = opened.contract, opened.ledger
+        items = opened.work_items(video_ids, corpus.latest_rows())
         known = {item.video_id for item in items}
         unknown = [video_id for video_id in video_ids if video_id not in known]
         progress = Progress(len(items))

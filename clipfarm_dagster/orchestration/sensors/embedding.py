@@ -27,11 +27,18 @@ from typing import TYPE_CHECKING
 import dagster as dg
 
 from clipfarm_dagster.catalog.metadata import LatestRows
-from clipfarm_dagster.corpus import Corpus
+from clipfarm_dagster.corpus import Corpus, StageCorpus
+from clipfarm_dagster.corpus.stage_corpus import plan_stages
 from clipfarm_dagster.errors import ClipFarmError
 from clipfarm_dagster.ledger.schema import Status
 from clipfarm_dagster.orchestration.jobs import EMBEDDING_JOBS
-from clipfarm_dagster.orchestration.launching import add_partitions, announce_restored, chunks, plan_notes
+from clipfarm_dagster.orchestration.launching import (
+    MAX_NEW_PARTITIONS,
+    Launches,
+    add_partitions,
+    decide_launches,
+    settle,
+)
 from clipfarm_dagster.orchestration.names import embedding_job_name
 from clipfarm_dagster.orchestration.partitions import VIDEO_PARTITIONS
 from clipfarm_dagster.orchestration.resources.object_store import ObjectStoreResource
@@ -62,7 +69,7 @@ the rest follow in the next ticks."""
 
 
 @dataclass(frozen=True)
-class State:
+class PlanInputs:
     """All that planning depends on besides the time and the raw objects."""
 
     digest: str
@@ -71,15 +78,15 @@ class State:
 
 
 @dataclass(frozen=True)
-class Seen(Cursor):
+class LastPlan(Cursor):
     """What the last plan saw; while nothing of it changes there is nothing to do."""
 
     digest: str = ""
-    """Of `State`. Empty after a tick that led to runs: the ledgers that they leave are looked at."""
+    """Of `PlanInputs`. Empty after a tick that led to runs: the ledgers that they leave are looked at."""
     raw: Mapping[str, str] = field(default_factory=dict)
     """Hash of each stage's raw listing."""
     found: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    """By stage, those ids of `State.missing` whose object was there: their videos have left the metadata."""
+    """By stage, those ids of `PlanInputs.missing` whose object was there: the metadata has lost them."""
     listed_at: float = 0.0
     """Seconds since 1970."""
     listing_seconds: float = 0.0
@@ -89,17 +96,17 @@ class Seen(Cursor):
     unfinished: bool = True
     """Whether the last tick left work to later ones."""
 
-    def must_plan(self, state: State, now: datetime) -> bool:
+    def must_plan(self, inputs: PlanInputs, now: datetime) -> bool:
         """Whether to plan, whatever the raw objects are."""
         due = self.next_attempt_at is not None and self.next_attempt_at <= timestamp(now)
-        return self.unfinished or due or state.digest != self.digest
+        return self.unfinished or due or inputs.digest != self.digest
 
-    def to_list(self, state: State, now: datetime) -> list[Stage]:
+    def stages_to_list(self, inputs: PlanInputs, now: datetime) -> list[Stage]:
         """The stages to list before it is known whether there is anything to do."""
         wait = 0.0 if self.listing_seconds <= CHEAP_LISTING_SECONDS else self.listing_seconds / LISTING_SHARE
         if not self.listed_at <= now.timestamp() < self.listed_at + wait:
             return list(Stage)
-        return [stage for stage in Stage if len(state.missing[stage]) > MAX_ASKED_FOR]
+        return [stage for stage in Stage if len(inputs.missing[stage]) > MAX_ASKED_FOR]
 
 
 @dg.sensor(
@@ -123,95 +130,107 @@ def embedding_sensor(
 
 
 def _tick(context: dg.SensorEvaluationContext, corpus: Corpus) -> dg.SensorResult | dg.SkipReason:
+    """Look whether there is anything to do, and plan only then."""
     deadline, now = time.monotonic() + TICK_SECONDS, datetime.now(UTC)
-    seen = Seen.from_cursor(context.cursor)
+    last = LastPlan.from_cursor(context.cursor)
     for run_id in fail_dead_runs(context.instance):
         context.log.warning(f"run {run_id} was killed; what it left undone is work again")
     in_flight = videos_in_flight(context.instance)
-    state = _look(corpus, in_flight)
-    must_plan = seen.must_plan(state, now)
-    latest = corpus.latest_rows()
-
-    listings, seconds = _list(corpus, list(Stage) if must_plan else seen.to_list(state, now), latest)
-    if len(listings) == len(Stage):
-        seen = replace(seen, listed_at=now.timestamp(), listing_seconds=seconds)
-    if not must_plan:
-        if not _raw_objects_differ(corpus, seen, state, listings):
-            context.update_cursor(seen.to_cursor())
-            return dg.SkipReason(_resting(seen, in_flight))
+    with corpus.stages(list(Stage)) as stages:
+        inputs = _look(corpus, stages, in_flight)
+        must_plan = last.must_plan(inputs, now)
+        latest = corpus.latest_rows()
+        to_list = list(Stage) if must_plan else last.stages_to_list(inputs, now)
+        listings, seconds = _list(corpus, to_list, latest)
+        if len(listings) == len(Stage):
+            last = replace(last, listed_at=now.timestamp(), listing_seconds=seconds)
+        if not must_plan and not _raw_objects_differ(corpus, last, inputs, listings):
+            context.update_cursor(last.to_cursor())
+            return dg.SkipReason(_resting(last, in_flight))
         listings |= _list(corpus, [stage for stage in Stage if stage not in listings], latest)[0]
+        launches, last = _plan(context, corpus, stages, latest, listings, in_flight, last, deadline, now)
+    context.log.info("; ".join(launches.notes) or "nothing to do")
+    if not launches.id_lists:
+        context.update_cursor(last.to_cursor())
+        return dg.SkipReason("; ".join(launches.notes) or _resting(last, in_flight))
+    requests = [
+        dg.RunRequest(
+            job_name=embedding_job_name(stage),
+            run_config=id_list_run_config(stage, video_ids),
+            tags=id_list_run_tags(stage, video_ids),
+        )
+        for stage, video_ids in launches.id_lists
+    ]
+    return dg.SensorResult(run_requests=requests, cursor=last.to_cursor())
 
+
+def _plan(
+    context: dg.SensorEvaluationContext,
+    corpus: Corpus,
+    stages: Mapping[Stage, StageCorpus],
+    latest: LatestRows,
+    listings: Mapping[Stage, "pa.Table"],
+    in_flight: Mapping[Stage, set[str]],
+    last: LastPlan,
+    deadline: float,
+    now: datetime,
+) -> tuple[Launches, LastPlan]:
+    """Plan, add partitions, record what needs no run; the runs to launch, and what this tick has seen."""
     if latest.refused_ids:
         names = ", ".join(repr(name) for name in list(latest.refused)[:5])
         context.log.warning(f"{latest.refused_ids} video_ids of the metadata are refused, such as {names}")
     partitions = set(context.instance.get_dynamic_partitions(VIDEO_PARTITIONS.name or ""))
-    added = add_partitions(context.instance, latest.video_ids(), partitions)
+    added = add_partitions(context.instance, latest.video_ids(), partitions, limit=MAX_NEW_PARTITIONS)
     partitions.update(added)
-    settings = corpus.settings
-    plans = corpus.plans(
-        list(Stage),
+    run_size, max_runs = corpus.settings.run_size, corpus.settings.max_runs_per_tick
+    plans = plan_stages(
+        stages,
         latest,
         in_flight=in_flight,
-        limit=settings.run_size * settings.max_runs_per_tick,
+        limit=run_size * max_runs,
         listing=listings.__getitem__,
         deadline=deadline,
     )
-    waiting = waiting_stages(context.instance, list(Stage), now)
-    requests: list[dg.RunRequest] = []
-    notes = [f"{len(added)} partitions added"] if added else []
-    unfinished = len(partitions) < latest.videos or len(plans) < len(Stage)
     for stage, plan in plans.items():
-        with corpus.ledger(stage) as ledger:
-            restored = corpus.record_settled(
-                ledger, plan, most_missing=MAX_MISSING, most_restored=MAX_RESTORED
-            )
-        announce_restored(context.instance, corpus, stage, restored)
-        notes += plan_notes(stage, plan)
-        ids = [video_id for video_id in plan.work["video_id"].to_pylist() if video_id in partitions]
-        if ids and stage in waiting:
-            notes.append(
-                f"{stage}: the last run could not do its work; the next starts after {waiting[stage]}"
-            )
-            unfinished = True
-            continue
-        requests += [
-            dg.RunRequest(
-                job_name=embedding_job_name(stage),
-                run_config=id_list_run_config(stage, chunk),
-                tags=id_list_run_tags(stage, chunk),
-            )
-            for chunk in chunks(ids, settings.run_size, settings.max_runs_per_tick)
-        ]
-        unfinished = unfinished or plan.delta > len(ids)
-        unfinished = (
-            unfinished or plan.missing.num_rows > MAX_MISSING or plan.restored.num_rows > MAX_RESTORED
-        )
-
-    # no digest where there are runs: the ledgers that they leave are looked at
-    state = _look(corpus, in_flight)
+        settle(context.instance, stages[stage], plan, most_missing=MAX_MISSING, most_restored=MAX_RESTORED)
+    launches = decide_launches(
+        plans,
+        partitions=partitions,
+        waiting=waiting_stages(context.instance, list(Stage), now),
+        run_size=run_size,
+        max_runs=max_runs,
+    )
+    notes = [f"{len(added)} partitions added"] if added else []
+    unfinished = (
+        launches.unfinished
+        or len(partitions) < latest.videos
+        or len(plans) < len(Stage)
+        or any(plan.missing.num_rows > MAX_MISSING for plan in plans.values())
+        or any(plan.restored.num_rows > MAX_RESTORED for plan in plans.values())
+    )
+    inputs = _look(corpus, stages, in_flight)
     seen = replace(
-        seen,
-        digest="" if requests else state.digest,
+        last,
+        # none where there are runs: the ledgers that they leave are looked at
+        digest="" if launches.id_lists else inputs.digest,
         raw=_hashes(listings),
-        found={stage: _found(corpus, stage, state.missing[stage], listings[stage]) for stage in Stage},
+        found={stage: _found(corpus, stage, inputs.missing[stage], listings[stage]) for stage in Stage},
         next_attempt_at=min(filter(None, (plan.next_attempt_at for plan in plans.values())), default=None),
         unfinished=unfinished,
     )
-    context.log.info("; ".join(notes) or "nothing to do")
-    if not requests:
-        context.update_cursor(seen.to_cursor())
-        return dg.SkipReason("; ".join(notes) or _resting(seen, in_flight))
-    return dg.SensorResult(run_requests=requests, cursor=seen.to_cursor())
+    return replace(launches, notes=[*notes, *launches.notes], unfinished=unfinished), seen
 
 
-def _look(corpus: Corpus, in_flight: Mapping[Stage, set[str]]) -> State:
+def _look(
+    corpus: Corpus, stages: Mapping[Stage, StageCorpus], in_flight: Mapping[Stage, set[str]]
+) -> PlanInputs:
     parts: list[object] = [corpus.metadata.etag()]
     missing = {}
-    for stage in Stage:
-        with corpus.ledger(stage) as ledger:
-            parts.append([corpus.contract(stage).id, ledger.version(), sorted(in_flight[stage])])
-            missing[stage] = sorted(ledger.video_ids(Status.MISSING_RAW_OBJECT, limit=MAX_ASKED_FOR + 1))
-    return State(hashlib.sha256(json.dumps(parts).encode()).hexdigest(), missing)
+    for stage, opened in stages.items():
+        parts.append([opened.contract.id, opened.ledger.version(), sorted(in_flight[stage])])
+        ids = opened.ledger.video_ids(Status.MISSING_RAW_OBJECT, limit=MAX_ASKED_FOR + 1)
+        missing[stage] = sorted(ids)
+    return PlanInputs(hashlib.sha256(json.dumps(parts).encode()).hexdigest(), missing)
 
 
 def _list(
@@ -228,13 +247,13 @@ def _hashes(listings: Mapping[Stage, "pa.Table"]) -> dict[str, str]:
 
 
 def _raw_objects_differ(
-    corpus: Corpus, seen: Seen, state: State, listings: Mapping[Stage, "pa.Table"]
+    corpus: Corpus, last: LastPlan, inputs: PlanInputs, listings: Mapping[Stage, "pa.Table"]
 ) -> bool:
     """Whether the raw objects differ from what the last plan saw, as far as this tick looks."""
-    if any(seen.raw.get(stage) != digest for stage, digest in _hashes(listings).items()):
+    if any(last.raw.get(stage) != digest for stage, digest in _hashes(listings).items()):
         return True
     unlisted = [stage for stage in Stage if stage not in listings]
-    return any(seen.found.get(stage) != _found(corpus, stage, state.missing[stage]) for stage in unlisted)
+    return any(last.found.get(stage) != _found(corpus, stage, inputs.missing[stage]) for stage in unlisted)
 
 
 def _found(
@@ -255,11 +274,11 @@ def _found(
     return [video_id for video_id, is_there in zip(missing, there, strict=True) if is_there]
 
 
-def _resting(seen: Seen, in_flight: Mapping[Stage, set[str]]) -> str:
+def _resting(last: LastPlan, in_flight: Mapping[Stage, set[str]]) -> str:
     """Why a tick does nothing."""
     busy = ", ".join(f"{len(ids)} {stage}" for stage, ids in in_flight.items() if ids)
     if busy:
         return f"nothing new; in runs now: {busy}"
-    if seen.next_attempt_at is not None:
-        return f"nothing new; the next failed item is due at {seen.next_attempt_at}"
+    if last.next_attempt_at is not None:
+        return f"nothing new; the next failed item is due at {last.next_attempt_at}"
     return "nothing new: metadata, raw objects and contracts are as they were"

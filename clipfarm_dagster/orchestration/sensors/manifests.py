@@ -34,7 +34,7 @@ ALWAYS_FUSED = "concat"
 
 
 @dataclass(frozen=True)
-class Seen(Cursor):
+class LastManifests(Cursor):
     """What the sensor keeps between ticks."""
 
     done: Mapping[str, str] = field(default_factory=dict)
@@ -49,13 +49,13 @@ class Seen(Cursor):
 class Decision:
     """What a tick does: launch a run, or not, and why."""
 
-    seen: Seen
+    seen: LastManifests
     launch: bool
     reason: str
 
 
 def decide(
-    seen: Seen,
+    seen: LastManifests,
     versions: Mapping[str, str],
     *,
     busy: bool,
@@ -72,7 +72,7 @@ def decide(
         failed: whether the last run of manifests failed.
         now: aware time.
     """
-    launch = Seen(versions, versions, timestamp(now))
+    launch = LastManifests(versions, versions, timestamp(now))
     overdue = timestamp(now - LONGEST_WAIT) >= seen.since
     if versions == seen.done:
         if failed and overdue and not refreshing:
@@ -81,7 +81,7 @@ def decide(
             replace(seen, last=versions), False, "the manifests are made of what the ledgers hold"
         )
     changed_now = seen.last == seen.done
-    waiting = Seen(seen.done, versions, timestamp(now) if changed_now else seen.since)
+    waiting = LastManifests(seen.done, versions, timestamp(now) if changed_now else seen.since)
     if refreshing:
         return Decision(waiting, False, "manifests are being made; the next tick looks again")
     if overdue and not changed_now:
@@ -99,9 +99,9 @@ def corpus_versions(corpus: Corpus) -> dict[str, str]:
     """All that manifests and fused vectors are made of, in short: what the ledgers hold, the contracts, and
     how vectors are fused."""
     versions = {"fusion": corpus.settings.fusion_weights}
-    for stage in Stage:
-        with corpus.ledger(stage) as ledger:
-            versions[str(stage)] = f"{corpus.contract(stage).id} {ledger.version()}"
+    with corpus.stages(list(Stage)) as stages:
+        for stage, opened in stages.items():
+            versions[str(stage)] = f"{opened.contract.id} {opened.ledger.version()}"
     return versions
 
 
@@ -133,7 +133,7 @@ def manifest_sensor(
     try:
         corpus = stage_state.corpus(object_store)
         decision = decide(
-            Seen.from_cursor(context.cursor),
+            LastManifests.from_cursor(context.cursor),
             corpus_versions(corpus),
             busy=any(videos_in_flight(context.instance).values()),
             refreshing=_has_run(context.instance, UNFINISHED_RUN_STATUSES),

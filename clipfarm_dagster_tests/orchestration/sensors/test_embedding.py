@@ -6,6 +6,8 @@ import os
 import subprocess
 import sys
 import time
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +16,11 @@ import dagster as dg
 import pytest
 from dagster._core.events import EngineEventData
 
-from clipfarm_dagster.corpus import Corpus
+from clipfarm_dagster.corpus import Corpus, stage_corpus
+from clipfarm_dagster.corpus import corpus as corpus_module
 from clipfarm_dagster.definitions import build_definitions
 from clipfarm_dagster.errors import ClipFarmError
+from clipfarm_dagster.ledger.ledger import Ledger
 from clipfarm_dagster.ledger.schema import Status
 from clipfarm_dagster.orchestration.launching import chunks
 from clipfarm_dagster.orchestration.names import embedding_job_name
@@ -25,10 +29,12 @@ from clipfarm_dagster.orchestration.resources.object_store import ObjectStoreRes
 from clipfarm_dagster.orchestration.resources.stage_state import StageStateResource
 from clipfarm_dagster.orchestration.runs.id_list import id_list, id_list_run_config, id_list_run_tags
 from clipfarm_dagster.orchestration.sensors import embedding as sensors
-from clipfarm_dagster.orchestration.sensors.embedding import Seen, embedding_sensor
+from clipfarm_dagster.orchestration.sensors.embedding import LastPlan, embedding_sensor
 from clipfarm_dagster.stages import Stage
+from clipfarm_dagster_tests.support.locks import write_lock_held
 from clipfarm_dagster_tests.support.raw import metadata_row, put_metadata, put_transcript, wav
 from clipfarm_dagster_tests.support.runs import create_run
+from clipfarm_dagster_tests.support.stages import opened
 
 pytestmark = pytest.mark.parametrize("store", ["folder"], indirect=True)
 
@@ -119,6 +125,59 @@ def test_a_title_changes_one_text_vector_and_nothing_else(corpus: Corpus, daemon
     assert requested(daemon.tick()) == {"text": ["b"]}
 
 
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often a ledger was opened, and a contract resolved."""
+    counts: Counter[str] = Counter()
+
+    def counting(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def count(*arguments: Any, **named: Any) -> Any:
+            counts[name] += 1
+            return function(*arguments, **named)
+
+        return count
+
+    monkeypatch.setattr(Ledger, "__init__", counting("ledgers", Ledger.__init__))
+    for module in (corpus_module, stage_corpus):
+        monkeypatch.setattr(module, "stage_contract", counting("contracts", module.stage_contract))
+    return counts
+
+
+def test_a_tick_opens_each_ledger_and_resolves_each_contract_once(
+    corpus: Corpus, daemon: Daemon, counted: Counter[str]
+):
+    put_texts(corpus, "a", "b")
+
+    requests = daemon.tick()
+    assert requests
+    assert counted == {"ledgers": 3, "contracts": 3}
+
+    daemon.run(requests)
+    daemon.tick()
+    counted.clear()
+    assert daemon.tick() == []
+    assert "nothing new" in (daemon.skip or "")
+    assert counted == {"ledgers": 3, "contracts": 3}
+
+
+def test_a_tick_without_changes_waits_for_nobody_who_writes(corpus: Corpus, daemon: Daemon):
+    put_texts(corpus, "a")
+    daemon.run(daemon.tick())
+    daemon.tick()
+    started = time.monotonic()
+    daemon.tick()
+    alone = time.monotonic() - started
+
+    with write_lock_held(corpus, Stage.TEXT) as is_held:
+        started = time.monotonic()
+        assert daemon.tick() == []
+        beside = time.monotonic() - started
+        assert is_held()
+
+    assert "nothing new" in (daemon.skip or "")
+    assert beside < 10 * alone
+
+
 def test_an_older_row_changes_nothing(corpus: Corpus, daemon: Daemon):
     put_texts(corpus, "a")
     daemon.run(daemon.tick())
@@ -155,7 +214,7 @@ def test_a_store_that_is_slow_to_list_is_listed_now_and_then_and_missing_objects
     corpus.store.delete(corpus.keys.raw(Stage.TEXT, "late"))
     daemon.run(daemon.tick())
     daemon.tick()
-    slow = replace(Seen.from_cursor(daemon.cursor), listing_seconds=30.0, listed_at=time.time())
+    slow = replace(LastPlan.from_cursor(daemon.cursor), listing_seconds=30.0, listed_at=time.time())
     daemon.cursor = slow.to_cursor()
 
     put_transcript(corpus, "b", "another")
@@ -170,7 +229,7 @@ def test_a_store_that_is_slow_to_list_is_listed_now_and_then_and_missing_objects
     more = ("a", "b", "late", "x", "y", "z")
     put_metadata(corpus, [metadata_row(video_id) for video_id in more])
     daemon.tick()
-    daemon.cursor = replace(Seen.from_cursor(daemon.cursor), listing_seconds=30.0).to_cursor()
+    daemon.cursor = replace(LastPlan.from_cursor(daemon.cursor), listing_seconds=30.0).to_cursor()
     assert daemon.tick() == []
     put_transcript(corpus, "y", "here now")
     assert requested(daemon.tick()) == {"text": ["y"]}
@@ -179,7 +238,7 @@ def test_a_store_that_is_slow_to_list_is_listed_now_and_then_and_missing_objects
     put_transcript(corpus, "b", "yet another")
     daemon.run(daemon.tick())
     daemon.tick()
-    seen = Seen.from_cursor(daemon.cursor)
+    seen = LastPlan.from_cursor(daemon.cursor)
     put_transcript(corpus, "b", "the last")
     daemon.cursor = replace(seen, listing_seconds=30.0, listed_at=time.time() - 4000).to_cursor()
     assert requested(daemon.tick()) == {"text": ["b"]}
@@ -198,7 +257,7 @@ def test_an_object_of_a_video_that_left_the_metadata_does_not_keep_the_sensor_bu
     assert daemon.tick() == []
     assert "nothing new" in (daemon.skip or "")
     daemon.cursor = replace(
-        Seen.from_cursor(daemon.cursor), listing_seconds=30.0, listed_at=time.time()
+        LastPlan.from_cursor(daemon.cursor), listing_seconds=30.0, listed_at=time.time()
     ).to_cursor()
     assert daemon.tick() == []
     assert "nothing new" in (daemon.skip or "")
@@ -395,9 +454,9 @@ def test_a_video_that_left_the_metadata_keeps_its_vector(corpus: Corpus, daemon:
     assert daemon.tick() == []
     assert corpus.store.head(corpus.keys.embedding(Stage.TEXT, "b")) is not None
     with corpus.ledger(Stage.TEXT) as ledger:
-        assert corpus.orphans(corpus.latest_rows(), ledger) == {"b"}
+        assert opened(corpus, ledger).orphans(corpus.latest_rows()) == {"b"}
 
 
 def test_chunks_keep_order_and_bounds(store: object):
-    assert chunks("abcdefg", 3, 2) == ["abc", "def"]
-    assert chunks("", 3, 2) == []
+    assert chunks("abcdefg", 3) == ["abc", "def", "g"]
+    assert chunks("", 3) == []

@@ -15,10 +15,16 @@ from clipfarm_dagster.orchestration.names import embedding_job_name
 from clipfarm_dagster.orchestration.resources.object_store import ObjectStoreResource
 from clipfarm_dagster.orchestration.resources.stage_state import StageStateResource
 from clipfarm_dagster.orchestration.runs.id_list import id_list_run_config
-from clipfarm_dagster.orchestration.sensors.manifests import LONGEST_WAIT, Seen, decide, manifest_sensor
+from clipfarm_dagster.orchestration.sensors.manifests import (
+    LONGEST_WAIT,
+    LastManifests,
+    decide,
+    manifest_sensor,
+)
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster_tests.support.corpora import embed, embed_all, open_corpus
 from clipfarm_dagster_tests.support.runs import create_run
+from clipfarm_dagster_tests.support.stages import opened
 
 NOW = datetime(2026, 2, 1, tzinfo=UTC)
 IDS = ["a", "b"]
@@ -26,10 +32,10 @@ IDS = ["a", "b"]
 
 def _ticks(*ticks, seen=None):
     """Numbers of the ticks that launch a run; a tick is (version, busy) or (version, busy, failed)."""
-    seen, launched = seen or Seen(), []
+    seen, launched = seen or LastManifests(), []
     for number, (version, busy, *failed) in enumerate(ticks):
         decision = decide(
-            Seen.from_cursor(seen.to_cursor()),
+            LastManifests.from_cursor(seen.to_cursor()),
             {"video": version},
             busy=busy,
             refreshing=False,
@@ -69,7 +75,7 @@ def test_a_failed_run_is_repeated_after_a_while_and_not_at_once():
 
 def test_a_run_of_manifests_in_progress_is_waited_for():
     decision = decide(
-        Seen(last={"video": "1"}), {"video": "1"}, busy=False, refreshing=True, failed=False, now=NOW
+        LastManifests(last={"video": "1"}), {"video": "1"}, busy=False, refreshing=True, failed=False, now=NOW
     )
 
     assert not decision.launch
@@ -78,7 +84,10 @@ def test_a_run_of_manifests_in_progress_is_waited_for():
 
 def test_a_cursor_of_somebody_else_counts_as_nothing_seen():
     assert (
-        Seen.from_cursor("not json") == Seen.from_cursor('{"other": 1}') == Seen.from_cursor(None) == Seen()
+        LastManifests.from_cursor("not json")
+        == LastManifests.from_cursor('{"other": 1}')
+        == LastManifests.from_cursor(None)
+        == LastManifests()
     )
 
 
@@ -135,7 +144,7 @@ def test_strategies_that_were_materialized_once_are_kept_fresh(corpus, instance)
     embed_all(corpus, IDS)
     for stage in Stage:
         with corpus.ledger(stage) as ledger:
-            refresh_manifest(corpus, ledger)
+            refresh_manifest(opened(corpus, ledger))
     refresh_fused(corpus, make_strategy("weighted", ""))
     _, cursor = _tick(corpus, instance, None)
 
