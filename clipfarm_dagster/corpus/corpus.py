@@ -29,9 +29,11 @@ from clipfarm_dagster.ledger.journal import Journal
 from clipfarm_dagster.ledger.ledger import Ledger
 from clipfarm_dagster.ledger.log import JournalKeys
 from clipfarm_dagster.ledger.verify import repair_vectors, verify_vectors
-from clipfarm_dagster.modalities.registry import stage_contract
+from clipfarm_dagster.modalities.encoder import Encoder
+from clipfarm_dagster.modalities.registry import load_encoder, stage_contract
 from clipfarm_dagster.planning.delta import StagePlan
-from clipfarm_dagster.settings import Settings
+from clipfarm_dagster.planning.explain import Explanation
+from clipfarm_dagster.settings import Settings, load_settings
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.store import ObjectStore, local_path
 from clipfarm_dagster.vectors.contract import Contract
@@ -47,10 +49,17 @@ class Corpus:
         self.settings = settings
         self.store = store
         self.keys = settings.keys
+        self._encoders: dict[Stage, Encoder] = {}
 
     @classmethod
-    def open(cls, settings: Settings) -> Corpus:
-        """Open the store that the settings name."""
+    def open(cls, settings: Settings | None = None) -> Corpus:
+        """Open the store that the settings name; by default those of the environment (`load_settings`).
+
+        Raises:
+            SettingsError: a setting is unusable.
+            StoreError: the folder of the store cannot be created.
+        """
+        settings = load_settings() if settings is None else settings
         return cls(settings, ObjectStore.open(settings.store_url))
 
     @cached_property
@@ -165,16 +174,40 @@ class Corpus:
 
     def plans(
         self,
-        stages: Collection[Stage],
-        latest: LatestRows,
+        stages: Collection[Stage] = tuple(Stage),
+        latest: LatestRows | None = None,
         *,
         in_flight: Mapping[Stage, Collection[str]] | None = None,
         limit: int | None = None,
         listing: Callable[[Stage], pa.Table | None] | None = None,
     ) -> dict[Stage, StagePlan]:
-        """The plans of several stages, made at the same time (see `plan_stages`)."""
+        """What needs work now, and why, by stage (see `plan_stages`). Changes nothing.
+
+        Raises:
+            MetadataError: the metadata cannot be read.
+            ModelUnavailableError: a checkpoint cannot be found.
+            LedgerError: a ledger cannot be read.
+            StoreError: the store cannot be read.
+        """
+        latest = self.latest_rows() if latest is None else latest
         with self.stages(stages) as opened:
             return plan_stages(opened, latest, in_flight=in_flight, limit=limit, listing=listing)
+
+    def explain(self, stage: Stage, video_id: str) -> Explanation:
+        """Why one video needs work in a stage, or not; raises what `plans` raises.
+
+        Raises:
+            InvalidVideoIdError: it is not a `video_id`.
+        """
+        latest = self.latest_rows()
+        with self.stage(stage) as opened:
+            return opened.explain(video_id, latest)
+
+    def encoder(self, stage: Stage) -> Encoder:
+        """A stage's model, loaded at the first call; raises what `load_encoder` raises."""
+        if stage not in self._encoders:
+            self._encoders[stage] = load_encoder(stage, self.settings)
+        return self._encoders[stage]
 
     def rows(self, video_ids: Sequence[str]) -> dict[str, dict[str, str]]:
         """The latest metadata of some videos, as `rows_for` gives it."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from clipfarm_dagster.corpus import Corpus
 from clipfarm_dagster.manifests.manifest import Manifest
-from clipfarm_dagster.manifests.vector_table import count_vectors, read_vectors
+from clipfarm_dagster.manifests.vector_table import count_vectors, iter_vectors
 from clipfarm_dagster.store.local_copies import LocalFile
 from clipfarm_dagster.vectors.npy import VectorProblem
 from clipfarm_dagster.vectors.stored import checked_vector
@@ -68,7 +68,7 @@ class Places:
 
 
 def project_file(file: LocalFile) -> Places:
-    """All vectors of a file of vectors (`fusion.read_vectors`).
+    """All vectors of a file of vectors (`fusion.iter_vectors`).
 
     Raises:
         ManifestError: the file cannot be read.
@@ -80,8 +80,8 @@ def project_file(file: LocalFile) -> Places:
         return Places([], np.empty((0, 2), dtype=np.float32), np.empty(0))
     step = max(count // SAMPLE, 1)
     # a regular sample; ids do not tell what a video is about
-    plane = Plane.fit(np.concatenate([vectors[::step] for _, vectors in read_vectors(file)]))
-    parts = [(ids, plane.project(vectors), _norms(vectors)) for ids, vectors in read_vectors(file)]
+    plane = Plane.fit(np.concatenate([vectors[::step] for _, vectors in iter_vectors(file)]))
+    parts = [(ids, plane.project(vectors), _norms(vectors)) for ids, vectors in iter_vectors(file)]
     return Places(
         [video_id for ids, _, _ in parts for video_id in ids],
         np.concatenate([points for _, points, _ in parts]),

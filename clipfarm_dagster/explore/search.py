@@ -1,4 +1,4 @@
-"""Nearest neighbours and near duplicates among the vectors of a file (`fusion.read_vectors`), by cosine.
+"""Nearest neighbours and near duplicates among the vectors of a file (`fusion.iter_vectors`), by cosine.
 
 Exact up to `INDEX_FROM` vectors. Beyond that by a USearch index (HNSW), which finds nearly all; it lies
 beside the file and is built anew when the file changes, or where the index is damaged.
@@ -12,9 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from clipfarm_dagster.corpus import Corpus
 from clipfarm_dagster.errors import ManifestError, VideoNotFoundError
 from clipfarm_dagster.manifests.manifest import REPLACE_WRONG
-from clipfarm_dagster.manifests.vector_table import VECTOR_COLUMN, count_vectors, read_vectors
+from clipfarm_dagster.manifests.refresh import modality_vectors
+from clipfarm_dagster.manifests.vector_table import VECTOR_COLUMN, count_vectors, iter_vectors
+from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.store import cache_files
 from clipfarm_dagster.store.local_copies import LocalFile
 
@@ -48,6 +51,43 @@ class Pair:
     first: str
     second: str
     score: float
+
+
+def search(
+    corpus: Corpus,
+    words: str | None = None,
+    *,
+    like: str | None = None,
+    stage: Stage = Stage.TEXT,
+    top: int = 10,
+    exact: bool = False,
+) -> list[Match]:
+    """The `top` videos nearest to some words, or to another video, best first.
+
+    Args:
+        words: looked up among text vectors.
+        like: a `video_id`, in place of words; it is not among the answers.
+        stage: with `like`: in which modality.
+        exact: whether to look at every vector, whatever their number.
+
+    Raises:
+        ValueError: both words and a video are given, or neither; or words in a stage other than text.
+        VideoNotFoundError: there is no vector of `like`.
+        ManifestError: this machine's file of all vectors is damaged.
+        ModelUnavailableError: the text model cannot be loaded.
+        LedgerError: the ledger cannot be read.
+        StoreError: the store cannot be read.
+    """
+    if words is not None and stage != Stage.TEXT:
+        raise ValueError(f"words are looked up among text vectors, not among those of {stage}; use like=")
+    file, _ = modality_vectors(corpus, stage)
+    if words is not None and like is None:
+        query = words_vector(corpus.encoder(Stage.TEXT), words)
+    elif like is not None and words is None:
+        query = vector_of(file, like)
+    else:
+        raise ValueError("give either words or like=VIDEO_ID")
+    return nearest(file, query, top, without=like, exact=exact)
 
 
 def words_vector(encoder: Encoder, words: str) -> np.ndarray[Any, Any]:
@@ -130,7 +170,7 @@ def near_duplicates(
 def _nearest_exactly(file: LocalFile, query: np.ndarray[Any, Any], top: int) -> list[Match]:
     best = _Best(top)
     ids: list[str] = []
-    for some, vectors in read_vectors(file):
+    for some, vectors in iter_vectors(file):
         rows = _numbers(len(ids), len(some))
         best.add(rows, rows, vectors @ query)
         ids += some
@@ -154,7 +194,7 @@ def _pairs_exactly(file: LocalFile, threshold: float, ids: list[str]) -> _Found:
     import numpy as np
 
     blocks: list[tuple[int, np.ndarray[Any, Any]]] = []
-    for some, vectors in read_vectors(file):
+    for some, vectors in iter_vectors(file):
         start = len(ids)
         ids += some
         blocks.append((start, vectors))
@@ -173,7 +213,7 @@ def _pairs_by_index(file: LocalFile, threshold: float, ids: list[str]) -> _Found
     index, all_ids = _index(file)
     ids += all_ids
     numbers, scores, done = [], [], 0
-    for some, vectors in read_vectors(file):
+    for some, vectors in iter_vectors(file):
         found = index.search(vectors, _NEIGHBOURS)
         rows = np.repeat(_numbers(done, len(some)), found.keys.shape[1])
         others, cosines = found.keys.ravel().astype(np.int64), 1 - found.distances.ravel()
@@ -206,7 +246,7 @@ def _build_index(file: LocalFile, folder: Path, version: str) -> Index:
     """Make the index, keep it in `folder`, and remove those that it replaces."""
     index = _empty_index(file)
     done = 0
-    for some, vectors in read_vectors(file):
+    for some, vectors in iter_vectors(file):
         index.add(_numbers(done, len(some)), vectors)
         done += len(some)
     folder.mkdir(exist_ok=True)

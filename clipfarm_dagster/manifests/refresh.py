@@ -21,8 +21,10 @@ from clipfarm_dagster.manifests.manifest import (
     write_manifest,
 )
 from clipfarm_dagster.manifests.strategies import Single, Strategy, make_strategy
+from clipfarm_dagster.manifests.vector_table import count_vectors, iter_vectors
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.store.local_copies import LocalCopies, LocalCopy, LocalFile
+from clipfarm_dagster.vectors.matrix import VectorMatrix
 
 
 def local_copies(corpus: Corpus | StageCorpus) -> LocalCopies:
@@ -125,7 +127,7 @@ def record_dropped(corpus: Corpus, dropped: list[Dropped]) -> None:
 
 
 def modality_vectors(corpus: Corpus, stage: Stage) -> tuple[LocalFile, Fusion]:
-    """A local file with all vectors of a modality that its ledger calls done (see `fusion.read_vectors`).
+    """A local file with all vectors of a modality that its ledger calls done (see `fusion.iter_vectors`).
 
     Only vectors that are new since the last call are read. Those that are missing or wrong are left out and
     named in the answer; nothing is recorded.
@@ -147,3 +149,24 @@ def modality_vectors(corpus: Corpus, stage: Stage) -> tuple[LocalFile, Fusion]:
             fusion = plan.write(corpus.store, output)
             output.replace(path)
     return file, fusion
+
+
+def read_vectors(corpus: Corpus, stage: Stage) -> VectorMatrix:
+    """All vectors of a stage that are done under the contract that the settings ask for, in memory.
+
+    Raises:
+        ManifestError: this machine's file of all vectors is damaged.
+        LedgerError: the ledger cannot be read.
+        StoreError: the store cannot be read.
+    """
+    import numpy as np
+
+    file, fusion = modality_vectors(corpus, stage)
+    _, dimension = count_vectors(file)
+    ids: list[str] = []
+    parts = [np.empty((0, dimension), np.float32)]
+    for some, vectors in iter_vectors(file):
+        ids += some
+        parts.append(vectors)
+    left_out = {dropped.video_id: dropped.problem for dropped in fusion.dropped}
+    return VectorMatrix(ids, np.concatenate(parts), left_out)

@@ -20,7 +20,7 @@ CHUNK = 1024
 """Rows in memory at a time, and in a row group of the file."""
 
 
-def read_vectors(file: LocalFile) -> Iterator[tuple[list[str], np.ndarray[Any, Any]]]:
+def iter_vectors(file: LocalFile) -> Iterator[tuple[list[str], np.ndarray[Any, Any]]]:
     """Ids and vectors, float32 (videos, dimension), of a file of fused vectors, some at a time.
 
     Raises:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from clipfarm_dagster.errors import VectorFileError
 from clipfarm_dagster.manifests.manifest import CONTRACT
-from clipfarm_dagster.manifests.vector_table import count_vectors, read_vectors
+from clipfarm_dagster.manifests.vector_table import count_vectors, iter_vectors
 from clipfarm_dagster.store.local_copies import LocalFile
 from clipfarm_dagster.vectors.contract import Contract
 
@@ -36,7 +36,7 @@ def write_parquet(vectors: LocalFile, output: Path, contract: Contract) -> None:
         metadata={CONTRACT: contract.to_json().encode()},
     )
     with pq.ParquetWriter(output, schema, compression="none", use_dictionary=False) as writer:
-        for ids, matrix in read_vectors(vectors):
+        for ids, matrix in iter_vectors(vectors):
             column = pa.FixedSizeListArray.from_arrays(pa.array(matrix.ravel()), type=kind)
             writer.write_table(pa.table([pa.array(ids), column], schema=schema))
 
@@ -44,7 +44,7 @@ def write_parquet(vectors: LocalFile, output: Path, contract: Contract) -> None:
 def write_npz(vectors: LocalFile, output: Path, contract: Contract) -> None:
     import numpy as np
 
-    parts = list(read_vectors(vectors))
+    parts = list(iter_vectors(vectors))
     ids = [video_id for some, _ in parts for video_id in some]
     matrix = np.concatenate([matrix for _, matrix in parts] or [np.empty((0, count_vectors(vectors)[1]))])
     with output.open("wb") as file:

@@ -6,10 +6,14 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import pyarrow.parquet as pq
+import pytest
+from nbclient import NotebookClient
 
 from clipfarm_dagster_tests.support.media import REPOSITORY
 
@@ -86,26 +90,56 @@ def tree(folder: Path, without: Path) -> dict[str, bytes | None]:
     }
 
 
-def test_the_demo_keeps_to_its_own_folder_beside_a_corpus_of_somebody(tmp_path: Path):
-    """In a folder whose default home leads to another store, with another prefix and other models."""
-    own, demo = tmp_path / "work/.clipfarm", tmp_path / "work/.clipfarm-demo"
+@dataclass(frozen=True)
+class DemoBesideACorpus:
+    """A demo that was made in a folder whose default home leads to another store, prefix and models."""
+
+    folder: Path
+    before: dict[str, bytes | None]
+    """All that was there before the demo."""
+    answer: dict[str, Any]
+
+    @property
+    def home(self) -> Path:
+        return self.folder / "work/.clipfarm-demo"
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> DemoBesideACorpus:
+    folder = tmp_path_factory.mktemp("demo")
+    own = folder / "work/.clipfarm"
     own.mkdir(parents=True)
-    (tmp_path / "own-store").mkdir()
+    (folder / "own-store").mkdir()
     lines = [
-        f"CLIPFARM_STORE_URL={tmp_path / 'own-store'}",
+        f"CLIPFARM_STORE_URL={folder / 'own-store'}",
         "CLIPFARM_PREFIX=own",
-        f"CLIPFARM_METADATA_URL={tmp_path / 'own-store/own.csv'}",
+        f"CLIPFARM_METADATA_URL={folder / 'own-store/own.csv'}",
         "CLIPFARM_STATE_URL=postgresql://127.0.0.1:1/own",
         "CLIPFARM_TEXT_MODEL=somebody/own-model",
     ]
     (own / "clipfarm.env").write_text("\n".join(lines) + "\n")
-    before = tree(tmp_path, without=demo)
+    before = tree(folder, without=folder / "work/.clipfarm-demo")
+    return DemoBesideACorpus(folder, before, run_demo(Path(".clipfarm-demo"), cwd=folder / "work"))
 
-    answer = run_demo(Path(".clipfarm-demo"), cwd=tmp_path / "work")
 
-    assert tree(tmp_path, without=demo) == before
-    assert answer["store"] == str(demo / "store")
-    manifests = demo / "store/clipfarm/manifests"
+def test_the_demo_keeps_to_its_own_folder_beside_a_corpus_of_somebody(demo: DemoBesideACorpus):
+    assert tree(demo.folder, without=demo.home) == demo.before
+    assert demo.answer["store"] == str(demo.home / "store")
+    manifests = demo.home / "store/clipfarm/manifests"
     counts = {path.stem: pq.read_table(path).num_rows for path in manifests.rglob("*.parquet")}
     assert counts
     assert set(counts.values()) == {12}, counts
+
+
+def test_the_notebook_of_the_documentation_runs_over_the_demo(demo: DemoBesideACorpus):
+    docs = demo.folder / "work/docs"
+    docs.mkdir()
+    notebook = nbformat.read(REPOSITORY / "docs/notebook.ipynb", as_version=4)
+    environment = {"PYTHONPATH": str(REPOSITORY), **os.environ}
+
+    client = NotebookClient(notebook, resources={"metadata": {"path": str(docs)}}, timeout=300)
+    client.execute(env=environment)
+
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert all(cell.outputs for cell in cells)
+    assert cells[-1].outputs[-1].data["text/plain"] == "True"

@@ -26,7 +26,7 @@ from clipfarm_dagster.manifests.refresh import (
     refresh_manifest,
 )
 from clipfarm_dagster.manifests.strategies import STRATEGIES, make_strategy, parse_weights
-from clipfarm_dagster.manifests.vector_table import count_vectors, read_vectors
+from clipfarm_dagster.manifests.vector_table import count_vectors, iter_vectors
 from clipfarm_dagster.planning.delta import Reason
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.store.local_copies import LocalFile
@@ -47,7 +47,7 @@ def _refresh(corpus, strategy="concat"):
 def _fused(corpus, strategy="concat"):
     """Vector by id, as the store has them now."""
     found = {}
-    for ids, vectors in read_vectors(fused_file(corpus, strategy)):
+    for ids, vectors in iter_vectors(fused_file(corpus, strategy)):
         found.update(zip(ids, vectors, strict=True))
     return found
 
@@ -371,7 +371,7 @@ def test_damaged_vectors_name_the_object_and_what_to_do(tmp_path):
     assert _refresh(corpus).rows == 13
 
 
-@pytest.mark.parametrize("read", [count_vectors, lambda file: list(read_vectors(file)), project_file])
+@pytest.mark.parametrize("read", [count_vectors, lambda file: list(iter_vectors(file)), project_file])
 @pytest.mark.parametrize("damage", ["cut off", "another table"])
 def test_every_reader_names_a_damaged_file(tmp_path, read, damage):
     corpus = open_corpus(tmp_path)
@@ -415,7 +415,7 @@ def test_vectors_of_one_modality_are_read_once(tmp_path):
     assert (first.objects_read, second.objects_read) == (12, 1)
     assert [lost.video_id for lost in second.dropped] == ["v99"]
     assert count_vectors(file) == (12, 8)
-    [(ids, vectors)] = read_vectors(file)
+    [(ids, vectors)] = iter_vectors(file)
     np.testing.assert_array_equal(vectors, np.stack([made[i] for i in ids]))
 
 
@@ -437,7 +437,7 @@ def test_pyarrow_reads_a_fixed_size_list_of_float32(fused):
 
 
 def test_pandas_polars_and_duckdb_read_the_vectors(fused):
-    [(ids, vectors)] = read_vectors(LocalFile(fused, "the fused manifest", ""))
+    [(ids, vectors)] = iter_vectors(LocalFile(fused, "the fused manifest", ""))
 
     frame = pd.read_parquet(fused)
     np.testing.assert_array_equal(np.stack(frame["fused_vector"]), vectors)
