@@ -33,7 +33,7 @@ from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.store import ObjectStore, StoredObject
 from clipfarm_dagster.store.object_store import CONCURRENCY
 from clipfarm_dagster.vectors.hashing import metadata_hash, source_hash
-from clipfarm_dagster.vectors.npy import l2_normalise, to_npy, vector_sha256
+from clipfarm_dagster.vectors.npy import l2_normalise, to_npy
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from workbench.seaweedfs import running_seaweedfs
@@ -74,9 +74,7 @@ def embed(corpus: Corpus, video_ids: Sequence[str], version: str) -> None:
                             raw_etag=version,
                             raw_sha256=version,
                             artifact_key=key,
-                            artifact_sha256=vector_sha256(vector),
-                            embedding_dim=DIMENSION,
-                            vector_norm=1.0,
+                            vector=vector,
                             seconds=0.1,
                             note=None,
                         )

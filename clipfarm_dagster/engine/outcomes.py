@@ -1,14 +1,31 @@
-"""From what happened to one item to its ledger row. Pure functions; engine and planner write the rows."""
+"""What became of one item: the result of computing it, and the outcome once that is settled."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from datetime import datetime
 from enum import StrEnum
+from typing import TYPE_CHECKING, Any
 
+from clipfarm_dagster.engine.storing import Stored, contested_row
+from clipfarm_dagster.ledger.rows import (
+    RetryPolicy,
+    WorkItem,
+    failure_row,
+    missing_row,
+    standing_row,
+    success_row,
+)
 from clipfarm_dagster.ledger.schema import LedgerRow, Status
+from clipfarm_dagster.store.keys import Keys
+from clipfarm_dagster.vectors.contract import Contract
+from clipfarm_dagster.vectors.hashing import source_hash
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
-class Kind(StrEnum):
+class OutcomeKind(StrEnum):
     """How an item came to its outcome."""
 
     EMBEDDED = "embedded"
@@ -20,19 +37,104 @@ class Kind(StrEnum):
     MISSING = "missing"
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ItemResult:
+    """What computing one item gave. Can be pickled; nothing of it is stored or recorded yet."""
+
+    video_id: str
+    kind: OutcomeKind
+    raw_etag: str = ""
+    """Version of the raw object that was read; empty where none was."""
+    raw_sha256: str = ""
+    """SHA-256 of the bytes that were read."""
+    vector: np.ndarray[Any, Any] | None = None
+    """float32 (dimension,), of unit L2 norm; of `EMBEDDED` alone."""
+    error: str | None = None
+    """Why it failed."""
+    invalid: bool = False
+    """Whether the raw object is at fault, so that trying it again is idle."""
+    used_model: bool = False
+    """Whether it went through the model, even if that failed."""
+    seconds: float = 0.0
+    """Seconds of preparation and inference."""
+    note: str | None = None
+    preview: str | None = None
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What became of one item, with the row that says so."""
 
-    kind: Kind
+    kind: OutcomeKind
     row: LedgerRow
     preview: str | None = None
-
-    def with_row(self, row: LedgerRow) -> Outcome:
-        """The same outcome with what became of it when its vector was stored."""
-        return replace(self, row=row, kind=self.kind if row.status == self.row.status else Kind.FAILED)
 
     @property
     def succeeded(self) -> bool:
         """Whether the store holds the right vector."""
         return self.row.status == Status.SUCCESS
+
+
+@dataclass(frozen=True)
+class Settlement:
+    """What results are settled by: whose rows they become, under which keys, and when failures are due."""
+
+    contract: Contract
+    keys: Keys
+    retry: RetryPolicy
+
+    def outcome(
+        self, item: WorkItem, result: ItemResult, now: datetime, stored: Stored | None = None
+    ) -> Outcome:
+        """The outcome of an item, `stored` being what became of its vector where it has a new one."""
+        if result.kind == OutcomeKind.MISSING:
+            raw_key = self.keys.raw(self.contract.stage, item.video_id)
+            return Outcome(result.kind, missing_row(item, self.contract, now, raw_key=raw_key))
+        if result.kind == OutcomeKind.FAILED:
+            return Outcome(result.kind, self._failure(item, result, now, result.error or ""))
+        if result.vector is None or stored is None:
+            return Outcome(result.kind, self._standing(item, result, now))
+        if stored.refused is not None:
+            error = f"the vector cannot be stored, while others can: {stored.refused.problem}"
+            return Outcome(OutcomeKind.FAILED, self._failure(stored.item, result, now, error))
+        row = self._success(stored.item, result, result.vector, now)
+        if stored.contested:
+            return Outcome(OutcomeKind.FAILED, contested_row(row), result.preview)
+        return Outcome(result.kind, row, result.preview)
+
+    def _standing(self, item: WorkItem, result: ItemResult, now: datetime) -> LedgerRow:
+        return standing_row(
+            item,
+            self.contract,
+            now,
+            source_hash=source_hash(item.metadata_hash, result.raw_etag),
+            raw_etag=result.raw_etag,
+        )
+
+    def _success(
+        self, item: WorkItem, result: ItemResult, vector: np.ndarray[Any, Any], now: datetime
+    ) -> LedgerRow:
+        return success_row(
+            item,
+            self.contract,
+            now,
+            source_hash=source_hash(item.metadata_hash, result.raw_etag),
+            raw_etag=result.raw_etag,
+            raw_sha256=result.raw_sha256,
+            artifact_key=self.keys.embedding(self.contract.stage, item.video_id),
+            vector=vector,
+            seconds=result.seconds,
+            note=result.note,
+        )
+
+    def _failure(self, item: WorkItem, result: ItemResult, now: datetime, error: str) -> LedgerRow:
+        return failure_row(
+            item,
+            self.contract,
+            now,
+            source_hash=source_hash(item.metadata_hash, result.raw_etag),
+            raw_etag=result.raw_etag,
+            error=error,
+            invalid=result.invalid,
+            policy=self.retry,
+        )

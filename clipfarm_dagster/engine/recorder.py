@@ -6,21 +6,27 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass
+from datetime import UTC, datetime
 
-from clipfarm_dagster.engine.outcomes import Outcome
+from clipfarm_dagster.engine.outcomes import ItemResult, Outcome, Settlement
 from clipfarm_dagster.engine.progress import Progress
-from clipfarm_dagster.engine.storing import StoredVectors, store_vectors
-from clipfarm_dagster.errors import StoreError
+from clipfarm_dagster.engine.storing import NewVector, store_vectors
 from clipfarm_dagster.ledger.ledger import Ledger
-from clipfarm_dagster.ledger.versions import forgotten
+from clipfarm_dagster.ledger.rows import WorkItem
 from clipfarm_dagster.store import ObjectStore
+from clipfarm_dagster.vectors.npy import to_npy
 
-_InHand = tuple[Outcome, bytes | None, Callable[[StoreError], Outcome] | None]
+
+@dataclass(frozen=True)
+class _InHand:
+    item: WorkItem
+    result: ItemResult
+    finished: datetime
 
 
 class Recorder:
-    """Takes finished items. The order of effects for each is vector, ledger row, then `on_recorded`.
+    """Settles what was computed. The order of effects for each item: vector, ledger row, then `on_recorded`.
 
     What fails on the way is raised by a later call. Of that batch nothing is recorded that did not happen,
     and those after it are left unwritten: where the store is away, each would wait for it as the first did.
@@ -28,6 +34,7 @@ class Recorder:
 
     def __init__(
         self,
+        settlement: Settlement,
         store: ObjectStore,
         ledger: Ledger,
         on_recorded: Callable[[Sequence[Outcome]], None],
@@ -36,7 +43,8 @@ class Recorder:
         every_items: int,
         every_seconds: float,
     ) -> None:
-        self._store, self._ledger, self._on_recorded, self._progress = store, ledger, on_recorded, progress
+        self._settlement, self._store, self._ledger = settlement, store, ledger
+        self._on_recorded, self._progress = on_recorded, progress
         self._every_items, self._every_seconds = every_items, every_seconds
         self._hand: list[_InHand] = []
         self._since = time.monotonic()
@@ -44,18 +52,12 @@ class Recorder:
         self._writing: deque[Future[None]] = deque()
         self._failed = False
 
-    def add(
-        self,
-        outcome: Outcome,
-        npy: bytes | None = None,
-        *,
-        if_refused: Callable[[StoreError], Outcome] | None = None,
-    ) -> None:
-        """Take a finished item, with its vector's file where it has a new one, and what its outcome is if the
-        store does not take this file alone."""
+    def add(self, item: WorkItem, result: ItemResult) -> None:
+        """Take what became of an item; the caller gives one result for each."""
         if not self._hand:
             self._since = time.monotonic()
-        self._hand.append((outcome, npy, if_refused))
+        self._hand.append(_InHand(item, result, datetime.now(UTC)))
+        self._progress.model_calls += result.used_model
         self.write_if_due()
 
     def write_if_due(self) -> None:
@@ -89,10 +91,18 @@ class Recorder:
             raise
 
     def _write_in_order(self, batch: Sequence[_InHand]) -> None:
-        vectors = [(outcome.row, npy) for outcome, npy, _ in batch if npy is not None]
+        keys, stage = self._settlement.keys, self._settlement.contract.stage
+        vectors = [
+            NewVector(done.item, keys.embedding(stage, done.item.video_id), to_npy(done.result.vector))
+            for done in batch
+            if done.result.vector is not None
+        ]
         with self._progress.timed("store"):
             stored = store_vectors(self._store, self._ledger, vectors)
-        outcomes = [_as_stored(outcome, if_refused, stored) for outcome, _, if_refused in batch]
+        outcomes = [
+            self._settlement.outcome(done.item, done.result, done.finished, stored.get(done.item.video_id))
+            for done in batch
+        ]
         with self._progress.timed("ledger"):
             self._ledger.record([outcome.row for outcome in outcomes])
         for outcome in outcomes:
@@ -100,22 +110,3 @@ class Recorder:
             self._progress.outcomes[status] = self._progress.outcomes.get(status, 0) + 1
         with self._progress.timed("report"):
             self._on_recorded(outcomes)
-
-
-def _as_stored(
-    outcome: Outcome, if_refused: Callable[[StoreError], Outcome] | None, stored: StoredVectors
-) -> Outcome:
-    """What became of an item once its vector was to be stored.
-
-    Raises:
-        StoreError: the store refused it, which `if_refused` has no answer to.
-    """
-    row = stored.rows.get(outcome.row.video_id, outcome.row)
-    error = stored.refused.get(row.video_id)
-    if error is None:
-        return outcome.with_row(row)
-    if if_refused is None:
-        raise error
-    refused = if_refused(error)
-    # a request that seems to have failed may have been done
-    return refused.with_row(replace(forgotten(refused.row), row_version=row.row_version))

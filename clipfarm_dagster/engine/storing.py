@@ -9,47 +9,58 @@ mark: it is only ever created.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from clipfarm_dagster.errors import ObjectMissingError, PreconditionFailedError, StoreError
 from clipfarm_dagster.ledger.ledger import Ledger
+from clipfarm_dagster.ledger.rows import WorkItem
 from clipfarm_dagster.ledger.schema import LedgerRow, Status
 from clipfarm_dagster.ledger.versions import forgotten
 from clipfarm_dagster.store import ObjectStore
 
-_Vector = tuple[LedgerRow, bytes]
+
+@dataclass(frozen=True)
+class NewVector:
+    """A vector on its way to its key."""
+
+    item: WorkItem
+    key: str
+    npy: bytes
 
 
-@dataclass
-class StoredVectors:
-    """What became of vectors that were to be stored, by `video_id`."""
+@dataclass(frozen=True)
+class Stored:
+    """What became of a vector that was to be stored."""
 
-    rows: dict[str, LedgerRow]
-    """The rows to record."""
-    refused: dict[str, StoreError] = field(default_factory=dict)
-    """Those of keys that the store refuses alone."""
+    item: WorkItem
+    """With the row that the ledger has by now: what is to be recorded is derived from it."""
+    refused: StoreError | None = None
+    """The store refuses this key alone."""
+    contested: bool = False
+    """Others kept writing the key at the same time; it was left to them."""
 
 
-def store_vectors(store: ObjectStore, ledger: Ledger, vectors: Sequence[_Vector]) -> StoredVectors:
-    """Store vectors: each of `vectors` is a row of success, with the key, and the `.npy` to put there.
-
-    A vector that others keep writing at the same time is left to them: its row becomes a failure that is due
-    at once.
+def store_vectors(store: ObjectStore, ledger: Ledger, vectors: Sequence[NewVector]) -> dict[str, Stored]:
+    """Store vectors, and tell by `video_id` what became of each. The caller records the rows.
 
     Raises:
         StoreError: the store as a whole cannot be read or written.
         LedgerError: the ledger cannot be written.
     """
-    stored = StoredVectors({row.video_id: row for row, _ in vectors})
-    lost = _put(store, [(*vector, None) for vector in vectors if vector[0].row_version == 0], stored)
-    lost += _overwrite(store, ledger, [vector for vector in vectors if vector[0].row_version != 0], stored)
-    for row, _ in _overwrite(store, ledger, lost, stored):
-        stored.rows[row.video_id] = contested_row(stored.rows[row.video_id])
+    stored = {vector.item.video_id: Stored(vector.item) for vector in vectors}
+    new = [vector for vector in vectors if _is_new(vector.item)]
+    changed_meanwhile = _put(store, [(vector, None) for vector in new], stored)
+    known = [vector for vector in vectors if not _is_new(vector.item)]
+    changed_meanwhile += _overwrite(store, ledger, known, stored)
+    for vector in _overwrite(store, ledger, changed_meanwhile, stored):
+        video_id = vector.item.video_id
+        stored[video_id] = replace(stored[video_id], contested=True)
     return stored
 
 
 def contested_row(row: LedgerRow) -> LedgerRow:
-    """The row of a vector that another machine wrote at the same time."""
+    """The row of a vector that another machine wrote at the same time, from that of its success: a failure
+    that is due at once."""
     return replace(
         forgotten(row),
         status=Status.FAIL,
@@ -58,35 +69,53 @@ def contested_row(row: LedgerRow) -> LedgerRow:
     )
 
 
+def _is_new(item: WorkItem) -> bool:
+    return item.previous is None or item.previous.row_version == 0
+
+
+def _marked(item: WorkItem, version: int | None) -> WorkItem:
+    """The item once the ledger says that what lies at its key is unknown."""
+    previous = item.previous or LedgerRow(video_id=item.video_id, row_version=0)
+    return replace(item, previous=replace(forgotten(previous), row_version=version))
+
+
+def _refused(stored: Stored, error: StoreError) -> Stored:
+    # a request that seems to have failed may have been done
+    version = 0 if stored.item.previous is None else stored.item.previous.row_version
+    return Stored(_marked(stored.item, version), refused=error)
+
+
 def _overwrite(
-    store: ObjectStore, ledger: Ledger, vectors: Sequence[_Vector], stored: StoredVectors
-) -> list[_Vector]:
+    store: ObjectStore, ledger: Ledger, vectors: Sequence[NewVector], stored: dict[str, Stored]
+) -> list[NewVector]:
     """Mark, then write over what was there before; returns those that somebody has changed in between."""
-    seen = store.head_each([row.artifact_key or "" for row, _ in vectors])
-    items: list[tuple[LedgerRow, bytes, str | None]] = []
-    for (row, npy), answer in zip(vectors, seen, strict=True):
-        if isinstance(answer, StoreError):
-            stored.refused[row.video_id] = answer
+    writable: list[tuple[NewVector, str | None]] = []
+    for vector, seen in zip(vectors, store.head_each([vector.key for vector in vectors]), strict=True):
+        video_id = vector.item.video_id
+        if isinstance(seen, StoreError):
+            stored[video_id] = _refused(stored[video_id], seen)
         else:
-            items.append((row, npy, None if answer is None else answer.etag))
-    for video_id, version in ledger.mark_overwriting([row.video_id for row, _, _ in items]).items():
-        stored.rows[video_id] = replace(stored.rows[video_id], row_version=version)
-    return _put(store, items, stored)
+            writable.append((vector, None if seen is None else seen.etag))
+    versions = ledger.mark_overwriting([vector.item.video_id for vector, _ in writable])
+    for video_id, version in versions.items():
+        stored[video_id] = Stored(_marked(stored[video_id].item, version))
+    return _put(store, writable, stored)
 
 
 def _put(
-    store: ObjectStore, items: Sequence[tuple[LedgerRow, bytes, str | None]], stored: StoredVectors
-) -> list[_Vector]:
+    store: ObjectStore, vectors: Sequence[tuple[NewVector, str | None]], stored: dict[str, Stored]
+) -> list[NewVector]:
     """Write each over the version with its ETag; returns those that somebody has changed in between."""
-    lost = []
-    answers = store.put_each([(row.artifact_key or "", npy, etag) for row, npy, etag in items])
-    for (row, npy, _), answer in zip(items, answers, strict=True):
+    changed_meanwhile = []
+    answers = store.put_each([(vector.key, vector.npy, etag) for vector, etag in vectors])
+    for (vector, _), answer in zip(vectors, answers, strict=True):
+        video_id = vector.item.video_id
         if isinstance(answer, PreconditionFailedError):
-            if not _is_there(store, row.artifact_key or "", npy):
-                lost.append((row, npy))
+            if not _is_there(store, vector.key, vector.npy):
+                changed_meanwhile.append(vector)
         elif isinstance(answer, StoreError):
-            stored.refused[row.video_id] = answer
-    return lost
+            stored[video_id] = _refused(stored[video_id], answer)
+    return changed_meanwhile
 
 
 def _is_there(store: ObjectStore, key: str, data: bytes) -> bool:

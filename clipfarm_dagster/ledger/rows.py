@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
 
 from clipfarm_dagster.ledger.schema import LedgerRow, Status
 from clipfarm_dagster.timestamps import timestamp
 from clipfarm_dagster.vectors.contract import Contract
+from clipfarm_dagster.vectors.npy import vector_sha256
+
+if TYPE_CHECKING:
+    import numpy as np
 
 MAX_RETRY_WAIT = timedelta(days=1)
 
@@ -76,21 +81,22 @@ def success_row(
     *,
     source_hash: str,
     raw_etag: str,
-    raw_sha256: str,
+    raw_sha256: str | None,
     artifact_key: str,
-    artifact_sha256: str,
-    embedding_dim: int,
-    vector_norm: float,
-    seconds: float,
+    vector: np.ndarray[Any, Any],
+    seconds: float | None,
     note: str | None,
 ) -> LedgerRow:
-    """The row of an item whose new vector is in the store."""
+    """The row of an item whose new vector is in the store; `raw_sha256` and `seconds` are null of one that
+    was made elsewhere."""
+    import numpy as np
+
     return replace(
         standing_row(item, contract, now, source_hash=source_hash, raw_etag=raw_etag),
         artifact_key=artifact_key,
-        artifact_sha256=artifact_sha256,
-        embedding_dim=embedding_dim,
-        vector_norm=vector_norm,
+        artifact_sha256=vector_sha256(vector),
+        embedding_dim=vector.size,
+        vector_norm=float(np.linalg.norm(vector.astype(np.float64))),
         vector_metadata_hash=item.metadata_hash,
         vector_raw_sha256=raw_sha256,
         seconds=seconds,

@@ -7,14 +7,14 @@ A file holds ids and vectors: Parquet with the columns `video_id` (text) and `em
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from clipfarm_dagster.catalog.metadata import LatestRows
 from clipfarm_dagster.checkpoints.dimension import checkpoint_dimension
 from clipfarm_dagster.corpus import Corpus, StageCorpus
-from clipfarm_dagster.engine.storing import store_vectors
+from clipfarm_dagster.engine.storing import NewVector, contested_row, store_vectors
 from clipfarm_dagster.ledger.rows import WorkItem, success_row
 from clipfarm_dagster.ledger.schema import LedgerRow, Status
 from clipfarm_dagster.manifests.manifest import LEDGER_COLUMNS_READ, build_manifest
@@ -25,7 +25,7 @@ from clipfarm_dagster.timestamps import timestamp
 from clipfarm_dagster.transfer.vector_file import VectorFile
 from clipfarm_dagster.vectors.contract import Contract
 from clipfarm_dagster.vectors.hashing import source_hash
-from clipfarm_dagster.vectors.npy import to_npy, vector_problem, vector_sha256
+from clipfarm_dagster.vectors.npy import to_npy, vector_problem
 
 if TYPE_CHECKING:
     import numpy as np
@@ -112,37 +112,35 @@ def _store(
     imported: Imported,
     replace_done: bool,
 ) -> None:
-    import numpy as np
-
     contract, ledger = imported.contract, opened.ledger
     previous = ledger.rows(vectors)
     kept_contracts = set() if replace_done else {contract.id, opened.contract.id}
-    objects: list[tuple[LedgerRow, bytes]] = []
+    new: list[NewVector] = []
     for video_id, vector in vectors.items():
         item, etag = inputs.item(video_id, previous.get(video_id)), inputs.etag(video_id)
-        hashed = source_hash(item.metadata_hash, etag)
-        if _standing_contract(item, etag, hashed) in kept_contracts:
+        if _standing_contract(item, etag, source_hash(item.metadata_hash, etag)) in kept_contracts:
             imported.kept += 1
+        else:
+            new.append(NewVector(item, opened.keys.embedding(opened.stage, video_id), to_npy(vector)))
+    rows = []
+    for video_id, stored in store_vectors(opened.store, ledger, new).items():
+        if stored.refused is not None:
+            imported.refused[video_id] = str(stored.refused)
             continue
-        key = opened.keys.embedding(opened.stage, video_id)
+        etag = inputs.etag(video_id)
         row = success_row(
-            item,
+            stored.item,
             contract,
             datetime.now(UTC),
-            source_hash=hashed,
+            source_hash=source_hash(stored.item.metadata_hash, etag),
             raw_etag=etag,
-            raw_sha256="",
-            artifact_key=key,
-            artifact_sha256=vector_sha256(vector),
-            embedding_dim=vector.size,
-            vector_norm=float(np.linalg.norm(vector.astype(np.float64))),
-            seconds=0.0,
+            raw_sha256=None,
+            artifact_key=opened.keys.embedding(opened.stage, video_id),
+            vector=vectors[video_id],
+            seconds=None,
             note="imported from a file",
         )
-        objects.append((replace(row, vector_raw_sha256=None, seconds=None), to_npy(vector)))
-    stored = store_vectors(opened.store, ledger, objects)
-    imported.refused.update((video_id, str(error)) for video_id, error in stored.refused.items())
-    rows = [row for video_id, row in stored.rows.items() if video_id not in stored.refused]
+        rows.append(contested_row(row) if stored.contested else row)
     ledger.record(rows)
     imported.rows += rows
 

@@ -16,7 +16,7 @@ import torch
 
 from clipfarm_dagster.engine import engine
 from clipfarm_dagster.engine.engine import RECORD_EVERY_ITEMS, EngineOptions, Progress, embed_items
-from clipfarm_dagster.engine.outcomes import Kind
+from clipfarm_dagster.engine.outcomes import OutcomeKind
 from clipfarm_dagster.errors import ModelUnavailableError, StoreUnavailableError
 from clipfarm_dagster.ledger.schema import LedgerRow, Status
 from clipfarm_dagster.modalities.encoder import Encoder, Prepared
@@ -49,7 +49,7 @@ class TestOutcomes:
 
         assert progress.outcomes == {"success": 70}
         assert progress.model_calls == 70
-        assert set(text.kinds().values()) == {Kind.EMBEDDED}
+        assert set(text.kinds().values()) == {OutcomeKind.EMBEDDED}
         for video_id in ("clip-000", "clip-069"):
             prepared = text.encoder.preparer(raw[video_id], {"title": f"Title of {video_id}"})
             expected = text.encoder.encode([prepared])[0]
@@ -80,7 +80,7 @@ class TestOutcomes:
 
         assert progress.model_calls == 0
         assert text.loads == 1
-        assert set(text.kinds().values()) == {Kind.UP_TO_DATE}
+        assert set(text.kinds().values()) == {OutcomeKind.UP_TO_DATE}
         assert [text.row(o.row.video_id).artifact_sha256 for o in before] == [
             o.row.artifact_sha256 for o in before
         ]
@@ -96,8 +96,8 @@ class TestOutcomes:
         progress = text.run(list(raw))
 
         # in S3 equal bytes have an equal ETag, so there is nothing to look at
-        assert text.kinds()["clip-000"] == Kind.EMBEDDED
-        assert text.kinds()["clip-001"] in (Kind.SAME_BYTES, Kind.UP_TO_DATE)
+        assert text.kinds()["clip-000"] == OutcomeKind.EMBEDDED
+        assert text.kinds()["clip-001"] in (OutcomeKind.SAME_BYTES, OutcomeKind.UP_TO_DATE)
         assert progress.model_calls == 1
         current = text.store.head(KEYS.raw(Stage.TEXT, "clip-001"))
         assert current is not None
@@ -109,7 +109,7 @@ class TestOutcomes:
         progress = text.run(["clip-000", "not-there"])
 
         assert progress.outcomes == {"success": 1, "missing_raw_object": 1}
-        assert text.kinds() == {"clip-000": Kind.EMBEDDED, "not-there": Kind.MISSING}
+        assert text.kinds() == {"clip-000": OutcomeKind.EMBEDDED, "not-there": OutcomeKind.MISSING}
 
     def test_a_model_that_cannot_be_loaded_writes_nothing(self, text: Bench):
         text.put(transcripts(1))
@@ -396,7 +396,7 @@ class TestFaults:
         expected = text.encoder.encode(
             [text.encoder.preparer(raw["clip-000"], {"title": "Title of clip-000"})]
         )
-        assert text.kinds()["clip-000"] == Kind.EMBEDDED
+        assert text.kinds()["clip-000"] == OutcomeKind.EMBEDDED
         assert float(expected[0] @ text.vector("clip-000")) > 1 - 1e-6
 
 

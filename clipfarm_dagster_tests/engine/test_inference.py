@@ -23,8 +23,8 @@ def found(seconds_of: Any, start: int = 8) -> int:
     """The size that is settled on where a batch of n takes `seconds_of(n)`."""
     size = BatchSize(start, grows=True)
     for _ in range(20):
-        size.took(size.now, seconds_of(size.now))
-    return size.now
+        size.took(size.current, seconds_of(size.current))
+    return size.current
 
 
 def test_a_batch_grows_while_that_pays():
@@ -41,14 +41,14 @@ def test_a_batch_has_an_upper_bound():
 def test_a_size_that_was_set_stays():
     size = BatchSize(8, grows=False)
     size.took(8, 0.001)
-    assert size.now == 8
+    assert size.current == 8
 
 
 def test_the_last_few_items_say_nothing_about_a_batch():
     size = BatchSize(8, grows=True)
     size.took(3, 100.0)
     size.took(8, 1.0)
-    assert size.now == 16
+    assert size.current == 16
 
 
 def test_after_a_batch_that_did_not_fit_smaller_ones_are_kept_to():
@@ -56,12 +56,12 @@ def test_after_a_batch_that_did_not_fit_smaller_ones_are_kept_to():
     size.took(8, 1.0)
     size.took(16, 1.5)
     size.did_not_fit(32)
-    assert size.now == 16
+    assert size.current == 16
     size.took(16, 0.001)
-    assert size.now == 16
+    assert size.current == 16
     for _ in range(9):
-        size.did_not_fit(size.now)
-    assert size.now == 1
+        size.did_not_fit(size.current)
+    assert size.current == 1
 
 
 @dataclass
@@ -100,15 +100,15 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_does(holds: int):
     vectors, model = run(device, range(8))
 
     assert [int(vector[0]) for vector in vectors] == list(range(8))
-    assert model.batch_size.now <= max(holds, 1) or holds == 8
-    assert device.batch_size == model.batch_size.now
+    assert model.batch_size.current <= max(holds, 1) or holds == 8
+    assert device.batch_size == model.batch_size.current
 
 
 def test_an_item_on_which_the_model_fails_is_told_from_its_batch():
     vectors, model = run(SmallDevice(holds=8), [0, 1, -1, 3])
 
     assert [isinstance(vector, ValueError) for vector in vectors] == [False, False, True, False]
-    assert model.batch_size.now == 8
+    assert model.batch_size.current == 8
 
 
 class GivesVectors(SmallDevice):

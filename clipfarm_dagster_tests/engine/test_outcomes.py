@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
+import numpy as np
 import pytest
 
 from clipfarm_dagster.ledger.rows import (
@@ -19,6 +20,7 @@ from clipfarm_dagster.ledger.rows import (
 from clipfarm_dagster.ledger.schema import LedgerRow, Status
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.vectors.contract import Contract
+from clipfarm_dagster.vectors.npy import vector_sha256
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 CONTRACT = Contract(
@@ -31,6 +33,7 @@ CONTRACT = Contract(
     dtype="float32",
 )
 POLICY = RetryPolicy(max_attempts=3, wait_seconds=60)
+VECTOR = np.full(4, 0.5, dtype=np.float32)
 ITEM = WorkItem("clip", {"title": "A"}, "metadata-hash", "2026-01-01T00:00:00.000000Z")
 
 
@@ -43,9 +46,7 @@ def succeed(item: WorkItem) -> LedgerRow:
         raw_etag="etag",
         raw_sha256="raw",
         artifact_key="clipfarm/embeddings/audio/clip.npy",
-        artifact_sha256="vector",
-        embedding_dim=768,
-        vector_norm=1.0,
+        vector=VECTOR,
         seconds=0.5,
         note="ended early",
     )
@@ -76,7 +77,8 @@ def test_a_success_tells_of_the_attempt_and_of_the_vector():
     assert (row.contract_id, row.model_name) == (CONTRACT.id, "model")
     assert (row.vector_source_hash, row.vector_contract_id) == ("source", CONTRACT.id)
     assert (row.vector_metadata_hash, row.vector_raw_sha256) == ("metadata-hash", "raw")
-    assert (row.embedding_dim, row.artifact_sha256, row.note) == (768, "vector", "ended early")
+    assert (row.embedding_dim, row.artifact_sha256, row.note) == (4, vector_sha256(VECTOR), "ended early")
+    assert row.vector_norm == 1.0
     assert (row.processed_at, row.captured_at) == ("2026-03-01T12:00:00.000000Z", ITEM.captured_at)
     assert row.retry_count == 0
     assert row.next_attempt_at is None
@@ -136,7 +138,7 @@ def test_a_vector_that_stands_is_of_the_new_source():
     row = standing_row(following(succeed(ITEM)), CONTRACT, NOW, source_hash="newer", raw_etag="etag-2")
 
     assert (row.status, row.source_hash, row.vector_source_hash) == (Status.SUCCESS, "newer", "newer")
-    assert (row.raw_etag, row.artifact_sha256) == ("etag-2", "vector")
+    assert (row.raw_etag, row.artifact_sha256) == ("etag-2", vector_sha256(VECTOR))
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from clipfarm_dagster.engine import engine
-from clipfarm_dagster.engine.outcomes import Kind
+from clipfarm_dagster.engine.outcomes import OutcomeKind
 from clipfarm_dagster.errors import StoreUnavailableError
 from clipfarm_dagster.ledger.schema import Status
 from clipfarm_dagster.modalities.encoder import Encoder
@@ -102,7 +102,9 @@ class TestReads:
         progress = text.run(list(RAW))
 
         assert progress.outcomes == {"success": 40, "fail": 1}
-        assert {video_id for video_id, kind in text.kinds().items() if kind == Kind.EMBEDDED} == set(HEALTHY)
+        assert {video_id for video_id, kind in text.kinds().items() if kind == OutcomeKind.EMBEDDED} == set(
+            HEALTHY
+        )
         assert_failed(text, cause)
         assert KEY in (text.row(FAULTY).error or "")
         # as the listing tells it, so that the next plan knows the failure for one of this version
@@ -205,8 +207,8 @@ class TestReads:
         progress = text.run(list(RAW))
 
         assert progress.model_calls == 0
-        assert {text.kinds()[video_id] for video_id in HEALTHY} == {Kind.UP_TO_DATE}
-        assert text.kinds()[FAULTY] == (Kind.FAILED if get_too else Kind.SAME_BYTES)
+        assert {text.kinds()[video_id] for video_id in HEALTHY} == {OutcomeKind.UP_TO_DATE}
+        assert text.kinds()[FAULTY] == (OutcomeKind.FAILED if get_too else OutcomeKind.SAME_BYTES)
 
 
 class TestSlowReads:

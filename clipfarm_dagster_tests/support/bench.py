@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from clipfarm_dagster.engine.engine import EngineOptions, Progress, embed_items
-from clipfarm_dagster.engine.outcomes import Kind, Outcome
+from clipfarm_dagster.engine.outcomes import Outcome, OutcomeKind
 from clipfarm_dagster.ledger.ledger import Ledger
 from clipfarm_dagster.ledger.rows import RetryPolicy, WorkItem
 from clipfarm_dagster.ledger.schema import LedgerRow
@@ -91,8 +91,8 @@ class Bench:
     def vector(self, video_id: str) -> np.ndarray[Any, Any]:
         return from_npy(self.store.get(KEYS.embedding(self.stage, video_id)).data)
 
-    def kinds(self) -> dict[str, Kind]:
-        """Kind of each recorded outcome; no item has two."""
+    def kinds(self) -> dict[str, OutcomeKind]:
+        """OutcomeKind of each recorded outcome; no item has two."""
         ids = [outcome.row.video_id for outcome in self.recorded]
         assert len(set(ids)) == len(ids)
         return {outcome.row.video_id: outcome.kind for outcome in self.recorded}

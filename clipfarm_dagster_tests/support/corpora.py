@@ -15,7 +15,7 @@ from clipfarm_dagster.settings import load_settings
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.store import ObjectStore
 from clipfarm_dagster.vectors.hashing import metadata_hash, source_hash
-from clipfarm_dagster.vectors.npy import l2_normalise, to_npy, vector_sha256
+from clipfarm_dagster.vectors.npy import l2_normalise, to_npy
 
 DIMENSIONS = {Stage.VIDEO: 8, Stage.AUDIO: 8, Stage.TEXT: 8}
 CAPTURED = "2026-01-31T08:00:00.000000Z"
@@ -56,9 +56,7 @@ def embed(
                 raw_etag=version,
                 raw_sha256=version,
                 artifact_key=key,
-                artifact_sha256=vector_sha256(vector),
-                embedding_dim=vector.size,
-                vector_norm=float(np.linalg.norm(vector)),
+                vector=vector,
                 seconds=0.1,
                 note=None,
             )

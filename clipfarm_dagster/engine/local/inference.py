@@ -26,24 +26,24 @@ class BatchSize:
     """The number of items in a batch: fixed, or found by doubling it for as long as that pays."""
 
     def __init__(self, start: int, *, grows: bool) -> None:
-        self.now = start
+        self.current = start
         self._grows = grows
         self._best, self._best_rate = start, 0.0
 
     def took(self, items: int, seconds: float) -> None:
         """Learn from a batch that went through."""
-        if not self._grows or items < self.now:
+        if not self._grows or items < self.current:
             return
         rate = items / max(seconds, 1e-9)
         if rate < self._best_rate * _WORTHWHILE:
-            self.now, self._grows = self._best, False
+            self.current, self._grows = self._best, False
             return
         self._best, self._best_rate = items, rate
-        self.now = min(2 * items, LARGEST_BATCH)
+        self.current = min(2 * items, LARGEST_BATCH)
 
     def did_not_fit(self, items: int) -> None:
         """Learn from a batch that was too large for the device's memory."""
-        self.now, self._grows = max(1, min(self.now, items // 2)), False
+        self.current, self._grows = max(1, min(self.current, items // 2)), False
 
 
 _TRIM_EVERY_ITEMS = 32
@@ -80,7 +80,7 @@ class ModelThreads:
     def close(self) -> None:
         """Finish the batches that have begun, and cancel those that have not."""
         self._pool.shutdown(wait=True, cancel_futures=True)
-        self._encoder.batch_size = self.batch_size.now
+        self._encoder.batch_size = self.batch_size.current
 
     def _infer(self, batch: Sequence[Prepared]) -> Inferred:
         start = time.monotonic()

@@ -12,7 +12,7 @@ from clipfarm_dagster.canary.check import check_before_writing
 from clipfarm_dagster.canary.environment import current_environment
 from clipfarm_dagster.corpus import Corpus
 from clipfarm_dagster.engine.engine import EngineOptions, Progress, embed_items
-from clipfarm_dagster.engine.outcomes import Kind, Outcome
+from clipfarm_dagster.engine.outcomes import Outcome, OutcomeKind
 from clipfarm_dagster.errors import StoreError
 from clipfarm_dagster.ledger.schema import LedgerRow
 from clipfarm_dagster.modalities.encoder import Encoder
@@ -62,7 +62,7 @@ def embed_videos(
         log = _ProgressLog(context, progress)
 
         def on_recorded(outcomes: Sequence[Outcome]) -> None:
-            failed = [outcome.row for outcome in outcomes if outcome.kind == Kind.FAILED]
+            failed = [outcome.row for outcome in outcomes if outcome.kind == OutcomeKind.FAILED]
             failures.extend(failed)
             if failed:  # told at once, each of them: a run that breaks never comes to its list of failures
                 context.log.error("\n".join(f"{row.video_id}: {row.status}: {row.error}" for row in failed))
