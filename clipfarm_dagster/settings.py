@@ -19,6 +19,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from clipfarm_dagster.errors import SettingsError
 from clipfarm_dagster.stages import Stage
+from clipfarm_dagster.store.home import Home
 from clipfarm_dagster.store.keys import Keys
 
 if TYPE_CHECKING:
@@ -183,6 +184,11 @@ class Settings(BaseSettings):
         """The keys of the store under `prefix`."""
         return Keys(self.prefix)
 
+    @property
+    def home_files(self) -> Home:
+        """Where everything lies in `home`."""
+        return Home(self.home)
+
     def hosts(self) -> frozenset[str]:
         """`allowed_hosts` as browsers send them."""
         return frozenset(name.lower() for name in _by_comma(self.allowed_hosts))
@@ -222,7 +228,7 @@ def load_settings(**overrides: object) -> Settings:
             _problem(detail) for detail in error.errors(include_input=False, include_url=False)
         )
         raise SettingsError(f"unusable settings: {problems}") from None
-    store_url = settings.store_url or str(home / "store")
+    store_url = settings.store_url or str(Home(home).store)
     if "://" not in store_url:
         store_url = str(Path(store_url).expanduser().absolute())
     return settings.model_copy(update={"store_url": store_url})

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from importlib.resources import files
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipfarm_dagster.canary.baseline import Baseline, Step, StepDeviation, compare, weights_sha256
@@ -24,6 +23,7 @@ from clipfarm_dagster.modalities.encoder import Encoder
 from clipfarm_dagster.modalities.text.encoder import METADATA_TEXT_COLUMNS
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.store import ObjectStore
+from clipfarm_dagster.store.home import Home
 from clipfarm_dagster.store.keys import Keys
 from clipfarm_dagster.timestamps import timestamp
 
@@ -148,7 +148,7 @@ def accept_canary(encoder: Encoder, environment: Environment, store: ObjectStore
 
 
 def check_before_writing(
-    encoder: Encoder, environment: Environment, store: ObjectStore, keys: Keys, home: Path
+    encoder: Encoder, environment: Environment, store: ObjectStore, keys: Keys, home: Home
 ) -> Report | None:
     """`check_canary`, once for an environment, a contract and a baseline; `None` where that is done already.
 
@@ -158,7 +158,7 @@ def check_before_writing(
         StoreError: the store cannot be read or written.
     """
     contract = encoder.contract
-    done = home / "canary" / f"{contract.stage}-{contract.id}-{environment.id}"
+    done = home.canary_mark(contract.stage, contract.id, environment.id)
     info = store.head(keys.canary_baseline(contract.stage, contract.id))
     if info is not None and done.exists() and done.read_text() == f"{store.url} {info.etag}":
         return None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from filelock import FileLock
 
 from clipfarm_dagster.errors import ModelUnavailableError, SettingsError
 from clipfarm_dagster.stages import Stage
+from clipfarm_dagster.store.whole_files import written_whole
 
 HUB_TIMEOUT_SECONDS = 10.0
 """A hub that does not answer in this time is taken as out of reach."""
@@ -164,9 +164,8 @@ def _read_record(record: Path) -> dict[str, str]:
 
 
 def _write_record(record: Path, resolved: dict[str, str]) -> None:
-    with tempfile.NamedTemporaryFile("w", dir=record.parent, delete=False) as file:
-        json.dump(resolved, file, indent=2, sort_keys=True)
-    Path(file.name).replace(record)
+    with written_whole(record) as part:
+        part.write_text(json.dumps(resolved, indent=2, sort_keys=True))
 
 
 def folder_revision(folder: Path) -> str:

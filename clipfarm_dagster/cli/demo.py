@@ -68,7 +68,7 @@ def demo(
     out.print(table("Demo", ["stage", "vectors in the store", "embedded just now"], rows))
     say(f"\nVectors: {corpus.store.url}/{corpus.keys.prefix}/embeddings/<stage>/<video_id>.npy")
     say(f"Manifests: {corpus.store.url}/{corpus.keys.prefix}/manifests, fused: …/fused")
-    say(f"Ledgers: {settings.home / 'state'}\n")
+    say(f"Ledgers: {settings.home_files.state}\n")
     neighbours = [[name, f"{score:.3f}", title] for name, score, title in answer["neighbours"]]
     out.print(table(f"Nearest by text to {answer['like']!r}", ["video_id", "cosine", "title"], neighbours))
     say("\nNext: `make dev` shows all of it in Dagster's UI. Or change a title in")

@@ -28,7 +28,7 @@ def dev(port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 3000) ->
     settings = load_settings()
     check_port_is_free(port)  # a second daemon would run all the same
     environment = {**os.environ, "CLIPFARM_HOME": str(settings.home)}
-    environment.setdefault("DAGSTER_HOME", str(ensure_instance(settings.home / "dagster")))
+    environment.setdefault("DAGSTER_HOME", str(ensure_instance(settings.home_files.dagster)))
     print(
         f"Dagster's UI: http://127.0.0.1:{port}  (data: {settings.home}, store: {settings.store_url})",
         flush=True,

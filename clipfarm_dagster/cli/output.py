@@ -111,7 +111,7 @@ def dagster_instance(settings: Settings) -> dg.DagsterInstance:
         SettingsError: `DAGSTER_HOME` leads to no instance.
     """
     if not os.environ.get("DAGSTER_HOME"):
-        os.environ["DAGSTER_HOME"] = str(ensure_instance(settings.home / "dagster"))
+        os.environ["DAGSTER_HOME"] = str(ensure_instance(settings.home_files.dagster))
     try:
         return dg.DagsterInstance.get()
     except dg.DagsterError as error:

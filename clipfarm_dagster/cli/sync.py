@@ -7,7 +7,6 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -28,7 +27,7 @@ from clipfarm_dagster.corpus import Corpus
 from clipfarm_dagster.ledger.schema import FAILED_STATUSES, Status
 from clipfarm_dagster.modalities.registry import stage_checkpoint
 from clipfarm_dagster.orchestration.in_process import run_in_process
-from clipfarm_dagster.settings import load_settings
+from clipfarm_dagster.settings import Settings, load_settings
 from clipfarm_dagster.stages import Stage
 
 
@@ -41,7 +40,7 @@ def sync(stage: Stages = None, as_json: Json = False) -> None:
     """Embed all that is new or changed, through Dagster, in this process."""
     settings = load_settings()
     corpus = Corpus.open(settings)
-    with _alone(settings.home), dagster_instance(settings) as instance:
+    with _alone(settings), dagster_instance(settings) as instance:
         answer = sync_corpus(corpus, instance, stage or list(Stage), quiet=as_json)
     if as_json:
         print_json({"stages": answer})
@@ -56,14 +55,14 @@ def sync(stage: Stages = None, as_json: Json = False) -> None:
 
 
 @contextmanager
-def _alone(home: Path) -> Iterator[None]:
+def _alone(settings: Settings) -> Iterator[None]:
     """Wait while another sync of this home folder is at work; what it has done is then not done again."""
-    home.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(home / "sync.lock")
+    settings.home.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(settings.home_files.sync_lock)
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        error_console().print(f"clipfarm: waiting for another sync of {home}", soft_wrap=True)
+        error_console().print(f"clipfarm: waiting for another sync of {settings.home}", soft_wrap=True)
         lock.acquire()
     try:
         yield

@@ -97,7 +97,7 @@ class Corpus:
             MetadataError: the CSV is missing or cannot be read; nothing is changed.
             StoreError: the store cannot be read.
         """
-        source, cache = self.metadata, self.settings.home / "cache"
+        source, cache = self.metadata, self.settings.home_files.metadata_cache
         columns = self.settings.source_columns()
         etag = source.etag()
         cached = open_latest_rows(url=source.url, source_columns=columns, cache_dir=cache, etag=etag)
@@ -136,7 +136,7 @@ class Corpus:
             LedgerError: it cannot be opened, or it belongs to another corpus.
             StoreError: the store cannot be read.
         """
-        path = self.settings.home / "state" / f"{stage}_embedding.sqlite"
+        path = self.settings.home_files.ledger(stage)
         ledger = Ledger.open(stage, state_url=self.settings.state_url, sqlite_path=path)
         try:
             bind_to_corpus(ledger, self.store, self.keys.corpus_id())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from clipfarm_dagster.explore.projection import project_file
 from clipfarm_dagster.manifests.refresh import fused_file
 from clipfarm_dagster.modalities.encoder import Prepared
 from clipfarm_dagster.stages import Stage
+from clipfarm_dagster.store.whole_files import written_whole
 
 if TYPE_CHECKING:
     import numpy as np
@@ -79,7 +79,7 @@ def _data_uri(jpeg: bytes) -> str:
 
 def _thumbnails(corpus: Corpus, video_ids: Sequence[str], on_problem: OnProblem) -> list[bytes | None]:
     """A picture of each clip, or None where there is none; made once for each version of a clip."""
-    folder = corpus.settings.home / "cache" / "thumbnails"
+    folder = corpus.settings.home_files.thumbnails
     folder.mkdir(parents=True, exist_ok=True)
     listing = list_raw_objects(corpus.store, corpus.keys, Stage.VIDEO)
     etags = dict(zip(listing["key"].to_pylist(), listing["etag"].to_pylist(), strict=True))
@@ -96,9 +96,8 @@ def _thumbnails(corpus: Corpus, video_ids: Sequence[str], on_problem: OnProblem)
         if isinstance(made, ClipFarmError):
             on_problem(ids[key], str(made))
         else:
-            part = files[key].with_suffix(f".{os.getpid()}.part")
-            part.write_bytes(made)
-            part.replace(files[key])
+            with written_whole(files[key]) as part:
+                part.write_bytes(made)
     return [file.read_bytes() if _holds_bytes(file) else None for file in files.values()]
 
 

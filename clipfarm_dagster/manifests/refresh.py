@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import tempfile
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from pathlib import Path
 
 from clipfarm_dagster.corpus import Corpus, StageCorpus
 from clipfarm_dagster.errors import ManifestError
@@ -24,12 +22,13 @@ from clipfarm_dagster.manifests.strategies import Single, Strategy, make_strateg
 from clipfarm_dagster.manifests.vector_table import count_vectors, iter_vectors
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.store.local_copies import LocalCopies, LocalCopy, LocalFile
+from clipfarm_dagster.store.whole_files import written_whole
 from clipfarm_dagster.vectors.matrix import VectorMatrix
 
 
 def local_copies(corpus: Corpus | StageCorpus) -> LocalCopies:
     """This machine's copies of the store's manifests."""
-    return LocalCopies(corpus.store, corpus.settings.home / "cache" / "manifests")
+    return LocalCopies(corpus.store, corpus.settings.home_files.manifests_cache)
 
 
 def current_manifest(stage: StageCorpus) -> Manifest:
@@ -136,18 +135,15 @@ def modality_vectors(corpus: Corpus, stage: Stage) -> tuple[LocalFile, Fusion]:
         ManifestError: the file of the last call is damaged among its vectors.
         StoreError: the store cannot be read.
     """
-    path = corpus.settings.home / "cache" / "manifests" / f"vectors-{stage}.parquet"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = corpus.settings.home_files.manifests_cache / f"vectors-{stage}.parquet"
     with corpus.stage(stage) as opened:
         manifest = current_manifest(opened)
     file = LocalFile(path, str(path), "delete it, and it is made anew")
     with closing(FusionPlan(Single(stage), {stage: manifest}, file if path.exists() else None)) as plan:
         if plan.unchanged:
             return file, plan.kept()
-        with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
-            output = Path(scratch) / path.name
+        with written_whole(path) as output:
             fusion = plan.write(corpus.store, output)
-            output.replace(path)
     return file, fusion
 
 

@@ -31,7 +31,7 @@ def stage_checkpoint(stage: Stage, settings: Settings) -> Checkpoint:
         chosen.model,
         chosen.revision,
         frozen=settings.frozen,
-        record=settings.home / "state" / "model_revisions.json",
+        record=settings.home_files.model_revisions,
     )
 
 

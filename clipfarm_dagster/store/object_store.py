@@ -10,7 +10,6 @@ written within the same tick (some milliseconds) of the file system's clock.
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -20,7 +19,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from threading import get_ident
 from typing import TYPE_CHECKING
 
 from clipfarm_dagster.errors import (
@@ -34,6 +32,7 @@ from clipfarm_dagster.store.fetching import as_they_come
 from clipfarm_dagster.store.integrity import contradicts
 from clipfarm_dagster.store.listing import ETAG_WRAPPING, Skipped, list_bucket, list_folder, to_table
 from clipfarm_dagster.store.s3 import SLOWEST_BYTES_PER_SECOND, S3Options
+from clipfarm_dagster.store.whole_files import written_whole
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -331,21 +330,16 @@ class ObjectStore(Backend):
         """
         import obstore
 
-        partial = path.with_name(f".{path.name}.{os.getpid()}-{get_ident()}.partial")
-        try:
-            with self._errors_named(key):
-                result = obstore.get(self._reading_backend, checked(key))
-                chunks = iter(result.stream())
-            with partial.open("wb") as file:
-                while True:
-                    with self._errors_named(key):
-                        chunk = next(chunks, None)
-                    if chunk is None:
-                        break
-                    file.write(chunk)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        with self._errors_named(key):
+            result = obstore.get(self._reading_backend, checked(key))
+            chunks = iter(result.stream())
+        with written_whole(path) as part, part.open("wb") as file:
+            while True:
+                with self._errors_named(key):
+                    chunk = next(chunks, None)
+                if chunk is None:
+                    break
+                file.write(chunk)
         return _info(result.meta)
 
     def list(self, prefix: str = "", *, split_at: Iterable[str] = ()) -> pa.Table:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +12,7 @@ from clipfarm_dagster.manifests.fusion import Dropped
 from clipfarm_dagster.manifests.refresh import modality_vectors
 from clipfarm_dagster.manifests.vector_table import count_vectors
 from clipfarm_dagster.stages import Stage
+from clipfarm_dagster.store.whole_files import written_whole
 from clipfarm_dagster.transfer.vector_file import write_npz, write_parquet
 from clipfarm_dagster.vectors.contract import Contract
 
@@ -46,10 +46,8 @@ def export_vectors(corpus: Corpus, stage: Stage, output: Path) -> Exported:
     vectors, fusion = modality_vectors(corpus, stage)
     count, dimension = count_vectors(vectors)
     try:
-        with tempfile.TemporaryDirectory(dir=output.absolute().parent, prefix=".clipfarm-") as scratch:
-            part = Path(scratch) / output.name
+        with written_whole(output) as part:
             writers[output.suffix](vectors, part, contract)
-            part.replace(output)
     except OSError as error:
         raise VectorFileError(f"{output}: cannot be written: {error.strerror or error}") from None
     return Exported(count, dimension, contract, fusion.dropped)

@@ -36,6 +36,7 @@ from clipfarm_dagster.modalities.registry import load_encoder
 from clipfarm_dagster.modalities.video import frames
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.store import ObjectStore
+from clipfarm_dagster.store.home import Home
 from clipfarm_dagster.store.keys import Keys
 from clipfarm_dagster_tests.support.models import model_settings
 
@@ -153,7 +154,7 @@ def test_a_baseline_that_cannot_be_read_is_named_and_can_be_replaced(
     folder_store.put(key, damage(folder_store.get(key).data))
 
     with pytest.raises(BaselineError, match=rf"{key}.*`clipfarm canary --stage text --accept`"):
-        check_before_writing(encoder, environment, folder_store, KEYS, tmp_path / "home")
+        check_before_writing(encoder, environment, folder_store, KEYS, Home(tmp_path / "home"))
 
     accept_canary(encoder, environment, folder_store, KEYS)
     assert check_canary(encoder, environment, folder_store, KEYS).result == Result.AGREES
@@ -255,7 +256,7 @@ def test_drift_is_caught_and_the_step_is_named(
     with around:
         report = check_canary(encoder, later, folder_store, KEYS)
         with pytest.raises(DriftError) as raised:
-            check_before_writing(encoder, later, folder_store, KEYS, tmp_path / "home")
+            check_before_writing(encoder, later, folder_store, KEYS, Home(tmp_path / "home"))
 
     assert (report.result, report.moved) == (Result.MOVED, step)
     assert (raised.value.stage, raised.value.step) == (stage, step)
@@ -315,7 +316,7 @@ def test_each_environment_contract_and_baseline_is_checked_once(
     encoder = load(Stage.TEXT)
 
     def check(encoder: Encoder, environment: Environment, home: str = "home") -> Report | None:
-        return check_before_writing(encoder, environment, folder_store, KEYS, tmp_path / home)
+        return check_before_writing(encoder, environment, folder_store, KEYS, Home(tmp_path / home))
 
     assert (first := check(encoder, environment)) is not None
     assert first.result == Result.STORED

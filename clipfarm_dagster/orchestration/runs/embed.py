@@ -122,7 +122,7 @@ def _checked_encoder(context: Context, stage: Stage, corpus: Corpus, encoders: E
     context.instance.add_run_tags(context.run.run_id, tags)
     context.log.info(f"contract {contract.id}: {contract.to_json()}")
     context.log.info(f"environment {environment.id}: {environment.to_json()}")
-    check_before_writing(encoder, environment, corpus.store, corpus.keys, corpus.settings.home)
+    check_before_writing(encoder, environment, corpus.store, corpus.keys, corpus.settings.home_files)
     return encoder
 
 
