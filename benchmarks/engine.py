@@ -346,8 +346,7 @@ def _show_text_run(folder: Path, count: int) -> None:
     from clipfarm_dagster.definitions import build_definitions
     from clipfarm_dagster.demo.checkpoints import minilm_folder
     from clipfarm_dagster.instance import ensure_instance
-    from clipfarm_dagster.orchestration.names import embedding_job_name
-    from clipfarm_dagster.orchestration.partitions import VIDEO_PARTITIONS
+    from clipfarm_dagster.orchestration.names import DEFAULT_NAMES
     from clipfarm_dagster.orchestration.runs.id_list import id_list_run_config, id_list_run_tags
     from clipfarm_dagster.settings import load_settings
     from clipfarm_dagster.stages import Stage
@@ -374,17 +373,19 @@ def _show_text_run(folder: Path, count: int) -> None:
     store.put_many(raw)
 
     latest: dict[str, Any] = {}
-    definitions = build_definitions({"progress": lambda stage, progress: latest.update(progress=progress)})
+    definitions = build_definitions(
+        resource_overrides={"progress": lambda stage, progress: latest.update(progress=progress)}
+    )
     with dg.DagsterInstance.get() as instance:
-        instance.add_dynamic_partitions(VIDEO_PARTITIONS.name or "", ids)
+        instance.add_dynamic_partitions(DEFAULT_NAMES.partitions_name, ids)
         start, cpu = time.perf_counter(), time.process_time()
-        result = definitions.resolve_job_def(embedding_job_name(Stage.TEXT)).execute_in_process(
+        result = definitions.resolve_job_def(DEFAULT_NAMES.embedding_job(Stage.TEXT)).execute_in_process(
             instance=instance,
             run_config={
-                **id_list_run_config(Stage.TEXT, ids),
+                **id_list_run_config(DEFAULT_NAMES, Stage.TEXT, ids),
                 "loggers": {"console": {"config": {"log_level": "CRITICAL"}}},
             },
-            tags=id_list_run_tags(Stage.TEXT, ids),
+            tags=id_list_run_tags(DEFAULT_NAMES, Stage.TEXT, ids),
         )
         total, used = time.perf_counter() - start, time.process_time() - cpu
     summary = latest["progress"].summary()

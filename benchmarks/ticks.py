@@ -26,11 +26,7 @@ from clipfarm_dagster.corpus import Corpus
 from clipfarm_dagster.definitions import build_definitions
 from clipfarm_dagster.instance import ensure_instance
 from clipfarm_dagster.ledger.schema import LedgerRow, Status
-from clipfarm_dagster.orchestration.names import ITEMS_TAG
-from clipfarm_dagster.orchestration.partitions import VIDEO_PARTITIONS
-from clipfarm_dagster.orchestration.resources.object_store import ObjectStoreResource
-from clipfarm_dagster.orchestration.resources.stage_state import StageStateResource
-from clipfarm_dagster.orchestration.sensors.embedding import embedding_sensor
+from clipfarm_dagster.orchestration.names import DEFAULT_NAMES, ITEMS_TAG
 from clipfarm_dagster.settings import load_settings
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.timestamps import timestamp
@@ -94,15 +90,15 @@ class Daemon:
     def __init__(self, instance: dg.DagsterInstance) -> None:
         self.instance, self.cursor = instance, None
         self.definitions = build_definitions()
+        self.sensor = self.definitions.resolve_sensor_def(DEFAULT_NAMES.embedding_sensor)
 
     def tick(self, label: str) -> int:
         """One tick; prints its time and returns the number of items it requested."""
-        resources = {"object_store": ObjectStoreResource(), "stage_state": StageStateResource()}
         started = time.perf_counter()
         with dg.build_sensor_context(
-            instance=self.instance, cursor=self.cursor, resources=resources
+            instance=self.instance, cursor=self.cursor, resources=self.definitions.resources
         ) as context:
-            result = embedding_sensor(context)
+            result = self.sensor(context)
         seconds = time.perf_counter() - started
         requests = list(result.run_requests or []) if isinstance(result, dg.SensorResult) else []
         self.cursor = result.cursor if isinstance(result, dg.SensorResult) else context.cursor
@@ -134,7 +130,7 @@ def main() -> None:
         video_ids = [f"video-{n:07}" for n in range(options.videos)]
         with ThreadPoolExecutor(1) as pool:
             writing = pool.submit(put_raw, corpus, video_ids)
-            instance.add_dynamic_partitions(VIDEO_PARTITIONS.name or "", video_ids)
+            instance.add_dynamic_partitions(DEFAULT_NAMES.partitions_name, video_ids)
             writing.result()
         put_metadata(corpus, video_ids)
         finish(corpus)

@@ -24,7 +24,7 @@ from clipfarm_dagster.ledger.rows import WorkItem
 from clipfarm_dagster.ledger.schema import Status
 from clipfarm_dagster.modalities.registry import load_encoder
 from clipfarm_dagster.orchestration.events import materialized_versions
-from clipfarm_dagster.orchestration.names import embedding_asset_key
+from clipfarm_dagster.orchestration.names import DEFAULT_NAMES
 from clipfarm_dagster.orchestration.reconcile import reconcile, untold
 from clipfarm_dagster.settings import load_settings
 from clipfarm_dagster.stages import Stage
@@ -96,9 +96,9 @@ def test_every_item_ends_as_it_should(chaos: Chaos, tmp_path: Path, monkeypatch:
         repeated = model_log.stat().st_size - len(healthy)
         assert 0 <= repeated <= chaos.kills * (2 * RECORD_EVERY_ITEMS + 2 * (os.cpu_count() or 1))
 
-        key = embedding_asset_key(STAGE)
+        key = DEFAULT_NAMES.embedding(STAGE)
         with dg.DagsterInstance.get() as instance:
-            mended = reconcile(corpus, instance, STAGE).mended
+            mended = reconcile(corpus, instance, DEFAULT_NAMES, STAGE).mended
             versions = materialized_versions(instance, key)
         assert mended <= chaos.kills * RECORD_EVERY_ITEMS
         assert untold(columns, versions) == []
@@ -128,7 +128,7 @@ def test_a_run_that_is_asked_to_end_records_what_has_been_through_the_model(
     assert {row.status for row in rows.values()} == {Status.SUCCESS}
     assert vectors(corpus).keys() == rows.keys()
     with dg.DagsterInstance.get() as instance:
-        assert untold(columns, materialized_versions(instance, embedding_asset_key(STAGE))) == []
+        assert untold(columns, materialized_versions(instance, DEFAULT_NAMES.embedding(STAGE))) == []
 
 
 def raw_objects(chaos: Chaos) -> dict[str, bytes]:

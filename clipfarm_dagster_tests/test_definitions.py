@@ -10,8 +10,7 @@ import dagster as dg
 import pytest
 
 from clipfarm_dagster.definitions import build_definitions, defs
-from clipfarm_dagster.orchestration.names import embedding_job_name
-from clipfarm_dagster.orchestration.partitions import VIDEO_PARTITIONS
+from clipfarm_dagster.orchestration.names import DEFAULT_NAMES
 from clipfarm_dagster.orchestration.resources.object_store import ObjectStoreResource
 from clipfarm_dagster.orchestration.resources.stage_state import StageStateResource
 from clipfarm_dagster.stages import Stage
@@ -52,7 +51,7 @@ def test_each_stage_has_its_raw_asset_its_embedding_and_its_job():
         assert graph.get(embedding).parent_keys == {raw}
         assert graph.get(raw).is_observable
         for key in (raw, embedding):
-            assert graph.get(key).partitions_def == VIDEO_PARTITIONS
+            assert graph.get(key).partitions_def == DEFAULT_NAMES.partitions_def
             assert graph.get(key).description
         assert defs.resolve_job_def(f"{stage}_embedding_job").description
     assert {graph.get(dg.AssetKey(f"raw_{stage}")).group_name for stage in Stage} == {"raw"}
@@ -66,23 +65,27 @@ def test_definitions_are_loadable_as_dagster_loads_them():
 def test_resources_can_be_replaced(tmp_path):
     store = ObjectStoreResource(url=str(tmp_path))
 
-    assert build_definitions({"object_store": store}).resources["object_store"] is store
+    assert (
+        build_definitions(resource_overrides={"object_store": store}).resources["clipfarm_object_store"]
+        is store
+    )
 
 
 @pytest.mark.parametrize(
     ("resource", "field"),
     [
-        ("object_store", "url"),
-        ("object_store", "prefix"),
-        ("stage_state", "home"),
-        ("stage_state", "state_url"),
+        ("clipfarm_object_store", "url"),
+        ("clipfarm_object_store", "prefix"),
+        ("clipfarm_stage_state", "home"),
+        ("clipfarm_stage_state", "state_url"),
+        ("clipfarm_stage_state", "settings"),
     ],
 )
 def test_no_run_chooses_where_it_writes(
     resource: str, field: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CLIPFARM_HOME", str(tmp_path / "home"))
-    job = defs.resolve_job_def(embedding_job_name(Stage.TEXT))
+    job = defs.resolve_job_def(DEFAULT_NAMES.embedding_job(Stage.TEXT))
     elsewhere = tmp_path / "elsewhere"
     run_config = {
         "ops": {"embed_text": {"config": {"video_ids": ["one"]}}},
@@ -100,11 +103,16 @@ def test_no_resource_of_any_job_takes_a_path_or_address_from_a_run(tmp_path: Pat
         "object_store": ObjectStoreResource(url=str(tmp_path), prefix="p"),
         "stage_state": StageStateResource(home=str(tmp_path), state_url=""),
     }
+    # where a project has no io_manager, Dagster defines its own, which takes a folder and is never used
+    merged = dg.Definitions.merge(
+        build_definitions(resource_overrides=given),
+        dg.Definitions(resources={"io_manager": dg.mem_io_manager}),
+    )
     fields = set()
-    for definitions in (defs, build_definitions(given)):
+    for definitions in (defs, merged):
         for job in definitions.resolve_all_job_defs():
             for name, resource in job.resource_defs.items():
                 config_type = resource.config_schema.config_type
                 fields |= {(name, field) for field in getattr(config_type, "fields", {})}
 
-    assert fields == {("object_store", "give_up_seconds"), ("encoders", "device")}
+    assert fields == {("clipfarm_object_store", "give_up_seconds"), ("clipfarm_encoders", "device")}

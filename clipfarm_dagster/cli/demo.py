@@ -129,20 +129,19 @@ def run_sensor_until_quiet(instance: dg.DagsterInstance, *, quiet: bool = False)
         ClipFarmError: the sensor or a run could not do its work.
     """
     from clipfarm_dagster.definitions import build_definitions
-    from clipfarm_dagster.orchestration.names import ITEMS_TAG, STAGE_TAG
-    from clipfarm_dagster.orchestration.resources.object_store import ObjectStoreResource
-    from clipfarm_dagster.orchestration.resources.stage_state import StageStateResource
-    from clipfarm_dagster.orchestration.sensors.embedding import embedding_sensor
+    from clipfarm_dagster.orchestration.names import DEFAULT_NAMES, ITEMS_TAG, STAGE_TAG
 
-    resources = {"object_store": ObjectStoreResource(), "stage_state": StageStateResource()}
     cursor: str | None = None
     with progress_bars(quiet) as bars:
         listener = Listener(bars)
-        definitions = build_definitions({"progress": listener})
+        definitions = build_definitions(resource_overrides={"progress": listener})
+        sensor = definitions.resolve_sensor_def(DEFAULT_NAMES.embedding_sensor)
         for _ in range(MAX_TICKS):
-            with dg.build_sensor_context(instance=instance, cursor=cursor, resources=resources) as context:
+            with dg.build_sensor_context(
+                instance=instance, cursor=cursor, resources=definitions.resources
+            ) as context:
                 context.log.setLevel(logging.WARNING)
-                tick = embedding_sensor(context)
+                tick = sensor(context)
                 cursor = tick.cursor if isinstance(tick, dg.SensorResult) else context.cursor
             if not isinstance(tick, dg.SensorResult) or not tick.run_requests:
                 break

@@ -41,11 +41,13 @@ def make_manifests(corpus: Corpus, instance: dg.DagsterInstance) -> list[dict[st
         ClipFarmError: the store or a ledger cannot be used, or vectors cannot be fused.
     """
     from clipfarm_dagster.definitions import build_definitions
-    from clipfarm_dagster.orchestration.jobs import MANIFESTS_JOB, manifests_run_config
+    from clipfarm_dagster.orchestration.jobs import manifests_run_config
+    from clipfarm_dagster.orchestration.names import DEFAULT_NAMES
     from clipfarm_dagster.orchestration.sensors.manifests import strategies_in_use
 
-    job = build_definitions().resolve_job_def(MANIFESTS_JOB.name)
-    result = run_in_process(job, instance, manifests_run_config(strategies_in_use(corpus)))
+    job = build_definitions().resolve_job_def(DEFAULT_NAMES.manifests_job)
+    run_config = manifests_run_config(DEFAULT_NAMES, strategies_in_use(corpus))
+    result = run_in_process(job, instance, run_config)
     records = [event.metadata for event in _materializations(instance, result.run_id)]
     return [
         {

@@ -19,12 +19,16 @@ def register(app: typer.Typer) -> None:
 
 def reconcile(stage: Stages = None, as_json: Json = False) -> None:
     """Show Dagster the successes that a crash kept from it. Embeds nothing."""
+    from clipfarm_dagster.orchestration.names import DEFAULT_NAMES
     from clipfarm_dagster.orchestration.reconcile import reconcile as reconcile_stage
 
     settings = load_settings()
     corpus = Corpus.open(settings)
     with dagster_instance(settings) as instance:
-        found = {str(chosen): reconcile_stage(corpus, instance, chosen) for chosen in stage or list(Stage)}
+        found = {
+            str(chosen): reconcile_stage(corpus, instance, DEFAULT_NAMES, chosen)
+            for chosen in stage or list(Stage)
+        }
     if as_json:
         print_json({"stages": {name: asdict(one) for name, one in found.items()}})
         return

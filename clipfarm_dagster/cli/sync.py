@@ -80,30 +80,30 @@ def sync_corpus(
     """
     from clipfarm_dagster.definitions import build_definitions
     from clipfarm_dagster.orchestration.launching import add_partitions, settle
-    from clipfarm_dagster.orchestration.partitions import VIDEO_PARTITIONS
+    from clipfarm_dagster.orchestration.names import DEFAULT_NAMES
     from clipfarm_dagster.orchestration.runs.dead import fail_dead_runs
     from clipfarm_dagster.orchestration.runs.in_flight import videos_in_flight
 
     latest = corpus.latest_rows()
     for stage in stages:  # what cannot be had is told before anything begins
         corpus.contract(stage)
-    known = set(instance.get_dynamic_partitions(VIDEO_PARTITIONS.name or ""))
-    add_partitions(instance, latest.video_ids(), known)
-    fail_dead_runs(instance)
+    known = set(instance.get_dynamic_partitions(DEFAULT_NAMES.partitions_name))
+    add_partitions(instance, DEFAULT_NAMES, latest.video_ids(), known)
+    fail_dead_runs(instance, DEFAULT_NAMES)
     answer: dict[str, dict[str, Any]] = {}
     left: Counter[Stage] = Counter()
     with progress_bars(quiet) as bars:
         listener = Listener(bars)
-        definitions = build_definitions({"progress": listener})
+        definitions = build_definitions(resource_overrides={"progress": listener})
         for stage in stages:
             started = time.monotonic()
             with corpus.stage(stage) as opened:
-                theirs = videos_in_flight(instance)[stage]
+                theirs = videos_in_flight(instance, DEFAULT_NAMES)[stage]
                 left[stage] += len(theirs)
                 plan = opened.plan(latest, in_flight=theirs)
                 if plan.work.num_rows:  # a model that cannot be had is told before anything is written
                     stage_checkpoint(stage, corpus.settings).download()
-                settle(instance, opened, plan)
+                settle(instance, DEFAULT_NAMES, opened, plan)
                 opened.ledger.push()
             left[stage] += _embed(
                 corpus, instance, definitions, stage, plan.work["video_id"].to_pylist(), listener
@@ -135,7 +135,7 @@ def _embed(
 ) -> int:
     """Embed some videos in runs of this process; returns how many were left to other runs."""
     from clipfarm_dagster.orchestration.launching import chunks
-    from clipfarm_dagster.orchestration.names import embedding_job_name
+    from clipfarm_dagster.orchestration.names import DEFAULT_NAMES
     from clipfarm_dagster.orchestration.runs.id_list import id_list_run_config, id_list_run_tags
     from clipfarm_dagster.orchestration.runs.in_flight import videos_in_flight
 
@@ -144,17 +144,17 @@ def _embed(
         listener.start(stage, len(video_ids))
     for planned in chunks(video_ids, corpus.settings.run_size):
         # the sensor may have taken some meanwhile; what it has finished costs no model call
-        theirs = videos_in_flight(instance)[stage]
+        theirs = videos_in_flight(instance, DEFAULT_NAMES)[stage]
         chunk = [video_id for video_id in planned if video_id not in theirs]
         listener.start(stage, len(chunk) - len(planned))
         left += len(planned) - len(chunk)
         if not chunk:
             continue
         run_in_process(
-            definitions.resolve_job_def(embedding_job_name(stage)),
+            definitions.resolve_job_def(DEFAULT_NAMES.embedding_job(stage)),
             instance,
-            id_list_run_config(stage, chunk),
-            id_list_run_tags(stage, chunk),
+            id_list_run_config(DEFAULT_NAMES, stage, chunk),
+            id_list_run_tags(DEFAULT_NAMES, stage, chunk),
         )
     return left
 

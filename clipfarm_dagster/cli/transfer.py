@@ -142,11 +142,11 @@ def _named_contract(
 
 def _tell_dagster(corpus: Corpus, stage: Stage, done: Imported) -> None:
     from clipfarm_dagster.orchestration.launching import announce
-    from clipfarm_dagster.orchestration.partitions import VIDEO_PARTITIONS
+    from clipfarm_dagster.orchestration.names import DEFAULT_NAMES
 
     with dagster_instance(corpus.settings) as instance:
-        instance.add_dynamic_partitions(VIDEO_PARTITIONS.name or "", [row.video_id for row in done.rows])
-        announce(instance, stage, done.rows, done.contract, corpus.store.url)
+        instance.add_dynamic_partitions(DEFAULT_NAMES.partitions_name, [row.video_id for row in done.rows])
+        announce(instance, DEFAULT_NAMES, stage, done.rows, done.contract, corpus.store.url)
 
 
 def _show(done: Imported, current: bool) -> None:

@@ -19,10 +19,8 @@ from clipfarm_dagster.maintenance.audit import (
     sample_successes,
 )
 from clipfarm_dagster.orchestration.events import materialized_versions
-from clipfarm_dagster.orchestration.names import embedding_asset_key
-from clipfarm_dagster.orchestration.resources.encoders import EncodersResource
-from clipfarm_dagster.orchestration.resources.object_store import ObjectStoreResource
-from clipfarm_dagster.orchestration.resources.stage_state import StageStateResource
+from clipfarm_dagster.orchestration.names import CorpusNames, Resource
+from clipfarm_dagster.orchestration.resources.taking import CORPUS, take_corpus, take_encoders
 from clipfarm_dagster.stages import Stage
 
 SAMPLED_OBJECTS = 200
@@ -44,22 +42,27 @@ _DESCRIPTIONS = {
 _WARNINGS = {Audit.DISTINCT_VECTORS, AGREES_WITH_DAGSTER}
 
 
-def _ledger_checks(stage: Stage) -> dg.AssetChecksDefinition:
-    key = embedding_asset_key(stage)
+def asset_checks(names: CorpusNames) -> list[dg.AssetChecksDefinition]:
+    """What the ledgers tell of each stage, and each stage's canary."""
+    return [
+        *(_ledger_checks(names, stage) for stage in Stage),
+        *(_canary_check(names, stage) for stage in Stage),
+    ]
+
+
+def _ledger_checks(names: CorpusNames, stage: Stage) -> dg.AssetChecksDefinition:
+    key = names.embedding(stage)
 
     @dg.multi_asset_check(
-        name=f"{stage}_ledger_checks",
+        name=names.ledger_checks(stage),
+        required_resource_keys=names.resources(*CORPUS),
         specs=[
             dg.AssetCheckSpec(str(name), asset=key, description=description)
             for name, description in _DESCRIPTIONS.items()
         ],
     )
-    def checks(
-        context: dg.AssetCheckExecutionContext,
-        object_store: ObjectStoreResource,
-        stage_state: StageStateResource,
-    ) -> Iterator[dg.AssetCheckResult]:
-        corpus = stage_state.corpus(object_store)
+    def checks(context: dg.AssetCheckExecutionContext) -> Iterator[dg.AssetCheckResult]:
+        corpus = take_corpus(context.resources, names)
         with corpus.ledger(stage) as ledger:
             rows = ledger.columns(AUDIT_COLUMNS)
         versions = materialized_versions(context.instance, key)
@@ -74,20 +77,19 @@ def _ledger_checks(stage: Stage) -> dg.AssetChecksDefinition:
     return checks
 
 
-def _canary_check(stage: Stage) -> dg.AssetChecksDefinition:
+def _canary_check(names: CorpusNames, stage: Stage) -> dg.AssetChecksDefinition:
     @dg.asset_check(
-        asset=embedding_asset_key(stage),
+        asset=names.embedding(stage),
+        required_resource_keys=names.resources(*CORPUS, Resource.ENCODERS),
         name=CANARY,
         description="A fixed input still gives the vector that the contract's baseline has.",
     )
-    def canary(
-        object_store: ObjectStoreResource, stage_state: StageStateResource, encoders: EncodersResource
-    ) -> dg.AssetCheckResult:
+    def canary(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
         from clipfarm_dagster.canary.check import check_canary
         from clipfarm_dagster.canary.environment import current_environment
 
-        corpus = stage_state.corpus(object_store)
-        encoder = encoders.load(stage, corpus.settings)
+        corpus = take_corpus(context.resources, names)
+        encoder = take_encoders(context.resources, names).load(stage, corpus.settings)
         report = check_canary(encoder, current_environment(encoder.device), corpus.store, corpus.keys)
         return dg.AssetCheckResult(
             passed=report.moved is None,
@@ -102,11 +104,6 @@ def _canary_check(stage: Stage) -> dg.AssetChecksDefinition:
         )
 
     return canary
-
-
-LEDGER_CHECKS = [_ledger_checks(stage) for stage in Stage]
-CANARY_CHECKS = [_canary_check(stage) for stage in Stage]
-ASSET_CHECKS = [*LEDGER_CHECKS, *CANARY_CHECKS]
 
 
 def find_objects(corpus: Corpus, stage: Stage, video_ids: list[str]) -> Finding:

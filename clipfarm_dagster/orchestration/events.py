@@ -6,7 +6,7 @@ import dagster as dg
 
 from clipfarm_dagster.engine.outcomes import Outcome
 from clipfarm_dagster.ledger.schema import LedgerRow
-from clipfarm_dagster.orchestration.names import embedding_asset_key, raw_asset_key
+from clipfarm_dagster.orchestration.names import CorpusNames
 from clipfarm_dagster.orchestration.recording import (
     DATA_VERSION_TAG,
     data_version_tags,
@@ -16,10 +16,10 @@ from clipfarm_dagster.vectors.contract import Contract
 from clipfarm_dagster.vectors.hashing import data_version
 
 
-def raw_observation(stage: Stage, video_id: str, etag: str) -> dg.AssetObservation:
+def raw_observation(names: CorpusNames, stage: Stage, video_id: str, etag: str) -> dg.AssetObservation:
     """The observation of one raw object's version."""
     return dg.AssetObservation(
-        asset_key=raw_asset_key(stage),
+        asset_key=names.raw(stage),
         partition=video_id,
         metadata={"etag": etag},
         tags={DATA_VERSION_TAG: etag},
@@ -27,18 +27,23 @@ def raw_observation(stage: Stage, video_id: str, etag: str) -> dg.AssetObservati
 
 
 def outcome_events(
-    stage: Stage, outcome: Outcome, contract: Contract, store_url: str
+    names: CorpusNames, stage: Stage, outcome: Outcome, contract: Contract, store_url: str
 ) -> list[dg.AssetMaterialization | dg.AssetObservation]:
     """What Dagster is told of an outcome: successes are materialized, and so is what they were made of."""
     row = outcome.row
     if not outcome.succeeded:
         return []
-    observation = raw_observation(stage, row.video_id, row.raw_etag or "")
-    return [observation, embedding_materialization(stage, row, contract, store_url, outcome)]
+    observation = raw_observation(names, stage, row.video_id, row.raw_etag or "")
+    return [observation, embedding_materialization(names, stage, row, contract, store_url, outcome)]
 
 
 def embedding_materialization(
-    stage: Stage, row: LedgerRow, contract: Contract, store_url: str, outcome: Outcome | None = None
+    names: CorpusNames,
+    stage: Stage,
+    row: LedgerRow,
+    contract: Contract,
+    store_url: str,
+    outcome: Outcome | None = None,
 ) -> dg.AssetMaterialization:
     """The materialization that stands for one ledger row of success."""
     # a person's eyes first: Dagster shows the entries in this order
@@ -58,13 +63,13 @@ def embedding_materialization(
         "source_hash": row.source_hash or "",
     }
     return dg.AssetMaterialization(
-        asset_key=embedding_asset_key(stage),
+        asset_key=names.embedding(stage),
         partition=row.video_id,
         metadata=metadata,
         tags=data_version_tags(
             data_version(row.source_hash or "", contract.id),
             contract.preprocess_version,
-            {raw_asset_key(stage): row.raw_etag or ""},
+            {names.raw(stage): row.raw_etag or ""},
         ),
     )
 

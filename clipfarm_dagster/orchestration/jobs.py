@@ -6,45 +6,54 @@ partition once a partitioned parent was observed. What they record for the embed
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from clipfarm_dagster.orchestration.checks import ASSET_CHECKS
 from clipfarm_dagster.orchestration.executor import locking_in_process_executor
-from clipfarm_dagster.orchestration.names import (
-    FUSED_ASSET_KEY,
-    STAGE_TAG,
-    embedding_job_name,
-    manifest_asset_key,
+from clipfarm_dagster.orchestration.names import STAGE_TAG, CorpusNames, Resource
+from clipfarm_dagster.orchestration.resources.taking import (
+    CORPUS,
+    take_corpus,
+    take_encoders,
+    take_listener,
 )
-from clipfarm_dagster.orchestration.progress import ProgressListener
-from clipfarm_dagster.orchestration.resources.encoders import EncodersResource
-from clipfarm_dagster.orchestration.resources.object_store import ObjectStoreResource
-from clipfarm_dagster.orchestration.resources.stage_state import StageStateResource
 from clipfarm_dagster.orchestration.runs.embed import embed_videos
-from clipfarm_dagster.orchestration.runs.id_list import IdList, embedding_op_name
+from clipfarm_dagster.orchestration.runs.id_list import IdList
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.store.keys import check_video_id
 
+if TYPE_CHECKING:
+    from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
-def _embedding_job(stage: Stage) -> dg.JobDefinition:
-    @dg.op(name=embedding_op_name(stage), tags={STAGE_TAG: str(stage)})
-    def embed(
-        context: dg.OpExecutionContext,
-        config: IdList,
-        object_store: ObjectStoreResource,
-        stage_state: StageStateResource,
-        encoders: EncodersResource,
-        progress: dg.ResourceParam[ProgressListener],
-    ) -> None:
-        video_ids = [check_video_id(video_id) for video_id in config.video_ids]
-        embed_videos(context, stage, video_ids, stage_state.corpus(object_store), encoders, progress)
+
+def embedding_jobs(names: CorpusNames) -> list[dg.JobDefinition]:
+    """One job a stage."""
+    return [_embedding_job(names, stage) for stage in Stage]
+
+
+def _embedding_job(names: CorpusNames, stage: Stage) -> dg.JobDefinition:
+    @dg.op(
+        name=names.embedding_op(stage),
+        tags={STAGE_TAG: str(stage)},
+        out=dg.Out(dg.Nothing, io_manager_key=names.resource(Resource.VECTORS)),
+        required_resource_keys=names.resources(*CORPUS, Resource.ENCODERS, Resource.PROGRESS),
+    )
+    def embed(context: dg.OpExecutionContext, config: IdList) -> None:
+        embed_videos(
+            context,
+            names,
+            stage,
+            [check_video_id(video_id) for video_id in config.video_ids],
+            take_corpus(context.resources, names),
+            take_encoders(context.resources, names),
+            take_listener(context.resources, names),
+        )
 
     @dg.job(
-        name=embedding_job_name(stage),
+        name=names.embedding_job(stage),
         description=f"Embeds the {stage} of the video_ids in the run's config.",
-        tags={STAGE_TAG: str(stage)},
+        tags={**names.run_tags(), STAGE_TAG: str(stage)},
         executor_def=locking_in_process_executor,
     )
     def job() -> None:
@@ -53,22 +62,30 @@ def _embedding_job(stage: Stage) -> dg.JobDefinition:
     return job
 
 
-EMBEDDING_JOBS = [_embedding_job(stage) for stage in Stage]
-
-CHECKS_JOB = dg.define_asset_job(
-    "checks_job",
-    selection=dg.AssetSelection.checks(*(key for checks in ASSET_CHECKS for key in checks.check_keys)),
-    description="Checks all embeddings by what the ledgers tell of them, and each model by its canary.",
-)
-
-
-MANIFESTS_JOB = dg.define_asset_job(
-    "manifests_job",
-    selection=dg.AssetSelection.assets(FUSED_ASSET_KEY, *map(manifest_asset_key, Stage)),
-    description="Brings the manifests up to date with the ledgers, and then the fused vectors.",
-)
+def checks_job(
+    names: CorpusNames, checks: Sequence[dg.AssetChecksDefinition]
+) -> "UnresolvedAssetJobDefinition":
+    """The job of all asset checks."""
+    return dg.define_asset_job(
+        names.checks_job,
+        selection=dg.AssetSelection.checks(*(key for check in checks for key in check.check_keys)),
+        description="Checks all embeddings by what the ledgers tell of them, and each model by its canary.",
+        tags=names.run_tags(),
+        executor_def=locking_in_process_executor,
+    )
 
 
-def manifests_run_config(strategies: Sequence[str]) -> dict[str, Any]:
-    """Run config of a run of `MANIFESTS_JOB`."""
-    return {"ops": {FUSED_ASSET_KEY.to_python_identifier(): {"config": {"strategies": list(strategies)}}}}
+def manifests_job(names: CorpusNames) -> "UnresolvedAssetJobDefinition":
+    """The job that makes manifests and fused vectors."""
+    return dg.define_asset_job(
+        names.manifests_job,
+        selection=dg.AssetSelection.assets(names.fused, *map(names.manifest, Stage)),
+        description="Brings the manifests up to date with the ledgers, and then the fused vectors.",
+        tags=names.run_tags(),
+        executor_def=locking_in_process_executor,
+    )
+
+
+def manifests_run_config(names: CorpusNames, strategies: Sequence[str]) -> dict[str, Any]:
+    """Run config of a run of `manifests_job`."""
+    return {"ops": {names.fused.to_python_identifier(): {"config": {"strategies": list(strategies)}}}}

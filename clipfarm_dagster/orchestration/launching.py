@@ -9,7 +9,7 @@ import dagster as dg
 from clipfarm_dagster.corpus import StageCorpus
 from clipfarm_dagster.ledger.schema import LedgerRow
 from clipfarm_dagster.orchestration.events import embedding_materialization
-from clipfarm_dagster.orchestration.partitions import VIDEO_PARTITIONS
+from clipfarm_dagster.orchestration.names import CorpusNames
 from clipfarm_dagster.orchestration.recording import report_events
 from clipfarm_dagster.planning.delta import StagePlan
 from clipfarm_dagster.stages import Stage
@@ -81,6 +81,7 @@ def plan_notes(stage: Stage, plan: StagePlan) -> list[str]:
 
 def settle(
     instance: dg.DagsterInstance,
+    names: CorpusNames,
     opened: StageCorpus,
     plan: StagePlan,
     *,
@@ -90,25 +91,33 @@ def settle(
     """Record what a plan settles without a run, and tell Dagster of the vectors that are right again. The
     limits take the newest."""
     restored = opened.record_settled(plan, most_missing=most_missing, most_restored=most_restored)
-    announce(instance, opened.stage, restored, opened.contract, opened.store.url)
+    announce(instance, names, opened.stage, restored, opened.contract, opened.store.url)
 
 
 def announce(
     instance: dg.DagsterInstance,
+    names: CorpusNames,
     stage: Stage,
     rows: Sequence[LedgerRow],
     contract: Contract,
     store_url: str,
 ) -> None:
     """Tell Dagster, without a run, of vectors that are the right ones."""
-    report_events(instance, [embedding_materialization(stage, row, contract, store_url) for row in rows])
+    report_events(
+        instance, [embedding_materialization(names, stage, row, contract, store_url) for row in rows]
+    )
 
 
 def add_partitions(
-    instance: dg.DagsterInstance, video_ids: Sequence[str], known: set[str], *, limit: int | None = None
+    instance: dg.DagsterInstance,
+    names: CorpusNames,
+    video_ids: Sequence[str],
+    known: set[str],
+    *,
+    limit: int | None = None,
 ) -> list[str]:
     """Add partitions for the first unknown ids, in one call; returns them."""
     new = [video_id for video_id in video_ids if video_id not in known][:limit]
     if new:
-        instance.add_dynamic_partitions(VIDEO_PARTITIONS.name or "", new)
+        instance.add_dynamic_partitions(names.partitions_name, new)
     return new

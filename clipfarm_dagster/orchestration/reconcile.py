@@ -19,8 +19,7 @@ from clipfarm_dagster.orchestration.events import (
     materialized_versions,
     raw_observation,
 )
-from clipfarm_dagster.orchestration.names import embedding_asset_key
-from clipfarm_dagster.orchestration.partitions import VIDEO_PARTITIONS
+from clipfarm_dagster.orchestration.names import CorpusNames
 from clipfarm_dagster.orchestration.recording import report_events
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.vectors.contract import Contract
@@ -63,7 +62,7 @@ def untold(rows: pa.Table, versions: Mapping[str, str]) -> list[str]:
     )
 
 
-def reconcile(corpus: Corpus, instance: dg.DagsterInstance, stage: Stage) -> Reconciled:
+def reconcile(corpus: Corpus, instance: dg.DagsterInstance, names: CorpusNames, stage: Stage) -> Reconciled:
     """Tell Dagster of the successes of a stage that it does not know.
 
     Raises:
@@ -71,7 +70,7 @@ def reconcile(corpus: Corpus, instance: dg.DagsterInstance, stage: Stage) -> Rec
     """
     import pyarrow.compute as pc
 
-    versions = materialized_versions(instance, embedding_asset_key(stage))
+    versions = materialized_versions(instance, names.embedding(stage))
     mended = unlabelled = 0
     with corpus.stage(stage) as opened:
         ledger, current = opened.ledger, opened.contract
@@ -85,7 +84,7 @@ def reconcile(corpus: Corpus, instance: dg.DagsterInstance, stage: Stage) -> Rec
             for contract_id in {row.contract_id for row in rows_now} - contracts.keys():
                 contracts[contract_id] = ledger.contract(contract_id or "")
             known = [(row, contract) for row in rows_now if (contract := contracts[row.contract_id])]
-            _tell(corpus, instance, stage, known)
+            _tell(corpus, instance, names, stage, known)
             mended += len(known)
             unlabelled += len(rows_now) - len(known)
     successes = pc.sum(pc.equal(rows["status"], str(Status.SUCCESS))).as_py() or 0
@@ -94,12 +93,15 @@ def reconcile(corpus: Corpus, instance: dg.DagsterInstance, stage: Stage) -> Rec
 
 
 def _tell(
-    corpus: Corpus, instance: dg.DagsterInstance, stage: Stage, rows: Sequence[tuple[LedgerRow, Contract]]
+    corpus: Corpus,
+    instance: dg.DagsterInstance,
+    names: CorpusNames,
+    stage: Stage,
+    rows: Sequence[tuple[LedgerRow, Contract]],
 ) -> None:
-    name = VIDEO_PARTITIONS.name or ""
-    instance.add_dynamic_partitions(name, [row.video_id for row, _ in rows])
+    instance.add_dynamic_partitions(names.partitions_name, [row.video_id for row, _ in rows])
     events: list[dg.AssetMaterialization | dg.AssetObservation] = []
     for row, contract in rows:
-        events.append(raw_observation(stage, row.video_id, row.raw_etag or ""))
-        events.append(embedding_materialization(stage, row, contract, corpus.store.url))
+        events.append(raw_observation(names, stage, row.video_id, row.raw_etag or ""))
+        events.append(embedding_materialization(names, stage, row, contract, corpus.store.url))
     report_events(instance, events)

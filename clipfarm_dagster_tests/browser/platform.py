@@ -18,7 +18,7 @@ import pytest
 from clipfarm_dagster.cli.output import dagster_instance
 from clipfarm_dagster.corpus import Corpus
 from clipfarm_dagster.demo.checkpoints import make_audio_checkpoint, make_video_checkpoint, minilm_folder
-from clipfarm_dagster.orchestration.partitions import VIDEO_PARTITIONS
+from clipfarm_dagster.orchestration.names import DEFAULT_NAMES
 from clipfarm_dagster.settings import SETTINGS_FILE, load_settings
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster_tests.support.servers import clean_environment, clipfarm, serving
@@ -177,7 +177,7 @@ class Platform:
             patch.delenv("DAGSTER_HOME", raising=False)
             with dagster_instance(settings) as instance:
                 video_ids = [clip.video_id for clip in CLIPS[:-1]]
-                instance.add_dynamic_partitions(VIDEO_PARTITIONS.name or "", video_ids)
+                instance.add_dynamic_partitions(DEFAULT_NAMES.partitions_name, video_ids)
 
     def statuses(self, stage: Stage) -> dict[str, str]:
         """Ledger status by `video_id`."""

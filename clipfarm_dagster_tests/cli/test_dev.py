@@ -13,7 +13,7 @@ from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 from websockets.typing import Origin, Subprotocol
 
-from clipfarm_dagster.orchestration.partitions import VIDEO_PARTITIONS
+from clipfarm_dagster.orchestration.names import DEFAULT_NAMES
 from clipfarm_dagster_tests.support.servers import Server, ask, graphql, serving
 
 HEALTH_SECONDS = 120
@@ -21,7 +21,7 @@ PROXY = "clipfarm.example"
 SELECTOR = '{repositoryName: "__repository__", repositoryLocationName: "clipfarm"}'
 ADD_PARTITION = (
     f"mutation {{addDynamicPartition(repositorySelector: {SELECTOR},"
-    f' partitionsDefName: "{VIDEO_PARTITIONS.name}", partitionKey: "%s") {{__typename}}}}'
+    f' partitionsDefName: "{DEFAULT_NAMES.partitions_name}", partitionKey: "%s") {{__typename}}}}'
 )
 UI = "/_next/static/"
 PARTITIONS = '{assetNodes(assetKeys: [{path: ["raw_text"]}]) {partitionKeys}}'

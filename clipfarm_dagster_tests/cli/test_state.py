@@ -18,7 +18,7 @@ from clipfarm_dagster.corpus import Corpus
 from clipfarm_dagster.definitions import build_definitions
 from clipfarm_dagster.engine.engine import Progress
 from clipfarm_dagster.ledger.schema import LedgerRow, Status
-from clipfarm_dagster.orchestration.names import embedding_job_name
+from clipfarm_dagster.orchestration.names import DEFAULT_NAMES
 from clipfarm_dagster.orchestration.runs.id_list import id_list_run_config
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster_tests.cli.conftest import Ended
@@ -63,14 +63,14 @@ def test_sync_leaves_alone_what_another_run_has_taken_meanwhile(
 ):
     put_texts(corpus, "a", "b", "c")
     monkeypatch.setenv("CLIPFARM_RUN_SIZE", "1")
-    job = build_definitions().resolve_job_def(embedding_job_name(Stage.TEXT))
+    job = build_definitions().resolve_job_def(DEFAULT_NAMES.embedding_job(Stage.TEXT))
     report = Listener.__call__
     taken: list[dg.DagsterRun] = []
 
     def take_one_during_the_first_run(listener: Listener, stage: Stage, progress: Progress) -> None:
         report(listener, stage, progress)
         if not taken:
-            run_config, status = id_list_run_config(stage, ["b"]), dg.DagsterRunStatus.STARTED
+            run_config, status = id_list_run_config(DEFAULT_NAMES, stage, ["b"]), dg.DagsterRunStatus.STARTED
             with dg.DagsterInstance.get() as instance:
                 taken.append(instance.create_run_for_job(job, run_config=run_config, status=status))
 
@@ -87,7 +87,10 @@ def test_sync_leaves_alone_what_a_run_has_that_has_not_started(
 ):
     put_texts(corpus, "a", "b")
     with dg.DagsterInstance.get() as instance:
-        job, run_config = embedding_job_name(Stage.TEXT), id_list_run_config(Stage.TEXT, ["b"])
+        job, run_config = (
+            DEFAULT_NAMES.embedding_job(Stage.TEXT),
+            id_list_run_config(DEFAULT_NAMES, Stage.TEXT, ["b"]),
+        )
         run = create_run(instance, job, status, run_config=run_config)
 
         ended = clipfarm("sync", "--stage", "text", "--json")

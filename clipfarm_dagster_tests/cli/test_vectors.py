@@ -8,7 +8,7 @@ import pytest
 
 from clipfarm_dagster.manifests.refresh import refresh_fused, refresh_manifest
 from clipfarm_dagster.manifests.strategies import make_strategy
-from clipfarm_dagster.orchestration.names import embedding_asset_key
+from clipfarm_dagster.orchestration.names import DEFAULT_NAMES
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.vectors.npy import l2_normalise
 from clipfarm_dagster_tests.support.corpora import embed, embed_all, write_metadata
@@ -141,7 +141,7 @@ def test_vectors_go_out_and_come_in(corpus, clipfarm, tmp_path):
     ended = clipfarm("import", str(out), "--modality", "audio", "--json")
     assert (ended.code, ended.json["imported"], ended.json["configured"]) == (0, 12, True)
     with dg.DagsterInstance.get() as instance:
-        key = embedding_asset_key(Stage.AUDIO)
+        key = DEFAULT_NAMES.embedding(Stage.AUDIO)
         assert instance.get_materialized_partitions(key) == set(IDS)
     assert clipfarm("import", str(out), "--modality", "audio", "--json").json["kept"] == 12
     assert "12 videos keep the vector" in clipfarm("import", str(out), "--modality", "audio").output

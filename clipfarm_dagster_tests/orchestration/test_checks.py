@@ -17,7 +17,7 @@ from clipfarm_dagster.errors import ClipFarmError
 from clipfarm_dagster.ledger.schema import LedgerRow, Status
 from clipfarm_dagster.maintenance.audit import Audit
 from clipfarm_dagster.orchestration.checks import AGREES_WITH_DAGSTER, CANARY, OBJECTS_PRESENT, find_objects
-from clipfarm_dagster.orchestration.names import CONTRACT_TAG, ENVIRONMENT_TAG, embedding_asset_key
+from clipfarm_dagster.orchestration.names import CONTRACT_TAG, DEFAULT_NAMES, ENVIRONMENT_TAG
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.store import ObjectStore
 from clipfarm_dagster_tests.support.raw import metadata_row, put_metadata, put_transcript, wav
@@ -166,9 +166,9 @@ def test_materializing_one_partition_is_not_held_up_by_the_checks(
 ) -> None:
     job = build_definitions().resolve_implicit_global_asset_job_def()
     result = job.execute_in_process(
-        instance=instance, partition_key="v1", asset_selection=[embedding_asset_key(Stage.TEXT)]
+        instance=instance, partition_key="v1", asset_selection=[DEFAULT_NAMES.embedding(Stage.TEXT)]
     )
     assert result.success
-    wanted = dg.AssetRecordsFilter(embedding_asset_key(Stage.TEXT), asset_partitions=["v1"])
+    wanted = dg.AssetRecordsFilter(DEFAULT_NAMES.embedding(Stage.TEXT), asset_partitions=["v1"])
     assert instance.fetch_materializations(wanted, limit=1).records[0].run_id == result.run_id
     assert result.get_asset_check_evaluations() == []

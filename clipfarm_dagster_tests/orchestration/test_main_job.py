@@ -11,8 +11,7 @@ from clipfarm_dagster.cli.sync import sync_corpus
 from clipfarm_dagster.corpus import Corpus
 from clipfarm_dagster.ledger.schema import LedgerRow, Status
 from clipfarm_dagster.ledger.verify import verify_vectors
-from clipfarm_dagster.orchestration.names import embedding_asset_key
-from clipfarm_dagster.orchestration.partitions import VIDEO_PARTITIONS
+from clipfarm_dagster.orchestration.names import DEFAULT_NAMES
 from clipfarm_dagster.orchestration.recording import DATA_VERSION_TAG
 from clipfarm_dagster.settings import load_settings
 from clipfarm_dagster.stages import Stage
@@ -59,7 +58,7 @@ def test_real_clips_become_vectors_and_each_bad_one_costs_itself_alone(
                 vector.size,
                 corpus.store.get(corpus.keys.raw(stage, video_id)).info.etag,
             )
-        materialized = instance.get_materialized_partitions(embedding_asset_key(stage))
+        materialized = instance.get_materialized_partitions(DEFAULT_NAMES.embedding(stage))
         assert set(materialized) == good
         assert answer[str(stage)]["success"] == answer[str(stage)]["model_calls"] == len(good)
         assert answer[str(stage)]["missing_raw_object"] == 1
@@ -69,7 +68,7 @@ def test_real_clips_become_vectors_and_each_bad_one_costs_itself_alone(
     assert "no video stream" in (broken["sample_audio_only"].error or "")
     assert all(row.error for row in broken.values())
     assert "29 of 30" in (ledger_rows(corpus, Stage.VIDEO)["sample_with_invalid_nalu"].note or "")
-    assert set(instance.get_dynamic_partitions(VIDEO_PARTITIONS.name)) == {*media, "absent"}
+    assert set(instance.get_dynamic_partitions(DEFAULT_NAMES.partitions_name)) == {*media, "absent"}
 
     again = sync_corpus(corpus, instance, list(Stage), quiet=True)
     assert {stage: entry["model_calls"] for stage, entry in again.items()} == {str(s): 0 for s in Stage}
@@ -88,7 +87,7 @@ def test_a_materialization_carries_what_a_person_and_dagster_need(
     sync_corpus(corpus, instance, [Stage.TEXT], quiet=True)
 
     row = ledger_rows(corpus, Stage.TEXT)["a"]
-    [record] = instance.fetch_materializations(embedding_asset_key(Stage.TEXT), limit=5).records
+    [record] = instance.fetch_materializations(DEFAULT_NAMES.embedding(Stage.TEXT), limit=5).records
     event = record.asset_materialization
     assert event.partition == "a"
     assert event.tags[DATA_VERSION_TAG] == data_version(row.source_hash or "", row.contract_id or "")

@@ -15,12 +15,12 @@ from clipfarm_dagster.corpus import Corpus
 from clipfarm_dagster.ledger.ledger import Ledger
 from clipfarm_dagster.ledger.schema import LedgerRow, Status
 from clipfarm_dagster.orchestration.events import materialized_versions
-from clipfarm_dagster.orchestration.names import embedding_asset_key
+from clipfarm_dagster.orchestration.names import DEFAULT_NAMES
 from clipfarm_dagster.orchestration.reconcile import Reconciled, reconcile, untold
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster_tests.support.raw import metadata_row, put_metadata, put_transcript
 
-KEY = embedding_asset_key(Stage.TEXT)
+KEY = DEFAULT_NAMES.embedding(Stage.TEXT)
 
 
 def test_untold_are_successes_that_dagster_does_not_know_in_their_version():
@@ -50,7 +50,7 @@ def synced(corpus: Corpus, instance: dg.DagsterInstance) -> Corpus:
 
 
 def test_after_a_sync_there_is_nothing_to_tell(synced: Corpus, instance: dg.DagsterInstance):
-    assert reconcile(synced, instance, Stage.TEXT) == Reconciled(
+    assert reconcile(synced, instance, DEFAULT_NAMES, Stage.TEXT) == Reconciled(
         successes=4, mended=0, unlabelled=0, unknown=0
     )
 
@@ -60,7 +60,7 @@ def test_what_a_crash_kept_from_dagster_is_told(synced: Corpus, instance: dg.Dag
     instance.wipe_assets([KEY])
     assert materialized_versions(instance, KEY) == {}
 
-    found = reconcile(synced, instance, Stage.TEXT)
+    found = reconcile(synced, instance, DEFAULT_NAMES, Stage.TEXT)
 
     assert found == Reconciled(successes=4, mended=4, unlabelled=0, unknown=0)
     assert materialized_versions(instance, KEY) == before
@@ -69,7 +69,7 @@ def test_what_a_crash_kept_from_dagster_is_told(synced: Corpus, instance: dg.Dag
     assert event is not None
     assert event.asset_materialization is not None
     assert {"source_hash", "contract", "dimension"} <= event.asset_materialization.metadata.keys()
-    assert reconcile(synced, instance, Stage.TEXT).mended == 0
+    assert reconcile(synced, instance, DEFAULT_NAMES, Stage.TEXT).mended == 0
 
 
 def test_an_older_version_is_brought_up_to_date(synced: Corpus, instance: dg.DagsterInstance):
@@ -77,7 +77,7 @@ def test_an_older_version_is_brought_up_to_date(synced: Corpus, instance: dg.Dag
         row = ledger.rows(["clip-2"])["clip-2"]
         ledger.record([replace(row, source_hash="newer", vector_source_hash="newer")])
 
-    assert reconcile(synced, instance, Stage.TEXT).mended == 1
+    assert reconcile(synced, instance, DEFAULT_NAMES, Stage.TEXT).mended == 1
     assert materialized_versions(instance, KEY)["clip-2"].startswith("newer.")
 
 
@@ -86,7 +86,7 @@ def test_a_partition_that_the_ledger_does_not_know_is_left_alone(
 ):
     instance.report_runless_asset_event(dg.AssetMaterialization(KEY, partition="of-another-ledger"))
 
-    found = reconcile(synced, instance, Stage.TEXT)
+    found = reconcile(synced, instance, DEFAULT_NAMES, Stage.TEXT)
 
     assert found.mended == 0
     with synced.ledger(Stage.TEXT) as ledger:
@@ -100,7 +100,7 @@ def test_a_vector_of_an_unknown_contract_is_not_told_under_another(
     with corpus.ledger(Stage.TEXT) as ledger:
         ledger.record([original, replace(original, video_id="b", contract_id="of-no-one")])
 
-    found = reconcile(corpus, instance, Stage.TEXT)
+    found = reconcile(corpus, instance, DEFAULT_NAMES, Stage.TEXT)
 
     assert found == Reconciled(successes=2, mended=0, unlabelled=2, unknown=0)
     assert materialized_versions(instance, KEY) == {}
@@ -122,5 +122,5 @@ def test_a_success_that_fails_meanwhile_is_not_told(
     columns = Ledger.columns
     monkeypatch.setattr(Ledger, "columns", run_of_another_process)
 
-    assert reconcile(corpus, instance, Stage.TEXT).mended == 1
+    assert reconcile(corpus, instance, DEFAULT_NAMES, Stage.TEXT).mended == 1
     assert materialized_versions(instance, KEY) == {"b": f"s.{contract.id}"}

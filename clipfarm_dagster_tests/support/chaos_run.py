@@ -18,8 +18,7 @@ from clipfarm_dagster.corpus import Corpus
 from clipfarm_dagster.definitions import build_definitions
 from clipfarm_dagster.modalities.encoder import Encoder, Prepared
 from clipfarm_dagster.orchestration.in_process import run_in_process
-from clipfarm_dagster.orchestration.names import embedding_job_name
-from clipfarm_dagster.orchestration.partitions import VIDEO_PARTITIONS
+from clipfarm_dagster.orchestration.names import DEFAULT_NAMES
 from clipfarm_dagster.orchestration.resources.encoders import EncodersResource
 from clipfarm_dagster.orchestration.runs.id_list import id_list_run_config, id_list_run_tags
 from clipfarm_dagster.settings import Settings, load_settings
@@ -59,14 +58,14 @@ def main() -> None:
     ids = plan.work["video_id"].to_pylist()
     if not ids:
         return
-    definitions = build_definitions({"encoders": FaultyEncoders(log=sys.argv[1])})
+    definitions = build_definitions(resource_overrides={"encoders": FaultyEncoders(log=sys.argv[1])})
     with dg.DagsterInstance.get() as instance:
-        instance.add_dynamic_partitions(VIDEO_PARTITIONS.name or "", ids)
+        instance.add_dynamic_partitions(DEFAULT_NAMES.partitions_name, ids)
         run_in_process(
-            definitions.resolve_job_def(embedding_job_name(Stage.AUDIO)),
+            definitions.resolve_job_def(DEFAULT_NAMES.embedding_job(Stage.AUDIO)),
             instance,
-            id_list_run_config(Stage.AUDIO, ids),
-            id_list_run_tags(Stage.AUDIO, ids),
+            id_list_run_config(DEFAULT_NAMES, Stage.AUDIO, ids),
+            id_list_run_tags(DEFAULT_NAMES, Stage.AUDIO, ids),
         )
 
 

@@ -8,14 +8,13 @@ from clipfarm_dagster.modalities.audio import encoder as audio
 from clipfarm_dagster.modalities.text import encoder as text
 from clipfarm_dagster.modalities.video import encoder as video
 from clipfarm_dagster.orchestration.assets.beta import accept_beta
-from clipfarm_dagster.orchestration.names import (
-    raw_asset_key,
+from clipfarm_dagster.orchestration.names import CorpusNames, Resource
+from clipfarm_dagster.orchestration.resources.taking import (
+    CORPUS,
+    take_corpus,
+    take_encoders,
+    take_listener,
 )
-from clipfarm_dagster.orchestration.partitions import VIDEO_PARTITIONS
-from clipfarm_dagster.orchestration.progress import ProgressListener
-from clipfarm_dagster.orchestration.resources.encoders import EncodersResource
-from clipfarm_dagster.orchestration.resources.object_store import ObjectStoreResource
-from clipfarm_dagster.orchestration.resources.stage_state import StageStateResource
 from clipfarm_dagster.orchestration.runs.embed import embed_videos
 from clipfarm_dagster.stages import Stage
 
@@ -43,32 +42,37 @@ _CODE_VERSIONS = {
 }
 
 
+def embedding_assets(names: CorpusNames) -> list[dg.AssetsDefinition]:
+    """One asset a stage."""
+    return [_embedding_asset(names, stage) for stage in Stage]
+
+
 @accept_beta
-def _embedding_asset(stage: Stage) -> dg.AssetsDefinition:
+def _embedding_asset(names: CorpusNames, stage: Stage) -> dg.AssetsDefinition:
     @dg.asset(
-        name=f"{stage}_embedding",
-        deps=[raw_asset_key(stage)],
-        partitions_def=VIDEO_PARTITIONS,
-        group_name="embeddings",
+        key=names.embedding(stage),
+        deps=[names.raw(stage)],
+        partitions_def=names.partitions_def,
+        group_name=names.group("embeddings"),
         description=_DESCRIPTIONS[stage],
         code_version=_CODE_VERSIONS[stage],
         kinds={"python", "pytorch", "numpy"},
         tags={"clipfarm/stage": str(stage)},
         output_required=False,
+        io_manager_key=names.resource(Resource.VECTORS),
+        required_resource_keys=names.resources(*CORPUS, Resource.ENCODERS, Resource.PROGRESS),
         backfill_policy=dg.BackfillPolicy.multi_run(max_partitions_per_run=PARTITIONS_PER_RUN),
     )
-    def embedding(
-        context: dg.AssetExecutionContext,
-        object_store: ObjectStoreResource,
-        stage_state: StageStateResource,
-        encoders: EncodersResource,
-        progress: dg.ResourceParam[ProgressListener],
-    ) -> Iterator[dg.Output[None]]:
-        corpus = stage_state.corpus(object_store)
-        embed_videos(context, stage, context.partition_keys, corpus, encoders, progress)
+    def embedding(context: dg.AssetExecutionContext) -> Iterator[dg.Output[None]]:
+        embed_videos(
+            context,
+            names,
+            stage,
+            context.partition_keys,
+            take_corpus(context.resources, names),
+            take_encoders(context.resources, names),
+            take_listener(context.resources, names),
+        )
         yield from ()  # each success has recorded itself; an output would speak for all partitions at once
 
     return embedding
-
-
-EMBEDDING_ASSETS = [_embedding_asset(stage) for stage in Stage]

@@ -14,14 +14,13 @@ from clipfarm_dagster.manifests.refresh import RefreshedFusion, refresh_fused
 from clipfarm_dagster.manifests.strategies import STRATEGIES, make_strategy
 from clipfarm_dagster.orchestration.assets.beta import accept_beta
 from clipfarm_dagster.orchestration.assets.manifests import overview_metadata
-from clipfarm_dagster.orchestration.names import FUSED_ASSET_KEY, manifest_asset_key
+from clipfarm_dagster.orchestration.names import CorpusNames, Resource
 from clipfarm_dagster.orchestration.recording import (
     data_version_tags,
     record_events,
     record_failed_partitions,
 )
-from clipfarm_dagster.orchestration.resources.object_store import ObjectStoreResource
-from clipfarm_dagster.orchestration.resources.stage_state import StageStateResource
+from clipfarm_dagster.orchestration.resources.taking import CORPUS, take_corpus
 from clipfarm_dagster.stages import Stage
 
 STRATEGY_PARTITIONS = dg.StaticPartitionsDefinition(list(STRATEGIES))
@@ -42,32 +41,31 @@ class FusionConfig(dg.Config):
 
 
 @accept_beta
-def _fused_asset() -> dg.AssetsDefinition:
+def fused_asset(names: CorpusNames) -> dg.AssetsDefinition:
+    """The one asset of fused vectors."""
+
     @dg.asset(
-        name="fused_manifest",
-        deps=[manifest_asset_key(stage) for stage in Stage],
+        key=names.fused,
+        deps=[names.manifest(stage) for stage in Stage],
         partitions_def=STRATEGY_PARTITIONS,
-        group_name="manifests",
+        group_name=names.group("manifests"),
         description=(
             "One vector a video that has every modality: `fused/<strategy>/fused_manifest.parquet`."
         ),
         code_version=CODE_VERSION,
         kinds={"python", "parquet"},
         output_required=False,
+        io_manager_key=names.resource(Resource.VECTORS),
+        required_resource_keys=names.resources(*CORPUS),
         backfill_policy=dg.BackfillPolicy.single_run(),
     )
-    def fused_manifest(
-        context: dg.AssetExecutionContext,
-        config: FusionConfig,
-        object_store: ObjectStoreResource,
-        stage_state: StageStateResource,
-    ) -> Iterator[dg.Output[None]]:
-        corpus = stage_state.corpus(object_store)
-        names = (
+    def fused_manifest(context: dg.AssetExecutionContext, config: FusionConfig) -> Iterator[dg.Output[None]]:
+        corpus = take_corpus(context.resources, names)
+        strategies = (
             context.partition_keys if context.run.is_partitioned else config.strategies or list(STRATEGIES)
         )
         problems: dict[str, str] = {}
-        for name in names:
+        for name in strategies:
             try:
                 refreshed = refresh_fused(corpus, make_strategy(name, corpus.settings.fusion_weights))
             except FusionError as error:
@@ -77,16 +75,13 @@ def _fused_asset() -> dg.AssetsDefinition:
             for dropped in refreshed.fusion.dropped[:_LISTED]:
                 context.log.warning(f"{name}: {dropped.video_id} left out: {dropped.key}: {dropped.problem}")
             picture = _picture(context, corpus, name, refreshed)
-            record_events(context, [_materialization(corpus, name, refreshed, picture)])
+            record_events(context, [_materialization(corpus, names, name, refreshed, picture)])
         if problems:
-            record_failed_partitions(context, FUSED_ASSET_KEY, list(problems))
+            record_failed_partitions(context, names.fused, list(problems))
             raise dg.Failure("\n".join(problems.values()), allow_retries=False)
         yield from ()  # each strategy has recorded itself
 
     return fused_manifest
-
-
-FUSED_ASSET = _fused_asset()
 
 
 def _summary(fusion: Fusion) -> str:
@@ -105,7 +100,7 @@ def _picture(
 
 
 def _materialization(
-    corpus: Corpus, strategy: str, refreshed: RefreshedFusion, picture: dict[str, Any]
+    corpus: Corpus, names: CorpusNames, strategy: str, refreshed: RefreshedFusion, picture: dict[str, Any]
 ) -> dg.AssetMaterialization:
     fusion = refreshed.fusion
     metadata: dict[str, Any] = {
@@ -132,12 +127,12 @@ def _materialization(
             ]
         )
     return dg.AssetMaterialization(
-        asset_key=FUSED_ASSET_KEY,
+        asset_key=names.fused,
         partition=strategy,
         metadata=metadata,
         tags=data_version_tags(
             refreshed.copy.etag,
             CODE_VERSION,
-            {manifest_asset_key(stage): refreshed.manifest_etags.get(stage, "") for stage in Stage},
+            {names.manifest(stage): refreshed.manifest_etags.get(stage, "") for stage in Stage},
         ),
     )

@@ -11,9 +11,8 @@ from clipfarm_dagster.explore.pictures import Overview, overview_picture
 from clipfarm_dagster.ledger.schema import FAILED_STATUSES, LedgerRow
 from clipfarm_dagster.manifests.refresh import refresh_manifest
 from clipfarm_dagster.modalities.previews import data_uri_markdown
-from clipfarm_dagster.orchestration.names import embedding_asset_key
-from clipfarm_dagster.orchestration.resources.object_store import ObjectStoreResource
-from clipfarm_dagster.orchestration.resources.stage_state import StageStateResource
+from clipfarm_dagster.orchestration.names import CorpusNames, Resource
+from clipfarm_dagster.orchestration.resources.taking import CORPUS, take_corpus
 from clipfarm_dagster.stages import Stage
 
 _LISTED = 100
@@ -56,21 +55,26 @@ def _failures_metadata(failures: Sequence[LedgerRow]) -> dict[str, Any]:
     return metadata
 
 
-def _manifest_asset(stage: Stage) -> dg.AssetsDefinition:
+def manifest_assets(names: CorpusNames) -> list[dg.AssetsDefinition]:
+    """One asset a modality."""
+    return [_manifest_asset(names, stage) for stage in Stage]
+
+
+def _manifest_asset(names: CorpusNames, stage: Stage) -> dg.AssetsDefinition:
     @dg.asset(
-        name=f"{stage}_manifest",
-        deps=[embedding_asset_key(stage)],
-        group_name="manifests",
+        key=names.manifest(stage),
+        deps=[names.embedding(stage)],
+        group_name=names.group("manifests"),
         description=(
             f"Every {stage} vector that is done under the present contract: `manifests/{stage}.parquet`."
         ),
         kinds={"python", "parquet"},
         tags={"clipfarm/stage": str(stage)},
+        io_manager_key=names.resource(Resource.VECTORS),
+        required_resource_keys=names.resources(*CORPUS),
     )
-    def manifest(
-        context: dg.AssetExecutionContext, object_store: ObjectStoreResource, stage_state: StageStateResource
-    ) -> dg.MaterializeResult[None]:
-        corpus = stage_state.corpus(object_store)
+    def manifest(context: dg.AssetExecutionContext) -> dg.MaterializeResult[None]:
+        corpus = take_corpus(context.resources, names)
         key = corpus.keys.manifest(stage)
         with corpus.stage(stage) as opened:
             refreshed = refresh_manifest(opened)
@@ -97,6 +101,3 @@ def _manifest_asset(stage: Stage) -> dg.AssetsDefinition:
         )
 
     return manifest
-
-
-MANIFEST_ASSETS = [_manifest_asset(stage) for stage in Stage]

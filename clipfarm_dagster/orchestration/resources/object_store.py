@@ -1,5 +1,6 @@
 """The object store as a Dagster resource: config in, `clipfarm_dagster.store.ObjectStore` out."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -27,6 +28,10 @@ class ObjectStoreResource(dg.ConfigurableResource[ObjectStore]):
         default=None,  # type: ignore[arg-type]
         description="First part of every key; by default the setting CLIPFARM_PREFIX.",
     )
+    settings: dg.ResourceDependency[Mapping[str, Any] | None] = Field(
+        default=None,  # type: ignore[arg-type]
+        description="Settings that win over the environment; see `given_settings`.",
+    )
     give_up_seconds: float = Field(
         default=60.0, gt=0, description="A store that stays away this long is given up."
     )
@@ -45,7 +50,15 @@ class ObjectStoreResource(dg.ConfigurableResource[ObjectStore]):
             SettingsError: the URL is unusable, or `s3` is no S3Resource.
             StoreError: the folder cannot be created.
         """
-        url = load_settings(store_url=told(self.url)).store_url
+        return self.open_url(load_settings(**self.given()).store_url)
+
+    def open_url(self, url: str) -> ObjectStore:
+        """The store at a URL, by this resource's credentials and patience.
+
+        Raises:
+            SettingsError: the URL is unusable, or `s3` is no S3Resource.
+            StoreError: the folder cannot be created.
+        """
         return ObjectStore.open(url, s3=_options(self.s3, self.give_up_seconds))
 
     def store_keys(self) -> Keys:
@@ -54,12 +67,33 @@ class ObjectStoreResource(dg.ConfigurableResource[ObjectStore]):
         Raises:
             SettingsError: the prefix is unusable.
         """
-        return load_settings(prefix=told(self.prefix)).keys
+        return load_settings(**self.given()).keys
+
+    def given(self) -> dict[str, Any]:
+        """What this resource says of the settings."""
+        return given_settings(self.settings, store_url=self.url, prefix=self.prefix)
 
 
-def told(value: str | None) -> str | None:
-    """The text itself; that of an environment variable where it was given as `dagster.EnvVar`."""
-    return value.get_value() if isinstance(value, dg.EnvVar) else value
+def given_settings(settings: Mapping[str, Any] | None, **fields: str | None) -> dict[str, Any]:
+    """Overrides for `load_settings`: the settings that a resource was given, and its own fields over them.
+
+    Settings have the names of `clipfarm_dagster.settings.Settings`; those of a stage stand in a mapping under
+    its name, as in `{"home": "/data/cooking", "text": {"model": "/models/minilm"}}`. A value given as
+    `dagster.EnvVar` is read now.
+    """
+    return {
+        **_told(settings or {}),
+        **{name: value for name, value in _told(fields).items() if value is not None},
+    }
+
+
+def _told(values: Mapping[str, Any]) -> dict[str, Any]:
+    def told(value: Any) -> Any:
+        if isinstance(value, dg.EnvVar):
+            return value.get_value()
+        return _told(value) if isinstance(value, Mapping) else value
+
+    return {name: told(value) for name, value in values.items()}
 
 
 def _options(s3: "S3Resource | None", give_up_seconds: float) -> S3Options:

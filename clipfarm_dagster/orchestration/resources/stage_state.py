@@ -1,10 +1,13 @@
 """The ledgers as a Dagster resource."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import dagster as dg
 from pydantic import Field
 
 from clipfarm_dagster.corpus import Corpus
-from clipfarm_dagster.orchestration.resources.object_store import ObjectStoreResource, told
+from clipfarm_dagster.orchestration.resources.object_store import ObjectStoreResource, given_settings
 from clipfarm_dagster.settings import load_settings
 
 
@@ -22,6 +25,11 @@ class StageStateResource(dg.ConfigurableResource["StageStateResource"]):
         " where that is empty SQLite files in the home folder.",
     )
 
+    settings: dg.ResourceDependency[Mapping[str, Any] | None] = Field(
+        default=None,  # type: ignore[arg-type]
+        description="Settings that win over the environment; see `given_settings`.",
+    )
+
     def corpus(self, object_store: ObjectStoreResource) -> Corpus:
         """The corpus of a store with these ledgers.
 
@@ -29,11 +37,6 @@ class StageStateResource(dg.ConfigurableResource["StageStateResource"]):
             SettingsError: a setting is unusable.
             StoreError: a folder cannot be created.
         """
-        store = object_store.open()
-        settings = load_settings(
-            home=told(self.home),
-            state_url=told(self.state_url),
-            store_url=told(object_store.url),
-            prefix=told(object_store.prefix),
-        )
-        return Corpus(settings, store)
+        given = given_settings(self.settings, home=self.home, state_url=self.state_url)
+        settings = load_settings(**{**given, **object_store.given()})
+        return Corpus(settings, object_store.open_url(settings.store_url))

@@ -10,7 +10,7 @@ from itertools import takewhile
 
 import dagster as dg
 
-from clipfarm_dagster.orchestration.names import BROKEN_TAG, STAGE_TAG
+from clipfarm_dagster.orchestration.names import BROKEN_TAG, CorpusNames
 from clipfarm_dagster.stages import Stage
 
 FIRST_WAIT = timedelta(minutes=1)
@@ -18,9 +18,9 @@ MAX_WAIT = timedelta(hours=1)
 _LOOKED_AT = 50
 
 
-def launch_again_at(instance: dg.DagsterInstance, stage: Stage) -> datetime | None:
+def launch_again_at(instance: dg.DagsterInstance, names: CorpusNames, stage: Stage) -> datetime | None:
     """When a stage may be launched again; `None` where its latest run did its work, or was killed at it."""
-    records = instance.get_run_records(dg.RunsFilter(tags={STAGE_TAG: str(stage)}), limit=_LOOKED_AT)
+    records = instance.get_run_records(dg.RunsFilter(job_name=names.embedding_job(stage)), limit=_LOOKED_AT)
     ended = [record for record in records if record.end_time is not None]
     broken = list(takewhile(lambda record: BROKEN_TAG in record.dagster_run.tags, ended))
     if not broken:
@@ -38,8 +38,8 @@ def wait_after(launches: int) -> timedelta:
 
 
 def waiting_stages(
-    instance: dg.DagsterInstance, stages: Sequence[Stage], now: datetime
+    instance: dg.DagsterInstance, names: CorpusNames, stages: Sequence[Stage], now: datetime
 ) -> dict[Stage, datetime]:
     """The stages whose latest runs were broken, with the time at which they may be launched again."""
-    times = {stage: launch_again_at(instance, stage) for stage in stages}
+    times = {stage: launch_again_at(instance, names, stage) for stage in stages}
     return {stage: again for stage, again in times.items() if again is not None and again > now}

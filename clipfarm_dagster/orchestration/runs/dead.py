@@ -7,18 +7,19 @@ from pathlib import Path
 
 import dagster as dg
 
+from clipfarm_dagster.orchestration.names import CorpusNames
 from clipfarm_dagster.orchestration.runs.in_flight import UNFINISHED_RUN_STATUSES
 from clipfarm_dagster.orchestration.runs.locks import freed_runs, has_lock, lock_folder
 
 
-def fail_dead_runs(instance: dg.DagsterInstance) -> list[str]:
+def fail_dead_runs(instance: dg.DagsterInstance, names: CorpusNames) -> list[str]:
     """Mark as failed the runs that nobody will end, so that their videos are not in flight for ever; returns
     their ids.
 
-    These are runs whose process has freed their lock without ending them, and runs that were created or
-    launched and have not started for longer than the instance's `run_monitoring.start_timeout_seconds`. A
-    queued run waits for the daemon, however long. A started run without a lock, of another executor or an
-    earlier version, is judged by its process id.
+    These are runs whose process has freed their lock without ending them; and, of this corpus alone, runs
+    that were created or launched and have not started for longer than the instance's
+    `run_monitoring.start_timeout_seconds`. A queued run waits for the daemon, however long. A started run
+    without a lock, of another executor or an earlier version, is judged by its process id.
 
     Dagster does so itself only where its daemon runs, and only for processes whose parent lives on: not after
     a restart of the machine or of `clipfarm dev`, nor for `clipfarm sync`. Only an instance in SQLite files
@@ -33,6 +34,8 @@ def fail_dead_runs(instance: dg.DagsterInstance) -> list[str]:
             instance.report_run_failed(run, "The run's process is gone: it was killed.")
             dead.append(run_id)
     for record in instance.get_run_records(dg.RunsFilter(statuses=_JUDGED)):
+        if not names.is_run(record.dagster_run):
+            continue
         if cause := _cause_of_death(instance, record):
             instance.report_run_failed(record.dagster_run, cause)
             dead.append(record.dagster_run.run_id)

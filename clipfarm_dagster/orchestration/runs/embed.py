@@ -22,7 +22,7 @@ from clipfarm_dagster.orchestration.names import (
     CONTRACT_TAG,
     ENVIRONMENT_TAG,
     FAILED_ITEMS_KEY,
-    embedding_asset_key,
+    CorpusNames,
 )
 from clipfarm_dagster.orchestration.progress import ProgressListener
 from clipfarm_dagster.orchestration.recording import (
@@ -38,6 +38,7 @@ _LISTED_FAILURES = 100
 
 def embed_videos(
     context: Context,
+    names: CorpusNames,
     stage: Stage,
     video_ids: Sequence[str],
     corpus: Corpus,
@@ -66,9 +67,11 @@ def embed_videos(
             failures.extend(failed)
             if failed:  # told at once, each of them: a run that breaks never comes to its list of failures
                 context.log.error("\n".join(f"{row.video_id}: {row.status}: {row.error}" for row in failed))
-            record_failed_partitions(context, embedding_asset_key(stage), [row.video_id for row in failed])
+            record_failed_partitions(context, names.embedding(stage), [row.video_id for row in failed])
             events = [
-                event for o in outcomes for event in outcome_events(stage, o, contract, corpus.store.url)
+                event
+                for o in outcomes
+                for event in outcome_events(names, stage, o, contract, corpus.store.url)
             ]
             record_events(context, events)
             log.report()
@@ -95,7 +98,7 @@ def embed_videos(
     context.log.info(f"{stage}: {json.dumps(summary)}")
     context.instance.add_run_tags(context.run.run_id, _summary_tags(summary))
     if failures or unknown:
-        record_failed_partitions(context, embedding_asset_key(stage), unknown)
+        record_failed_partitions(context, names.embedding(stage), unknown)
         raise _failure(stage, failures, unknown, len(video_ids), summary)
 
 

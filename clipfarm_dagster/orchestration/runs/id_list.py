@@ -6,7 +6,7 @@ from typing import Any
 import dagster as dg
 from pydantic import Field
 
-from clipfarm_dagster.orchestration.names import ITEMS_TAG, STAGE_TAG
+from clipfarm_dagster.orchestration.names import ITEMS_TAG, STAGE_TAG, CorpusNames
 from clipfarm_dagster.stages import Stage
 
 
@@ -16,21 +16,17 @@ class IdList(dg.Config):
     video_ids: list[str] = Field(description="The `video_id`s to embed, in any order.")
 
 
-def embedding_op_name(stage: Stage) -> str:
-    return f"embed_{stage}"
-
-
-def id_list_run_config(stage: Stage, video_ids: Sequence[str]) -> dict[str, Any]:
+def id_list_run_config(names: CorpusNames, stage: Stage, video_ids: Sequence[str]) -> dict[str, Any]:
     """Run config of an id-list run."""
-    return {"ops": {embedding_op_name(stage): {"config": {"video_ids": list(video_ids)}}}}
+    return {"ops": {names.embedding_op(stage): {"config": {"video_ids": list(video_ids)}}}}
 
 
-def id_list_run_tags(stage: Stage, video_ids: Sequence[str]) -> dict[str, str]:
+def id_list_run_tags(names: CorpusNames, stage: Stage, video_ids: Sequence[str]) -> dict[str, str]:
     """Run tags of an id-list run."""
-    return {STAGE_TAG: str(stage), ITEMS_TAG: str(len(video_ids))}
+    return {**names.run_tags(), STAGE_TAG: str(stage), ITEMS_TAG: str(len(video_ids))}
 
 
-def id_list(stage: Stage, run_config: Mapping[str, Any]) -> list[str]:
+def id_list(names: CorpusNames, stage: Stage, run_config: Mapping[str, Any]) -> list[str]:
     """The ids that a run config names for a stage; the inverse of `id_list_run_config`."""
-    op = run_config.get("ops", {}).get(embedding_op_name(stage)) or {}
+    op = run_config.get("ops", {}).get(names.embedding_op(stage)) or {}
     return list((op.get("config") or {}).get("video_ids") or [])

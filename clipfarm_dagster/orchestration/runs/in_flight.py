@@ -9,8 +9,7 @@ from dagster._core.storage.tags import (
     PARTITION_NAME_TAG,
 )
 
-from clipfarm_dagster.orchestration.names import embedding_asset_key
-from clipfarm_dagster.orchestration.partitions import VIDEO_PARTITIONS
+from clipfarm_dagster.orchestration.names import CorpusNames
 from clipfarm_dagster.orchestration.runs.id_list import id_list
 from clipfarm_dagster.stages import Stage
 
@@ -22,15 +21,15 @@ UNFINISHED_RUN_STATUSES = tuple(
 """Statuses of the runs that have yet to end: created, queued, starting, at work, or being cancelled."""
 
 
-def videos_in_flight(instance: dg.DagsterInstance) -> dict[Stage, set[str]]:
-    """Ids by stage that unfinished runs have: by id list, partition or partition range."""
+def videos_in_flight(instance: dg.DagsterInstance, names: CorpusNames) -> dict[Stage, set[str]]:
+    """Ids by stage that unfinished runs of a corpus have: by id list, partition or partition range."""
     runs = instance.get_runs(dg.RunsFilter(statuses=UNFINISHED_RUN_STATUSES))
     found: dict[Stage, set[str]] = {stage: set() for stage in Stage}
     partitions: Sequence[str] | None = None
     for run in runs:
         for stage in Stage:
-            found[stage].update(id_list(stage, run.run_config))
-            if run.asset_selection is None or embedding_asset_key(stage) not in run.asset_selection:
+            found[stage].update(id_list(names, stage, run.run_config))
+            if run.asset_selection is None or names.embedding(stage) not in run.asset_selection:
                 continue
             if partition := run.tags.get(PARTITION_NAME_TAG):
                 found[stage].add(partition)
@@ -40,7 +39,7 @@ def videos_in_flight(instance: dg.DagsterInstance) -> dict[Stage, set[str]]:
             )
             if start and end:
                 if partitions is None:
-                    partitions = instance.get_dynamic_partitions(VIDEO_PARTITIONS.name or "")
+                    partitions = instance.get_dynamic_partitions(names.partitions_name)
                 found[stage].update(_range(partitions, start, end))
     return found
 

@@ -31,7 +31,6 @@ from clipfarm_dagster.corpus import Corpus, StageCorpus
 from clipfarm_dagster.corpus.stage_corpus import plan_stages
 from clipfarm_dagster.errors import ClipFarmError
 from clipfarm_dagster.ledger.schema import Status
-from clipfarm_dagster.orchestration.jobs import EMBEDDING_JOBS
 from clipfarm_dagster.orchestration.launching import (
     MAX_NEW_PARTITIONS,
     Launches,
@@ -39,10 +38,8 @@ from clipfarm_dagster.orchestration.launching import (
     decide_launches,
     settle,
 )
-from clipfarm_dagster.orchestration.names import embedding_job_name
-from clipfarm_dagster.orchestration.partitions import VIDEO_PARTITIONS
-from clipfarm_dagster.orchestration.resources.object_store import ObjectStoreResource
-from clipfarm_dagster.orchestration.resources.stage_state import StageStateResource
+from clipfarm_dagster.orchestration.names import CorpusNames
+from clipfarm_dagster.orchestration.resources.taking import CORPUS, take_corpus
 from clipfarm_dagster.orchestration.runs.broken import waiting_stages
 from clipfarm_dagster.orchestration.runs.dead import fail_dead_runs
 from clipfarm_dagster.orchestration.runs.id_list import id_list_run_config, id_list_run_tags
@@ -109,33 +106,42 @@ class LastPlan(Cursor):
         return [stage for stage in Stage if len(inputs.missing[stage]) > MAX_ASKED_FOR]
 
 
-@dg.sensor(
-    name="embedding_sensor",
-    jobs=EMBEDDING_JOBS,
-    minimum_interval_seconds=MINIMUM_INTERVAL_SECONDS,
-    default_status=dg.DefaultSensorStatus.STOPPED,
-    description=(
-        "Adds a partition for each new video and embeds what is new, changed or due again, by stage. Reads"
-        " the metadata CSV, the raw listings and the ledgers; launches runs by lists of ids."
-    ),
-)
-def embedding_sensor(
-    context: dg.SensorEvaluationContext, object_store: ObjectStoreResource, stage_state: StageStateResource
+def embedding_sensor(names: CorpusNames, jobs: Sequence[dg.JobDefinition]) -> dg.SensorDefinition:
+    """The sensor of a corpus, which launches its embedding jobs."""
+
+    @dg.sensor(
+        name=names.embedding_sensor,
+        jobs=jobs,
+        minimum_interval_seconds=MINIMUM_INTERVAL_SECONDS,
+        default_status=dg.DefaultSensorStatus.STOPPED,
+        required_resource_keys=names.resources(*CORPUS),
+        description=(
+            "Adds a partition for each new video and embeds what is new, changed or due again, by stage."
+            " Reads the metadata CSV, the raw listings and the ledgers; launches runs by lists of ids."
+        ),
+    )
+    def sensor(
+        context: dg.SensorEvaluationContext,
+        **_resources: object,  # by name, where Python and not Dagster calls the sensor
+    ) -> dg.SensorResult | dg.SkipReason:
+        """One tick. A metadata file or store that cannot be read changes nothing and is tried again."""
+        try:
+            return _tick(context, names, take_corpus(context.resources, names))
+        except ClipFarmError as error:
+            raise dg.Failure(f"{error}. The next tick tries again.") from error
+
+    return sensor
+
+
+def _tick(
+    context: dg.SensorEvaluationContext, names: CorpusNames, corpus: Corpus
 ) -> dg.SensorResult | dg.SkipReason:
-    """One tick. A metadata file or store that cannot be read changes nothing and is tried again."""
-    try:
-        return _tick(context, stage_state.corpus(object_store))
-    except ClipFarmError as error:
-        raise dg.Failure(f"{error}. The next tick tries again.") from error
-
-
-def _tick(context: dg.SensorEvaluationContext, corpus: Corpus) -> dg.SensorResult | dg.SkipReason:
     """Look whether there is anything to do, and plan only then."""
     deadline, now = time.monotonic() + TICK_SECONDS, datetime.now(UTC)
     last = LastPlan.from_cursor(context.cursor)
-    for run_id in fail_dead_runs(context.instance):
+    for run_id in fail_dead_runs(context.instance, names):
         context.log.warning(f"run {run_id} was killed; what it left undone is work again")
-    in_flight = videos_in_flight(context.instance)
+    in_flight = videos_in_flight(context.instance, names)
     with corpus.stages(list(Stage)) as stages:
         inputs = _look(corpus, stages, in_flight)
         must_plan = last.must_plan(inputs, now)
@@ -148,16 +154,18 @@ def _tick(context: dg.SensorEvaluationContext, corpus: Corpus) -> dg.SensorResul
             context.update_cursor(last.to_cursor())
             return dg.SkipReason(_resting(last, in_flight))
         listings |= _list(corpus, [stage for stage in Stage if stage not in listings], latest)[0]
-        launches, last = _plan(context, corpus, stages, latest, listings, in_flight, last, deadline, now)
+        launches, last = _plan(
+            context, names, corpus, stages, latest, listings, in_flight, last, deadline, now
+        )
     context.log.info("; ".join(launches.notes) or "nothing to do")
     if not launches.id_lists:
         context.update_cursor(last.to_cursor())
         return dg.SkipReason("; ".join(launches.notes) or _resting(last, in_flight))
     requests = [
         dg.RunRequest(
-            job_name=embedding_job_name(stage),
-            run_config=id_list_run_config(stage, video_ids),
-            tags=id_list_run_tags(stage, video_ids),
+            job_name=names.embedding_job(stage),
+            run_config=id_list_run_config(names, stage, video_ids),
+            tags=id_list_run_tags(names, stage, video_ids),
         )
         for stage, video_ids in launches.id_lists
     ]
@@ -166,6 +174,7 @@ def _tick(context: dg.SensorEvaluationContext, corpus: Corpus) -> dg.SensorResul
 
 def _plan(
     context: dg.SensorEvaluationContext,
+    names: CorpusNames,
     corpus: Corpus,
     stages: Mapping[Stage, StageCorpus],
     latest: LatestRows,
@@ -177,10 +186,10 @@ def _plan(
 ) -> tuple[Launches, LastPlan]:
     """Plan, add partitions, record what needs no run; the runs to launch, and what this tick has seen."""
     if latest.refused_ids:
-        names = ", ".join(repr(name) for name in list(latest.refused)[:5])
-        context.log.warning(f"{latest.refused_ids} video_ids of the metadata are refused, such as {names}")
-    partitions = set(context.instance.get_dynamic_partitions(VIDEO_PARTITIONS.name or ""))
-    added = add_partitions(context.instance, latest.video_ids(), partitions, limit=MAX_NEW_PARTITIONS)
+        some = ", ".join(repr(video_id) for video_id in list(latest.refused)[:5])
+        context.log.warning(f"{latest.refused_ids} video_ids of the metadata are refused, such as {some}")
+    partitions = set(context.instance.get_dynamic_partitions(names.partitions_name))
+    added = add_partitions(context.instance, names, latest.video_ids(), partitions, limit=MAX_NEW_PARTITIONS)
     partitions.update(added)
     run_size, max_runs = corpus.settings.run_size, corpus.settings.max_runs_per_tick
     plans = plan_stages(
@@ -192,11 +201,13 @@ def _plan(
         deadline=deadline,
     )
     for stage, plan in plans.items():
-        settle(context.instance, stages[stage], plan, most_missing=MAX_MISSING, most_restored=MAX_RESTORED)
+        settle(
+            context.instance, names, stages[stage], plan, most_missing=MAX_MISSING, most_restored=MAX_RESTORED
+        )
     launches = decide_launches(
         plans,
         partitions=partitions,
-        waiting=waiting_stages(context.instance, list(Stage), now),
+        waiting=waiting_stages(context.instance, names, list(Stage), now),
         run_size=run_size,
         max_runs=max_runs,
     )

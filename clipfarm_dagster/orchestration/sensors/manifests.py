@@ -8,20 +8,24 @@ once they have changed and then come to rest.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
 
 import dagster as dg
 
 from clipfarm_dagster.corpus import Corpus
 from clipfarm_dagster.errors import ClipFarmError
 from clipfarm_dagster.manifests.strategies import STRATEGIES
-from clipfarm_dagster.orchestration.jobs import MANIFESTS_JOB, manifests_run_config
-from clipfarm_dagster.orchestration.resources.object_store import ObjectStoreResource
-from clipfarm_dagster.orchestration.resources.stage_state import StageStateResource
+from clipfarm_dagster.orchestration.jobs import manifests_run_config
+from clipfarm_dagster.orchestration.names import CorpusNames
+from clipfarm_dagster.orchestration.resources.taking import CORPUS, take_corpus
 from clipfarm_dagster.orchestration.runs.dead import fail_dead_runs
 from clipfarm_dagster.orchestration.runs.in_flight import UNFINISHED_RUN_STATUSES, videos_in_flight
 from clipfarm_dagster.orchestration.sensors.cursor import Cursor
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.timestamps import timestamp
+
+if TYPE_CHECKING:
+    from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
 MINIMUM_INTERVAL_SECONDS = 45
 """Longer than the interval of the embedding sensor, so that of two ticks the second sees what it launched."""
@@ -114,47 +118,62 @@ def strategies_in_use(corpus: Corpus) -> list[str]:
     ]
 
 
-@dg.sensor(
-    name="manifest_sensor",
-    job=MANIFESTS_JOB,
-    minimum_interval_seconds=MINIMUM_INTERVAL_SECONDS,
-    default_status=dg.DefaultSensorStatus.STOPPED,
-    description=(
-        "Brings manifests and fused vectors up to date once embeddings have landed and come to rest: one run"
-        f" a burst. While embeddings never rest, every {LONGEST_WAIT // timedelta(minutes=1)} minutes."
-    ),
-)
-def manifest_sensor(
-    context: dg.SensorEvaluationContext, object_store: ObjectStoreResource, stage_state: StageStateResource
+def manifest_sensor(names: CorpusNames, job: "UnresolvedAssetJobDefinition") -> dg.SensorDefinition:
+    """The sensor of a corpus, which launches its manifests job."""
+
+    @dg.sensor(
+        name=names.manifest_sensor,
+        job=job,
+        minimum_interval_seconds=MINIMUM_INTERVAL_SECONDS,
+        default_status=dg.DefaultSensorStatus.STOPPED,
+        required_resource_keys=names.resources(*CORPUS),
+        description=(
+            "Brings manifests and fused vectors up to date once embeddings have landed and come to rest: one"
+            " run a burst. While embeddings never rest, every"
+            f" {LONGEST_WAIT // timedelta(minutes=1)} minutes."
+        ),
+    )
+    def sensor(
+        context: dg.SensorEvaluationContext,
+        **_resources: object,  # by name, where Python and not Dagster calls the sensor
+    ) -> dg.SensorResult | dg.SkipReason:
+        """One tick. A ledger or store that cannot be read changes nothing and is tried again."""
+        try:
+            return _tick(context, names, take_corpus(context.resources, names))
+        except ClipFarmError as error:
+            raise dg.Failure(f"{error}. The next tick tries again.") from error
+
+    return sensor
+
+
+def _tick(
+    context: dg.SensorEvaluationContext, names: CorpusNames, corpus: Corpus
 ) -> dg.SensorResult | dg.SkipReason:
-    """One tick. A ledger or store that cannot be read changes nothing and is tried again."""
-    for run_id in fail_dead_runs(context.instance):
+    for run_id in fail_dead_runs(context.instance, names):
         context.log.warning(f"run {run_id} was killed; what it left undone is work again")
-    try:
-        corpus = stage_state.corpus(object_store)
-        decision = decide(
-            LastManifests.from_cursor(context.cursor),
-            corpus_versions(corpus),
-            busy=any(videos_in_flight(context.instance).values()),
-            refreshing=_has_run(context.instance, UNFINISHED_RUN_STATUSES),
-            failed=_last_run_failed(context.instance),
-            now=datetime.now(UTC),
-        )
-        strategies = strategies_in_use(corpus) if decision.launch else []
-    except ClipFarmError as error:
-        raise dg.Failure(f"{error}. The next tick tries again.") from error
+    decision = decide(
+        LastManifests.from_cursor(context.cursor),
+        corpus_versions(corpus),
+        busy=any(videos_in_flight(context.instance, names).values()),
+        refreshing=_has_run(context.instance, names, UNFINISHED_RUN_STATUSES),
+        failed=_last_run_failed(context.instance, names),
+        now=datetime.now(UTC),
+    )
+    strategies = strategies_in_use(corpus) if decision.launch else []
     context.log.info(decision.reason)
     if not decision.launch:
         context.update_cursor(decision.seen.to_cursor())
         return dg.SkipReason(decision.reason)
-    request = dg.RunRequest(run_config=manifests_run_config(strategies))
+    request = dg.RunRequest(run_config=manifests_run_config(names, strategies))
     return dg.SensorResult(run_requests=[request], cursor=decision.seen.to_cursor())
 
 
-def _has_run(instance: dg.DagsterInstance, statuses: Sequence[dg.DagsterRunStatus]) -> bool:
-    return instance.get_runs_count(dg.RunsFilter(job_name=MANIFESTS_JOB.name, statuses=statuses)) > 0
+def _has_run(
+    instance: dg.DagsterInstance, names: CorpusNames, statuses: Sequence[dg.DagsterRunStatus]
+) -> bool:
+    return instance.get_runs_count(dg.RunsFilter(job_name=names.manifests_job, statuses=statuses)) > 0
 
 
-def _last_run_failed(instance: dg.DagsterInstance) -> bool:
-    runs = instance.get_runs(dg.RunsFilter(job_name=MANIFESTS_JOB.name), limit=1)
+def _last_run_failed(instance: dg.DagsterInstance, names: CorpusNames) -> bool:
+    runs = instance.get_runs(dg.RunsFilter(job_name=names.manifests_job), limit=1)
     return any(run.status == dg.DagsterRunStatus.FAILURE for run in runs)

@@ -33,8 +33,7 @@ from clipfarm_dagster.engine.engine import RECORD_EVERY_ITEMS, Progress
 from clipfarm_dagster.ledger.ledger import Ledger
 from clipfarm_dagster.ledger.schema import LedgerRow, Status
 from clipfarm_dagster.orchestration.events import embedding_materialization, materialized_versions
-from clipfarm_dagster.orchestration.names import BROKEN_TAG, embedding_asset_key, embedding_job_name
-from clipfarm_dagster.orchestration.partitions import VIDEO_PARTITIONS
+from clipfarm_dagster.orchestration.names import BROKEN_TAG, DEFAULT_NAMES
 from clipfarm_dagster.orchestration.reconcile import Reconciled, reconcile
 from clipfarm_dagster.orchestration.resources.object_store import ObjectStoreResource
 from clipfarm_dagster.orchestration.runs.id_list import id_list_run_config
@@ -43,7 +42,7 @@ from clipfarm_dagster.stages import Stage
 from clipfarm_dagster_tests.support.raw import metadata_row, put_metadata, put_transcript
 from workbench.seaweedfs import running_seaweedfs, weed_program
 
-KEY = embedding_asset_key(Stage.TEXT)
+KEY = DEFAULT_NAMES.embedding(Stage.TEXT)
 IDS = [f"clip-{n}" for n in range(6)]
 RANGE = IDS[1:5]
 BROKEN = IDS[2]
@@ -135,7 +134,7 @@ def test_a_backfill_with_a_bad_item_counts_right_and_its_retry_takes_that_item_a
     for video_id in IDS:
         put_transcript(corpus, video_id, f"what is said in {video_id}")
     corpus.store.put(corpus.keys.raw(Stage.TEXT, BROKEN), b"no JSON")
-    instance.add_dynamic_partitions(VIDEO_PARTITIONS.name or "", IDS)
+    instance.add_dynamic_partitions(DEFAULT_NAMES.partitions_name, IDS)
 
     first = platform.backfill(RANGE)
 
@@ -168,7 +167,7 @@ def test_a_backfill_with_a_bad_item_counts_right_and_its_retry_takes_that_item_a
     assert after.keys() == set(RANGE)
     assert {video_id: after[video_id] for video_id in before} == before
     assert ledger_statuses(corpus) == dict.fromkeys(RANGE, Status.SUCCESS)
-    assert reconcile(corpus, instance, Stage.TEXT) == Reconciled(
+    assert reconcile(corpus, instance, DEFAULT_NAMES, Stage.TEXT) == Reconciled(
         successes=4, mended=0, unlabelled=0, unknown=0
     )
 
@@ -190,17 +189,19 @@ def test_a_store_that_goes_away_leaves_ledger_and_dagster_equal(
         for video_id in ids:
             put_transcript(away, video_id, f"what is said in {video_id}")
         away.store.put(away.keys.raw(Stage.TEXT, BROKEN), b"no JSON")
-        instance.add_dynamic_partitions(VIDEO_PARTITIONS.name or "", ids)
+        instance.add_dynamic_partitions(DEFAULT_NAMES.partitions_name, ids)
 
         def leave(stage: Stage, progress: Progress) -> None:
             if progress.done:
                 seaweedfs.stop()
 
         definitions = build_definitions(
-            {"object_store": ObjectStoreResource(give_up_seconds=3), "progress": leave}
+            resource_overrides={"object_store": ObjectStoreResource(give_up_seconds=3), "progress": leave}
         )
-        result = definitions.resolve_job_def(embedding_job_name(Stage.TEXT)).execute_in_process(
-            instance=instance, run_config=id_list_run_config(Stage.TEXT, ids), raise_on_error=False
+        result = definitions.resolve_job_def(DEFAULT_NAMES.embedding_job(Stage.TEXT)).execute_in_process(
+            instance=instance,
+            run_config=id_list_run_config(DEFAULT_NAMES, Stage.TEXT, ids),
+            raise_on_error=False,
         )
 
         run = instance.get_run_by_id(result.run_id)
@@ -223,7 +224,7 @@ def partition_range(run: dg.DagsterRun) -> tuple[str, str]:
 
 
 def statuses(instance: dg.DagsterInstance) -> dict[str, AssetPartitionStatus | None]:
-    return dict(instance.get_status_by_partition(KEY, IDS, VIDEO_PARTITIONS) or {})
+    return dict(instance.get_status_by_partition(KEY, IDS, DEFAULT_NAMES.partitions_def) or {})
 
 
 def materializations(instance: dg.DagsterInstance, run_id: str) -> list[str | None]:
@@ -241,5 +242,7 @@ def ledger_statuses(corpus: Corpus) -> dict[str, str]:
 
 def test_what_there_is_to_know_of_a_success_stands_in_its_event(corpus: Corpus):
     row = LedgerRow(video_id="a", source_hash="h", artifact_key="k", note="3 of 16 frames damaged")
-    event = embedding_materialization(Stage.TEXT, row, corpus.contract(Stage.TEXT), corpus.store.url)
+    event = embedding_materialization(
+        DEFAULT_NAMES, Stage.TEXT, row, corpus.contract(Stage.TEXT), corpus.store.url
+    )
     assert event.metadata["note"].value == "3 of 16 frames damaged"

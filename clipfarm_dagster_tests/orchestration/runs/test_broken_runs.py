@@ -9,6 +9,7 @@ import dagster as dg
 import pytest
 
 from clipfarm_dagster.corpus import Corpus
+from clipfarm_dagster.orchestration.names import DEFAULT_NAMES
 from clipfarm_dagster.orchestration.runs.broken import MAX_WAIT, launch_again_at, wait_after
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster_tests.orchestration.sensors.test_embedding import Daemon, requested
@@ -31,7 +32,7 @@ def test_a_run_without_a_model_is_waited_for_and_then_tried_again(
     monkeypatch.setenv("CLIPFARM_TEXT_MODEL", str(corpus.settings.home / "nowhere" / "model"))
     with pytest.raises(dg.Failure, match="CLIPFARM_TEXT_MODEL"):
         daemon.tick()
-    assert launch_again_at(daemon.instance, Stage.TEXT) is None
+    assert launch_again_at(daemon.instance, DEFAULT_NAMES, Stage.TEXT) is None
 
     monkeypatch.setenv("CLIPFARM_TEXT_MODEL", good)
     requests = daemon.tick()
@@ -66,7 +67,7 @@ def test_failed_items_hold_up_nobody(corpus: Corpus, daemon: Daemon):
     [result] = daemon.run(daemon.tick())
 
     assert not result.success
-    assert launch_again_at(daemon.instance, Stage.TEXT) is None
+    assert launch_again_at(daemon.instance, DEFAULT_NAMES, Stage.TEXT) is None
 
 
 def test_waits_double_up_to_an_hour(store: object):

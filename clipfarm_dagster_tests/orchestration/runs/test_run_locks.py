@@ -20,7 +20,7 @@ import pytest
 from clipfarm_dagster.corpus import Corpus
 from clipfarm_dagster.instance import ensure_instance
 from clipfarm_dagster.ledger.schema import Status
-from clipfarm_dagster.orchestration.names import embedding_job_name
+from clipfarm_dagster.orchestration.names import DEFAULT_NAMES
 from clipfarm_dagster.orchestration.runs.dead import fail_dead_runs
 from clipfarm_dagster.orchestration.runs.id_list import id_list_run_config
 from clipfarm_dagster.orchestration.runs.in_flight import videos_in_flight
@@ -34,9 +34,10 @@ IDS = [f"v{number:03}" for number in range(300)]
 PATIENCE = 120
 JUDGE = """
 import dagster as dg
+from clipfarm_dagster.orchestration.names import DEFAULT_NAMES
 from clipfarm_dagster.orchestration.runs.dead import fail_dead_runs
 with dg.DagsterInstance.get() as instance:
-    print(fail_dead_runs(instance))
+    print(fail_dead_runs(instance, DEFAULT_NAMES))
 """
 SYNC = [sys.executable, "-c", "from clipfarm_dagster.cli import main; main()", "sync", "--stage", "text"]
 
@@ -44,8 +45,8 @@ SYNC = [sys.executable, "-c", "from clipfarm_dagster.cli import main; main()", "
 def execute_job(folder: Path, video_ids: list[str]) -> list[str]:
     """A command that executes the job as Dagster's launcher does: with the job's own executor."""
     config = folder / "run_config.json"
-    config.write_text(json.dumps(id_list_run_config(Stage.TEXT, video_ids)))
-    job = ["-m", "clipfarm_dagster.definitions", "-j", embedding_job_name(Stage.TEXT)]
+    config.write_text(json.dumps(id_list_run_config(DEFAULT_NAMES, Stage.TEXT, video_ids)))
+    job = ["-m", "clipfarm_dagster.definitions", "-j", DEFAULT_NAMES.embedding_job(Stage.TEXT)]
     return [sys.executable, "-m", "dagster", "job", "execute", *job, "-c", str(config)]
 
 
@@ -105,14 +106,14 @@ def test_a_run_in_another_container_is_dead_when_its_process_is(
         [run] = own_instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED]))
 
         assert dead_runs_as_another_container_sees_them() == "[]"
-        assert fail_dead_runs(own_instance) == []
-        assert videos_in_flight(own_instance)[Stage.TEXT] == set(IDS)
+        assert fail_dead_runs(own_instance, DEFAULT_NAMES) == []
+        assert videos_in_flight(own_instance, DEFAULT_NAMES)[Stage.TEXT] == set(IDS)
 
         process.kill()
         process.wait()
         assert dead_runs_as_another_container_sees_them() == str([run.run_id])
     assert own_instance.get_run_by_id(run.run_id).status == dg.DagsterRunStatus.FAILURE
-    assert videos_in_flight(own_instance)[Stage.TEXT] == set()
+    assert videos_in_flight(own_instance, DEFAULT_NAMES)[Stage.TEXT] == set()
 
 
 def test_a_run_that_has_ended_leaves_no_lock(
@@ -124,7 +125,7 @@ def test_a_run_that_has_ended_leaves_no_lock(
     subprocess.run(execute_job(tmp_path, IDS[:3]), env=environment, check=True, capture_output=True)
     subprocess.run(SYNC, env=environment, check=True, capture_output=True)
 
-    assert fail_dead_runs(own_instance) == []
+    assert fail_dead_runs(own_instance, DEFAULT_NAMES) == []
 
     locks = Path(own_instance.root_directory) / "run_locks"
     assert locks.is_dir()

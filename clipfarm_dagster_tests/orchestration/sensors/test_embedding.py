@@ -23,13 +23,10 @@ from clipfarm_dagster.errors import ClipFarmError
 from clipfarm_dagster.ledger.ledger import Ledger
 from clipfarm_dagster.ledger.schema import Status
 from clipfarm_dagster.orchestration.launching import chunks
-from clipfarm_dagster.orchestration.names import embedding_job_name
-from clipfarm_dagster.orchestration.partitions import VIDEO_PARTITIONS
-from clipfarm_dagster.orchestration.resources.object_store import ObjectStoreResource
-from clipfarm_dagster.orchestration.resources.stage_state import StageStateResource
+from clipfarm_dagster.orchestration.names import DEFAULT_NAMES
 from clipfarm_dagster.orchestration.runs.id_list import id_list, id_list_run_config, id_list_run_tags
 from clipfarm_dagster.orchestration.sensors import embedding as sensors
-from clipfarm_dagster.orchestration.sensors.embedding import LastPlan, embedding_sensor
+from clipfarm_dagster.orchestration.sensors.embedding import LastPlan
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster_tests.support.locks import write_lock_held
 from clipfarm_dagster_tests.support.raw import metadata_row, put_metadata, put_transcript, wav
@@ -48,11 +45,12 @@ class Daemon:
         self.skip: str | None = None
 
     def tick(self) -> list[dg.RunRequest]:
-        resources = {"object_store": ObjectStoreResource(), "stage_state": StageStateResource()}
+        definitions = build_definitions()
+        sensor = definitions.resolve_sensor_def(DEFAULT_NAMES.embedding_sensor)
         with dg.build_sensor_context(
-            instance=self.instance, cursor=self.cursor, resources=resources
+            instance=self.instance, cursor=self.cursor, resources=definitions.resources
         ) as context:
-            result = embedding_sensor(context)
+            result = sensor(context)
             if isinstance(result, dg.SensorResult):
                 self.cursor, self.skip = result.cursor, None
                 return list(result.run_requests or [])
@@ -84,10 +82,10 @@ class Daemon:
 
 def requested(requests: list[dg.RunRequest]) -> dict[str, list[str]]:
     return {
-        str(stage): id_list(stage, request.run_config)
+        str(stage): id_list(DEFAULT_NAMES, stage, request.run_config)
         for request in requests
         for stage in Stage
-        if request.job_name == embedding_job_name(stage)
+        if request.job_name == DEFAULT_NAMES.embedding_job(stage)
     }
 
 
@@ -107,7 +105,7 @@ def test_new_videos_get_partitions_and_runs_and_then_there_is_nothing_to_do(corp
 
     requests = daemon.tick()
     assert requested(requests) == {"text": ["a", "b"]}
-    assert set(daemon.instance.get_dynamic_partitions(VIDEO_PARTITIONS.name)) == {"a", "b"}
+    assert set(daemon.instance.get_dynamic_partitions(DEFAULT_NAMES.partitions_name)) == {"a", "b"}
     assert all(result.success for result in daemon.run(requests))
 
     assert daemon.tick() == []
@@ -283,12 +281,12 @@ def test_the_csv_is_not_read_again_while_it_is_the_same(
 
 def test_a_run_whose_process_was_killed_gives_its_videos_back(corpus: Corpus, daemon: Daemon):
     put_texts(corpus, "a")
-    job = build_definitions().resolve_job_def(embedding_job_name(Stage.TEXT))
+    job = build_definitions().resolve_job_def(DEFAULT_NAMES.embedding_job(Stage.TEXT))
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
         run = daemon.instance.create_run_for_job(
             job,
-            run_config=id_list_run_config(Stage.TEXT, ["a"]),
-            tags=id_list_run_tags(Stage.TEXT, ["a"]),
+            run_config=id_list_run_config(DEFAULT_NAMES, Stage.TEXT, ["a"]),
+            tags=id_list_run_tags(DEFAULT_NAMES, Stage.TEXT, ["a"]),
             status=dg.DagsterRunStatus.STARTED,
         )
         daemon.instance.report_engine_event(
@@ -303,11 +301,11 @@ def test_a_run_whose_process_was_killed_gives_its_videos_back(corpus: Corpus, da
 
 def test_ids_of_a_run_in_flight_are_not_requested_again(corpus: Corpus, daemon: Daemon):
     put_texts(corpus, "a", "b")
-    job = build_definitions().resolve_job_def(embedding_job_name(Stage.TEXT))
+    job = build_definitions().resolve_job_def(DEFAULT_NAMES.embedding_job(Stage.TEXT))
     run = daemon.instance.create_run_for_job(
         job,
-        run_config=id_list_run_config(Stage.TEXT, ["a"]),
-        tags=id_list_run_tags(Stage.TEXT, ["a"]),
+        run_config=id_list_run_config(DEFAULT_NAMES, Stage.TEXT, ["a"]),
+        tags=id_list_run_tags(DEFAULT_NAMES, Stage.TEXT, ["a"]),
         status=dg.DagsterRunStatus.STARTED,
     )
 
@@ -353,8 +351,8 @@ def test_a_run_whose_launch_died_gives_its_videos_back_and_a_queued_one_waits(co
     with dg.instance_for_test(overrides, temp_dir=str(tmp_path)) as instance:
         daemon = Daemon(instance)
         for video_id, status in statuses.items():
-            run_config = id_list_run_config(Stage.TEXT, [video_id])
-            create_run(instance, embedding_job_name(Stage.TEXT), status, run_config=run_config)
+            run_config = id_list_run_config(DEFAULT_NAMES, Stage.TEXT, [video_id])
+            create_run(instance, DEFAULT_NAMES.embedding_job(Stage.TEXT), status, run_config=run_config)
         assert daemon.tick() == []
         time.sleep(2)  # the database's timestamps count whole seconds
 
@@ -364,7 +362,7 @@ def test_a_run_whose_launch_died_gives_its_videos_back_and_a_queued_one_waits(co
 
 def test_a_backfill_in_flight_keeps_its_range(corpus: Corpus, daemon: Daemon):
     put_texts(corpus, "a", "b", "c")
-    daemon.instance.add_dynamic_partitions(VIDEO_PARTITIONS.name, ["a", "b", "c"])
+    daemon.instance.add_dynamic_partitions(DEFAULT_NAMES.partitions_name, ["a", "b", "c"])
     selection = frozenset({dg.AssetKey("text_embedding")})
     job = build_definitions().resolve_implicit_global_asset_job_def().get_subset(asset_selection=selection)
     daemon.instance.create_run_for_job(
@@ -388,10 +386,16 @@ def test_a_large_delta_is_launched_in_chunks_over_several_ticks_newest_first(
         put_transcript(corpus, video_id, video_id)
 
     first = daemon.tick()
-    assert [id_list(Stage.TEXT, request.run_config) for request in first] == [["v6", "v5"], ["v4", "v3"]]
+    assert [id_list(DEFAULT_NAMES, Stage.TEXT, request.run_config) for request in first] == [
+        ["v6", "v5"],
+        ["v4", "v3"],
+    ]
     daemon.run(first)
     second = daemon.tick()
-    assert [id_list(Stage.TEXT, request.run_config) for request in second] == [["v2", "v1"], ["v0"]]
+    assert [id_list(DEFAULT_NAMES, Stage.TEXT, request.run_config) for request in second] == [
+        ["v2", "v1"],
+        ["v0"],
+    ]
     daemon.run(second)
     assert daemon.tick() == []
 
@@ -418,7 +422,7 @@ def test_a_refused_id_never_becomes_a_partition_and_the_rest_goes_on(corpus: Cor
     put_metadata(corpus, [metadata_row("a"), metadata_row("../evil"), metadata_row("")])
 
     assert requested(daemon.tick()) == {"text": ["a"]}
-    assert list(daemon.instance.get_dynamic_partitions(VIDEO_PARTITIONS.name)) == ["a"]
+    assert list(daemon.instance.get_dynamic_partitions(DEFAULT_NAMES.partitions_name)) == ["a"]
 
 
 @pytest.mark.parametrize(
@@ -440,7 +444,7 @@ def test_a_file_that_cannot_be_read_changes_nothing_and_is_tried_again(
     ) as caught:
         daemon.tick()
     assert isinstance(caught.value.__cause__, ClipFarmError)
-    assert list(daemon.instance.get_dynamic_partitions(VIDEO_PARTITIONS.name)) == []
+    assert list(daemon.instance.get_dynamic_partitions(DEFAULT_NAMES.partitions_name)) == []
 
     corpus.store.put(corpus.keys.metadata(), good)
     assert requested(daemon.tick()) == {"text": ["a"]}

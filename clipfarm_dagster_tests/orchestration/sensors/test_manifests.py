@@ -8,10 +8,10 @@ import dagster as dg
 import pytest
 from dagster import DagsterRunStatus
 
+from clipfarm_dagster.definitions import build_definitions
 from clipfarm_dagster.manifests.refresh import refresh_fused, refresh_manifest
 from clipfarm_dagster.manifests.strategies import make_strategy
-from clipfarm_dagster.orchestration.jobs import MANIFESTS_JOB
-from clipfarm_dagster.orchestration.names import embedding_job_name
+from clipfarm_dagster.orchestration.names import DEFAULT_NAMES
 from clipfarm_dagster.orchestration.resources.object_store import ObjectStoreResource
 from clipfarm_dagster.orchestration.resources.stage_state import StageStateResource
 from clipfarm_dagster.orchestration.runs.id_list import id_list_run_config
@@ -19,7 +19,6 @@ from clipfarm_dagster.orchestration.sensors.manifests import (
     LONGEST_WAIT,
     LastManifests,
     decide,
-    manifest_sensor,
 )
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster_tests.support.corpora import embed, embed_all, open_corpus
@@ -107,8 +106,12 @@ def _tick(corpus, instance, cursor):
         "object_store": ObjectStoreResource(url=corpus.settings.store_url),
         "stage_state": StageStateResource(home=str(corpus.settings.home)),
     }
-    with dg.build_sensor_context(instance=instance, cursor=cursor, resources=resources) as context:
-        answer = manifest_sensor(context)
+    definitions = build_definitions(resource_overrides=resources)
+    sensor = definitions.resolve_sensor_def(DEFAULT_NAMES.manifest_sensor)
+    with dg.build_sensor_context(
+        instance=instance, cursor=cursor, resources=definitions.resources
+    ) as context:
+        answer = sensor(context)
         if isinstance(answer, dg.SensorResult):
             return answer.run_requests, answer.cursor
         return [], context.cursor
@@ -118,9 +121,9 @@ def test_landed_embeddings_lead_to_one_run_once_they_rest(corpus, instance):
     embed_all(corpus, IDS)
     run = create_run(
         instance,
-        embedding_job_name(Stage.TEXT),
+        DEFAULT_NAMES.embedding_job(Stage.TEXT),
         DagsterRunStatus.STARTED,
-        run_config=id_list_run_config(Stage.TEXT, ["a"]),
+        run_config=id_list_run_config(DEFAULT_NAMES, Stage.TEXT, ["a"]),
     )
     requests, cursor = _tick(corpus, instance, None)
     assert requests == []
@@ -158,7 +161,7 @@ def test_strategies_that_were_materialized_once_are_kept_fresh(corpus, instance)
 )
 def test_runs_of_manifests_are_not_launched_beside_each_other(corpus, instance, status):
     embed_all(corpus, IDS)
-    create_run(instance, MANIFESTS_JOB.name, status)
+    create_run(instance, DEFAULT_NAMES.manifests_job, status)
     cursor = None
     for _ in range(4):
         requests, cursor = _tick(corpus, instance, cursor)
@@ -169,9 +172,9 @@ def test_queued_embeddings_are_waited_for(corpus, instance):
     embed_all(corpus, IDS)
     create_run(
         instance,
-        embedding_job_name(Stage.TEXT),
+        DEFAULT_NAMES.embedding_job(Stage.TEXT),
         DagsterRunStatus.QUEUED,
-        run_config=id_list_run_config(Stage.TEXT, ["c"]),
+        run_config=id_list_run_config(DEFAULT_NAMES, Stage.TEXT, ["c"]),
     )
     cursor = None
     for _ in range(4):
