@@ -31,7 +31,7 @@ SETTINGS_FILE = "clipfarm.env"
 _PREFIX = "CLIPFARM_"
 
 
-class _StageSettings(BaseModel, extra="forbid"):
+class StageSettings(BaseModel, extra="forbid"):
     """What every stage has."""
 
     model: str
@@ -47,7 +47,7 @@ class _StageSettings(BaseModel, extra="forbid"):
         return _by_comma(self.source_columns)
 
 
-class VideoSettings(_StageSettings):
+class VideoSettings(StageSettings):
     """Settings of the video stage."""
 
     model: str = Field("MCG-NJU/videomae-base", description="VideoMAE checkpoint: hub id or folder.")
@@ -65,7 +65,7 @@ class VideoSettings(_StageSettings):
     )
 
 
-class AudioSettings(_StageSettings):
+class AudioSettings(StageSettings):
     """Settings of the audio stage."""
 
     model: str = Field("facebook/wav2vec2-base-960h", description="wav2vec2 checkpoint: hub id or folder.")
@@ -77,7 +77,7 @@ class AudioSettings(_StageSettings):
     max_seconds: float = Field(90.0, gt=0, description="Only the first seconds of a sound are heard.")
 
 
-class TextSettings(_StageSettings):
+class TextSettings(StageSettings):
     """Settings of the text stage."""
 
     model: str = Field(
@@ -193,15 +193,10 @@ class Settings(BaseSettings):
         """`allowed_hosts` as browsers send them."""
         return frozenset(name.lower() for name in _by_comma(self.allowed_hosts))
 
-    def stage(self, stage: Stage) -> VideoSettings | AudioSettings | TextSettings:
-        """The settings of one stage."""
-        match stage:
-            case Stage.VIDEO:
-                return self.video
-            case Stage.AUDIO:
-                return self.audio
-            case Stage.TEXT:
-                return self.text
+    def stage(self, stage: Stage) -> StageSettings:
+        """The settings of one stage: the field of its name."""
+        chosen: StageSettings = getattr(self, stage)
+        return chosen
 
     def source_columns(self) -> dict[Stage, tuple[str, ...]]:
         """Metadata columns that each stage's source hash covers."""

@@ -48,8 +48,6 @@ OPTIONS = EngineOptions(
 class HashingPreparer:
     """Takes a transcript and the texts as they are."""
 
-    isolated = False
-
     def __call__(self, raw: bytes, metadata: Mapping[str, str], *, preview: bool = False) -> Prepared:
         try:
             transcript = json.loads(raw)["transcript"]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from clipfarm_dagster.canary.environment import Environment
 from clipfarm_dagster.modalities.encoder import Encoder, Trace
+from clipfarm_dagster.modalities.registry import MODALITIES
 from clipfarm_dagster.stages import Stage
 
 if TYPE_CHECKING:
@@ -25,22 +26,6 @@ class Step(StrEnum):
     WEIGHTS = "model"
     VECTOR = "hardware"
     """The weights are those of the baseline, bit by bit, and yet the vector moved: the kernels did it."""
-
-
-# A step's deviation is the L2 norm of the difference over that of the baseline.
-#
-# Pixels: another processor's colour conversion may round otherwise by one level in some places, which is
-# 0.002 to 0.004 on this clip; one frame of 16 shifted by one is 0.025, the nearest other resize filter 0.016.
-# Samples: resampling in float32 is exact to 1e-6; the nearest other quality of the same resampler is 0.006.
-# Text: characters and token ids are equal or they are not.
-_INPUT_TOLERANCE = {
-    (Stage.VIDEO, Step.DECODED): 5e-3,
-    (Stage.VIDEO, Step.PREPARED): 5e-3,
-    (Stage.AUDIO, Step.DECODED): 1e-6,
-    (Stage.AUDIO, Step.PREPARED): 1e-4,
-    (Stage.TEXT, Step.DECODED): 0.0,
-    (Stage.TEXT, Step.PREPARED): 0.0,
-}
 
 
 # Vectors: other threads or kernels in float32 leave 1e-6 after 12 layers, float16 1e-3, bfloat16 1e-2; each
@@ -119,21 +104,20 @@ def weights_sha256(encoder: Encoder) -> str:
 
 def compare(stage: Stage, dtype: str, baseline: Baseline, now: Baseline) -> tuple[StepDeviation, ...]:
     """How far each step of `now` lies from the baseline's. Pure."""
-    pairs = {
-        Step.DECODED: (baseline.trace.decoded, now.trace.decoded),
-        Step.PREPARED: (baseline.trace.prepared, now.trace.prepared),
-    }
+    canary, before, after = MODALITIES[stage].canary, baseline.trace, now.trace
     steps = [
-        StepDeviation(step, _deviation(*pair), _INPUT_TOLERANCE[stage, step]) for step, pair in pairs.items()
+        StepDeviation(Step.DECODED, _deviation(before.decoded, after.decoded), canary.decoded_tolerance),
+        StepDeviation(Step.PREPARED, _deviation(before.prepared, after.prepared), canary.prepared_tolerance),
     ]
     same_weights = baseline.weights_sha256 == now.weights_sha256
     steps.append(StepDeviation(Step.WEIGHTS, 0.0 if same_weights else None, 0.0))
-    vector = _deviation(baseline.trace.vector, now.trace.vector)
+    vector = _deviation(before.vector, after.vector)
     steps.append(StepDeviation(Step.VECTOR, vector, _VECTOR_TOLERANCE[dtype]))
     return tuple(steps)
 
 
 def _deviation(before: np.ndarray[Any, Any], after: np.ndarray[Any, Any]) -> float | None:
+    """The L2 norm of the difference over that of the baseline."""
     import numpy as np
 
     if before.shape != after.shape or before.dtype != after.dtype:

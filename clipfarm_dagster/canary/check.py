@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from clipfarm_dagster.canary.baseline import Baseline, Step, StepDeviation, compare, weights_sha256
 from clipfarm_dagster.canary.environment import Environment
 from clipfarm_dagster.errors import BaselineError, DriftError, ObjectMissingError, PreconditionFailedError
 from clipfarm_dagster.modalities.encoder import Encoder
+from clipfarm_dagster.modalities.registry import MODALITIES
 from clipfarm_dagster.modalities.text.encoder import METADATA_TEXT_COLUMNS
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.store import ObjectStore
@@ -27,10 +28,8 @@ from clipfarm_dagster.store.home import Home
 from clipfarm_dagster.store.keys import Keys
 from clipfarm_dagster.timestamps import timestamp
 
-if TYPE_CHECKING:
-    pass
-
-_INPUT_FILES = {Stage.VIDEO: "clip.mp4", Stage.AUDIO: "sound.wav", Stage.TEXT: "text.json"}
+_METADATA_FILE = "text.json"
+"""Holds the metadata of the canary of every stage, beside the transcript of text's."""
 
 
 class Result(StrEnum):
@@ -83,10 +82,9 @@ class Report:
 def canary_input(stage: Stage) -> tuple[bytes, dict[str, str]]:
     """The stage's fixed input: raw object and metadata. The bytes never change; baselines belong to them."""
     folder = files("clipfarm_dagster.canary") / "inputs"
-    document = json.loads((folder / _INPUT_FILES[Stage.TEXT]).read_bytes())
-    return (folder / _INPUT_FILES[stage]).read_bytes(), {
-        name: document[name] for name in METADATA_TEXT_COLUMNS
-    }
+    document = json.loads((folder / _METADATA_FILE).read_bytes())
+    metadata = {name: document[name] for name in METADATA_TEXT_COLUMNS}
+    return (folder / MODALITIES[stage].canary.file).read_bytes(), metadata
 
 
 def measure(encoder: Encoder, environment: Environment) -> Baseline:

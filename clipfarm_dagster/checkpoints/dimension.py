@@ -1,4 +1,4 @@
-"""How many numbers a stage's vectors have, by the configuration of its checkpoint; no weights are loaded."""
+"""How many numbers a model's vectors have, by the configuration of its checkpoint; no weights are loaded."""
 
 from __future__ import annotations
 
@@ -8,11 +8,21 @@ from typing import Any
 
 from clipfarm_dagster.checkpoints.checkpoint import Checkpoint
 from clipfarm_dagster.errors import ModelUnavailableError
-from clipfarm_dagster.stages import Stage
 
 
-def checkpoint_dimension(checkpoint: Checkpoint) -> int | None:
-    """Numbers of a vector: a model's hidden size; of text twice that of the SentenceTransformer.
+def hidden_size(checkpoint: Checkpoint) -> int | None:
+    """Numbers of a transformer's hidden state; None where the checkpoint is not on this machine.
+
+    Raises:
+        ModelUnavailableError: the checkpoint's configuration is damaged.
+    """
+    folder = _folder_on_this_machine(checkpoint)
+    config = None if folder is None else _read(checkpoint, folder / "config.json")
+    return config.get("hidden_size") if isinstance(config, dict) else None
+
+
+def sentence_dimension(checkpoint: Checkpoint) -> int | None:
+    """Numbers of a SentenceTransformer's vector.
 
     None where the checkpoint is not on this machine, or ends in other modules than a pooling.
 
@@ -20,19 +30,14 @@ def checkpoint_dimension(checkpoint: Checkpoint) -> int | None:
         ModelUnavailableError: the checkpoint's configuration is damaged.
     """
     folder = _folder_on_this_machine(checkpoint)
-    if folder is None:
-        return None
-    if checkpoint.stage is not Stage.TEXT:
-        config = _read(checkpoint, folder / "config.json")
-        return config.get("hidden_size") if isinstance(config, dict) else None
-    modules = _read(checkpoint, folder / "modules.json") or []
-    last = [module for module in modules if not module["type"].endswith(".Normalize")][-1:]
+    modules = None if folder is None else _read(checkpoint, folder / "modules.json")
+    last = [module for module in modules or [] if not module["type"].endswith(".Normalize")][-1:]
     if not last or not last[0]["type"].endswith(".Pooling"):
         return None
     from sentence_transformers.sentence_transformer.modules import Pooling
 
     pooling = Pooling.load(str(folder), subfolder=last[0]["path"], local_files_only=True)
-    return 2 * int(pooling.get_embedding_dimension())
+    return int(pooling.get_embedding_dimension())
 
 
 def _folder_on_this_machine(checkpoint: Checkpoint) -> Path | None:

@@ -21,7 +21,7 @@ from clipfarm_dagster.errors import ModelUnavailableError
 from clipfarm_dagster.ledger.ledger import Ledger
 from clipfarm_dagster.ledger.rows import WorkItem
 from clipfarm_dagster.modalities.encoder import Encoder
-from clipfarm_dagster.stages import Stage
+from clipfarm_dagster.modalities.registry import MODALITIES
 from clipfarm_dagster.store import ObjectStore
 from clipfarm_dagster.store.keys import Keys
 from clipfarm_dagster.vectors.contract import Contract
@@ -76,7 +76,7 @@ def embed_items(
     try:
         up_to_date = find_up_to_date(items, contract, store, keys, progress)
         work = len(remaining) > len(up_to_date)
-        if work and contract.stage != Stage.TEXT:
+        if work and MODALITIES[contract.stage].isolated:
             start_workers_early()
         encoder = load_encoder() if work else None
         if encoder is not None:

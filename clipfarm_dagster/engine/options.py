@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 
 from clipfarm_dagster.ledger.rows import RetryPolicy
+from clipfarm_dagster.modalities.registry import MODALITIES
 from clipfarm_dagster.settings import Settings
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.store.object_store import FETCH_SECONDS
@@ -40,10 +41,9 @@ class EngineOptions:
 
     def object_limit(self, stage: Stage) -> tuple[int, str]:
         """Most bytes that a raw object of a stage may have, and the setting that says so."""
-        limits = [(self.max_object_bytes, "CLIPFARM_MAX_OBJECT_BYTES")]
-        if stage == Stage.TEXT:
-            limits.append((self.max_text_bytes, "CLIPFARM_MAX_TEXT_BYTES"))
-        return min(limits)
+        return min(
+            (getattr(self, name), f"CLIPFARM_{name.upper()}") for name in MODALITIES[stage].size_limits
+        )
 
 
 def cores() -> int:

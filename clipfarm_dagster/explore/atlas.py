@@ -156,7 +156,6 @@ class ThumbnailPreparer:
 
     max_pixels: int
     max_frames: int
-    isolated: bool = True
 
     def __call__(self, raw: bytes, metadata: Mapping[str, str], *, preview: bool = False) -> Prepared:
         """The thumbnail of one clip."""

@@ -1,4 +1,4 @@
-"""What the three stages have in common: a preparer, that any process can run, and an encoder with a model."""
+"""What all stages have in common: a preparer, that any process can run, and an encoder with a model."""
 
 from __future__ import annotations
 
@@ -42,11 +42,6 @@ class Trace:
 
 class Preparer(Protocol):
     """Turns a raw object into model input. Picklable, without state: worker processes run it."""
-
-    @property
-    def isolated(self) -> bool:
-        """Whether it decodes foreign bytes with native code, and so belongs in a process of its own, however
-        few the bytes are."""
 
     def __call__(self, raw: bytes, metadata: Mapping[str, str], *, preview: bool = False) -> Prepared:
         """Prepare one item.

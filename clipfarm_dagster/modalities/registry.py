@@ -1,4 +1,4 @@
-"""From settings to a contract, or to an encoder with its model: the one place that knows all stages."""
+"""All modalities, and the way from settings to a contract, or to an encoder with its model."""
 
 from __future__ import annotations
 
@@ -9,13 +9,17 @@ from pathlib import Path
 
 from clipfarm_dagster.checkpoints.checkpoint import Checkpoint, resolve_checkpoint
 from clipfarm_dagster.errors import ModelUnavailableError, SettingsError
-from clipfarm_dagster.modalities.audio.encoder import AudioEncoder, audio_contract
+from clipfarm_dagster.modalities.audio.modality import AUDIO
 from clipfarm_dagster.modalities.encoder import Encoder, one_thread
-from clipfarm_dagster.modalities.text.encoder import TextEncoder, text_contract
-from clipfarm_dagster.modalities.video.encoder import VideoEncoder, video_contract
-from clipfarm_dagster.settings import AudioSettings, Settings, VideoSettings
+from clipfarm_dagster.modalities.modality import Modality
+from clipfarm_dagster.modalities.text.modality import TEXT
+from clipfarm_dagster.modalities.video.modality import VIDEO
+from clipfarm_dagster.settings import Settings
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.vectors.contract import Contract
+
+MODALITIES: dict[Stage, Modality] = {modality.stage: modality for modality in (VIDEO, AUDIO, TEXT)}
+"""The modality of every stage."""
 
 
 def stage_checkpoint(stage: Stage, settings: Settings) -> Checkpoint:
@@ -37,12 +41,7 @@ def stage_checkpoint(stage: Stage, settings: Settings) -> Checkpoint:
 
 def stage_contract(stage: Stage, settings: Settings) -> Contract:
     """The contract that the settings ask for. Loads no model; raises what `stage_checkpoint` raises."""
-    chosen, checkpoint = settings.stage(stage), stage_checkpoint(stage, settings)
-    if isinstance(chosen, VideoSettings):
-        return video_contract(chosen, checkpoint)
-    if isinstance(chosen, AudioSettings):
-        return audio_contract(chosen, checkpoint)
-    return text_contract(chosen, checkpoint)
+    return MODALITIES[stage].contract(settings, stage_checkpoint(stage, settings))
 
 
 def load_encoder(stage: Stage, settings: Settings) -> Encoder:
@@ -76,14 +75,9 @@ def _load(settings: Settings, checkpoint: Checkpoint, folder: Path) -> Encoder:
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
     # cuDNN convolves float32 in TF32 by default, which moves vectors by a thousand times float32's rounding
     torch.backends.cudnn.allow_tf32 = False
-    chosen, device = settings.stage(checkpoint.stage), resolve_device(settings.device)
+    modality, device = MODALITIES[checkpoint.stage], resolve_device(settings.device)
     with one_thread(device):
-        if isinstance(chosen, VideoSettings):
-            limits = {"max_pixels": settings.max_pixels, "max_frames": settings.max_frames}
-            return VideoEncoder(chosen, checkpoint, folder, device, **limits)
-        if isinstance(chosen, AudioSettings):
-            return AudioEncoder(chosen, checkpoint, folder, device)
-        return TextEncoder(chosen, checkpoint, folder, device)
+        return modality.load(modality.contract(settings, checkpoint), settings, checkpoint, folder, device)
 
 
 @contextlib.contextmanager

@@ -12,13 +12,12 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from clipfarm_dagster.catalog.metadata import LatestRows
-from clipfarm_dagster.checkpoints.dimension import checkpoint_dimension
 from clipfarm_dagster.corpus import Corpus, StageCorpus
 from clipfarm_dagster.engine.storing import NewVector, contested_row, store_vectors
 from clipfarm_dagster.ledger.rows import WorkItem, success_row
 from clipfarm_dagster.ledger.schema import LedgerRow, Status
 from clipfarm_dagster.manifests.manifest import LEDGER_COLUMNS_READ, build_manifest
-from clipfarm_dagster.modalities.registry import stage_checkpoint
+from clipfarm_dagster.modalities.registry import MODALITIES, stage_checkpoint
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.store.keys import is_valid_video_id
 from clipfarm_dagster.timestamps import timestamp
@@ -99,7 +98,7 @@ def _dimension(opened: StageCorpus, contract: Contract) -> int | None:
     """Numbers of each vector of a contract, or None where nothing tells."""
     told = None
     if contract == opened.contract:
-        told = checkpoint_dimension(stage_checkpoint(opened.stage, opened.settings))
+        told = MODALITIES[opened.stage].dimension(stage_checkpoint(opened.stage, opened.settings))
     if told is not None:
         return told
     return build_manifest(contract, opened.ledger.columns(LEDGER_COLUMNS_READ), opened.keys).dimension

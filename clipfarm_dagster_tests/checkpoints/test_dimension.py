@@ -7,9 +7,8 @@ import shutil
 import pytest
 
 from clipfarm_dagster.checkpoints.checkpoint import Checkpoint
-from clipfarm_dagster.checkpoints.dimension import checkpoint_dimension
 from clipfarm_dagster.errors import ModelUnavailableError
-from clipfarm_dagster.modalities.registry import load_encoder, stage_checkpoint
+from clipfarm_dagster.modalities.registry import MODALITIES, load_encoder, stage_checkpoint
 from clipfarm_dagster.settings import load_settings
 from clipfarm_dagster.stages import Stage
 
@@ -19,14 +18,16 @@ def test_it_is_that_of_the_loaded_model(tmp_path, checkpoints, stage):
     model = checkpoints[f"CLIPFARM_{stage.upper()}_MODEL"]
     settings = load_settings(home=tmp_path, device="cpu", **{str(stage): {"model": model}})
 
-    told = checkpoint_dimension(stage_checkpoint(stage, settings))
+    told = MODALITIES[stage].dimension(stage_checkpoint(stage, settings))
 
     assert told == load_encoder(stage, settings).dimension
 
 
 @pytest.mark.parametrize("stage", Stage)
 def test_a_checkpoint_that_is_not_on_this_machine_tells_nothing(stage):
-    assert checkpoint_dimension(Checkpoint(stage, "somebody/no-model-of-this-machine", "e" * 40)) is None
+    assert (
+        MODALITIES[stage].dimension(Checkpoint(stage, "somebody/no-model-of-this-machine", "e" * 40)) is None
+    )
 
 
 def test_a_text_model_that_goes_on_after_its_pooling_tells_nothing(tmp_path, checkpoints):
@@ -37,11 +38,11 @@ def test_a_text_model_that_goes_on_after_its_pooling_tells_nothing(tmp_path, che
     modules = folder / "modules.json"
     modules.write_text(modules.read_text().replace("sentence_transformers.models.Normalize", "a.Dense"))
 
-    assert checkpoint_dimension(Checkpoint(Stage.TEXT, str(folder), "")) is None
+    assert MODALITIES[Stage.TEXT].dimension(Checkpoint(Stage.TEXT, str(folder), "")) is None
 
 
 def test_a_damaged_configuration_is_named(tmp_path):
     (tmp_path / "config.json").write_text("{")
 
     with pytest.raises(ModelUnavailableError, match=r"config\.json cannot be read"):
-        checkpoint_dimension(Checkpoint(Stage.AUDIO, str(tmp_path), ""))
+        MODALITIES[Stage.AUDIO].dimension(Checkpoint(Stage.AUDIO, str(tmp_path), ""))

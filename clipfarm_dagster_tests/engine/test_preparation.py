@@ -7,7 +7,6 @@ import os
 import signal
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import av
 import pytest
@@ -45,11 +44,8 @@ def test_a_clip_whose_frames_are_too_large_for_the_memory_is_not_called_broken()
         assert prepare.result(prepare.submit(huge, {})).prepared.inputs.shape == (16, 32, 32, 3)
 
 
-@dataclass(frozen=True)
 class TellsItsProcess:
     """A preparer that gives the number of the process that it runs in."""
-
-    isolated: bool = True
 
     def __call__(self, raw: bytes, metadata: Mapping[str, str], *, preview: bool = False) -> Prepared:
         return Prepared(os.getpid(), None)

@@ -22,7 +22,6 @@ class FaultyPreparer:
     """A preparer that breaks on the objects above, and does its work on all others."""
 
     inner: Preparer
-    isolated: bool = True
 
     def __call__(self, raw: bytes, metadata: Mapping[str, str], *, preview: bool = False) -> Prepared:
         if raw.startswith(HANGS):

@@ -17,6 +17,7 @@ from clipfarm_dagster.engine.steps import Fetched, Ready
 from clipfarm_dagster.errors import InvalidRawObjectError, PreparationError
 from clipfarm_dagster.ledger.rows import WorkItem
 from clipfarm_dagster.modalities.encoder import Encoder
+from clipfarm_dagster.modalities.registry import MODALITIES
 from clipfarm_dagster.store import ObjectStore
 from clipfarm_dagster.store.keys import Keys
 
@@ -56,9 +57,11 @@ def compute_items(
     limits = Limits(options.item_timeout_seconds, options.max_prepare_bytes)
     threads = min(cores(), len(items)) if encoder.device == "cpu" else _GPU_STREAMS
     model = ModelThreads(encoder, threads=threads, progress=progress)
-    isolated = encoder.preparer.isolated
+    isolated = MODALITIES[encoder.contract.stage].isolated
     progress.widths = {"prepare": options.workers if isolated else 1, "infer": threads}
-    with preparation(encoder.preparer, limits, workers=options.workers, previews=options.previews) as prepare:
+    with preparation(
+        encoder.preparer, limits, workers=options.workers, previews=options.previews, isolated=isolated
+    ) as prepare:
         flow = LocalFlow(
             prepare,
             model,

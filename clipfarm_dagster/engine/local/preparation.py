@@ -19,31 +19,13 @@ from typing import TYPE_CHECKING
 
 from clipfarm_dagster.errors import InvalidRawObjectError, PreparationError, WorkersLostError
 from clipfarm_dagster.modalities.encoder import Prepared, Preparer
+from clipfarm_dagster.modalities.registry import MODALITIES
 
 if TYPE_CHECKING:
     from multiprocessing.context import ForkServerContext
 
-_IMPORTED_AHEAD = [
-    "clipfarm_dagster.modalities.audio.encoder",
-    "clipfarm_dagster.modalities.video.frames",
-    "clipfarm_dagster.engine.local.preparation",
-    "clipfarm_dagster.modalities.previews",
-    "clipfarm_dagster.modalities.audio.sound_file",
-    "clipfarm_dagster.modalities.text.encoder",
-    "clipfarm_dagster.modalities.video.encoder",
-    "PIL.Image",
-    "av",
-    "av.audio.resampler",
-    "av.logging",
-    "av.video.reformatter",
-    "numpy",
-    "pebble",
-    "soundfile",
-    "soxr",
-]
-"""What workers share, in memory too: they are forks of a process that has imported these and done nothing
-else. A fork of the main process could hang, since that runs threads; a new interpreter each would take a
-second to start, and twice the memory."""
+_WORKER_IMPORTS = ("clipfarm_dagster.engine.local.preparation", "pebble")
+"""What workers of any modality need."""
 
 LARGE_BYTES = 2**20
 """A larger object is prepared by a worker whatever its stage: it could take what the limits forbid."""
@@ -120,14 +102,17 @@ class Preparation:
 
 
 class _PoolPreparation(Preparation):
-    def __init__(self, preparer: Preparer, limits: Limits, *, previews: bool, workers: int) -> None:
+    def __init__(
+        self, preparer: Preparer, limits: Limits, *, previews: bool, workers: int, isolated: bool
+    ) -> None:
         super().__init__(preparer, limits, previews=previews)
         from pebble import ProcessPool
 
+        self._isolated = isolated
         self.pool = ProcessPool(max_workers=workers, context=_fork_server())
 
     def submit(self, raw: bytes, metadata: Mapping[str, str]) -> Future[PreparedItem]:
-        if not self._preparer.isolated and len(raw) <= LARGE_BYTES:
+        if not self._isolated and len(raw) <= LARGE_BYTES:
             return super().submit(raw, metadata)
         args = (self._preparer, raw, dict(metadata), self._previews, self._limits)
         try:
@@ -159,11 +144,11 @@ def start_workers_early() -> None:
 
 @contextmanager
 def preparation(
-    preparer: Preparer, limits: Limits, *, workers: int, previews: bool = False
+    preparer: Preparer, limits: Limits, *, workers: int, previews: bool = False, isolated: bool = True
 ) -> Iterator[Preparation]:
     """A preparation for the time of a block, in `workers` processes, which are started for the first item
-    that needs one."""
-    pooled = _PoolPreparation(preparer, limits, previews=previews, workers=workers)
+    that needs one: any item if `isolated`, else a large one."""
+    pooled = _PoolPreparation(preparer, limits, previews=previews, workers=workers, isolated=isolated)
     try:
         yield pooled
     finally:
@@ -202,6 +187,12 @@ def _limited(limits: Limits) -> Iterator[None]:
 
 
 def _fork_server() -> ForkServerContext:
+    """Makes workers as forks of a process that has imported what they need and done nothing else.
+
+    They share that memory. A fork of the main process could hang, since that runs threads; a new interpreter
+    each would take a second to start, and twice the memory.
+    """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_IMPORTED_AHEAD)
+    of_modalities = {name for modality in MODALITIES.values() for name in modality.worker_imports}
+    context.set_forkserver_preload([*_WORKER_IMPORTS, *sorted(of_modalities)])
     return context

@@ -11,7 +11,6 @@ from clipfarm_dagster.checkpoints.weights import load_model
 from clipfarm_dagster.errors import InvalidRawObjectError, SettingsError
 from clipfarm_dagster.modalities.encoder import Prepared, Trace, inference, to_device
 from clipfarm_dagster.settings import AudioSettings
-from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.vectors.contract import Contract
 from clipfarm_dagster.vectors.npy import l2_normalise
 
@@ -26,28 +25,10 @@ if TYPE_CHECKING:
 PREPROCESS_VERSION = "1"
 """Raised by hand whenever the code below would give another tensor for the same bytes and settings."""
 
-_RESAMPLER = "soxr_hq"
+RESAMPLER = "soxr_hq"
 
 # The published checkpoint is a Wav2Vec2ForCTC; its head is not used, and masking happens in training alone.
 _UNUSED_WEIGHTS = ("lm_head.", "masked_spec_embed")
-
-
-def audio_contract(settings: AudioSettings, checkpoint: Checkpoint) -> Contract:
-    """The contract of the audio stage under `settings`."""
-    return Contract(
-        stage=Stage.AUDIO,
-        model_name=checkpoint.model_name,
-        model_revision=checkpoint.revision,
-        preprocess_name="librosa",
-        preprocess_version=PREPROCESS_VERSION,
-        preprocess_params={
-            "sample_rate": settings.sample_rate,
-            "max_seconds": settings.max_seconds,
-            "resampler": _RESAMPLER,
-        },
-        pooling="mean",
-        dtype=settings.dtype,
-    )
 
 
 @dataclass(frozen=True)
@@ -65,7 +46,6 @@ class AudioPreparer:
     max_seconds: float
     min_samples: int
     """The shortest sound of which the model makes one frame, in samples."""
-    isolated: bool = True
 
     def __call__(self, raw: bytes, metadata: Mapping[str, str], *, preview: bool = False) -> Prepared:
         """Prepare one sound: float32 (samples,)."""
@@ -109,7 +89,7 @@ def _resample(samples: np.ndarray[Any, Any], rate: float, target: int) -> np.nda
     if rate == target or not len(samples):
         return samples
     wanted = math.ceil(len(samples) * (target / rate))
-    resampled = soxr.resample(samples, rate, target, quality=_RESAMPLER)[:wanted]
+    resampled = soxr.resample(samples, rate, target, quality=RESAMPLER)[:wanted]
     return np.pad(resampled, (0, wanted - len(resampled)))
 
 
@@ -132,10 +112,12 @@ class AudioEncoder:
     only: padding would change every shorter sound's vector.
     """
 
-    def __init__(self, settings: AudioSettings, checkpoint: Checkpoint, folder: Path, device: str) -> None:
+    def __init__(
+        self, contract: Contract, settings: AudioSettings, checkpoint: Checkpoint, folder: Path, device: str
+    ) -> None:
         from transformers import Wav2Vec2FeatureExtractor, Wav2Vec2Model
 
-        self.contract, self.device = audio_contract(settings, checkpoint), device
+        self.contract, self.device = contract, device
         self._model = load_model(
             Wav2Vec2Model, checkpoint, folder, device, dtype=settings.dtype, unused=_UNUSED_WEIGHTS
         )

@@ -16,7 +16,6 @@ from clipfarm_dagster.errors import InvalidRawObjectError
 from clipfarm_dagster.modalities.encoder import Prepared, Trace, inference
 from clipfarm_dagster.modalities.text.cut import LONGEST_TEXT, cut_to_tokens, plain_copy
 from clipfarm_dagster.settings import TextSettings
-from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.vectors.contract import Contract
 from clipfarm_dagster.vectors.npy import l2_normalise
 
@@ -45,25 +44,9 @@ _HALF_OF_A_PAIR = re.compile("[\ud800-\udfff]")
 _UNUSED_WEIGHTS = ("embeddings.position_ids",)
 
 
-def text_contract(settings: TextSettings, checkpoint: Checkpoint) -> Contract:
-    """The contract of the text stage under `settings`."""
-    return Contract(
-        stage=Stage.TEXT,
-        model_name=checkpoint.model_name,
-        model_revision=checkpoint.revision,
-        preprocess_name="metadata-sep-transcript",
-        preprocess_version=PREPROCESS_VERSION,
-        preprocess_params={"longest_text": LONGEST_TEXT},
-        pooling="concat",
-        dtype=settings.dtype,
-    )
-
-
 @dataclass(frozen=True)
 class TextPreparer:
     """Composes the two texts that are embedded, of each its first `LONGEST_TEXT` characters at most."""
-
-    isolated: bool = False
 
     def __call__(self, raw: bytes, metadata: Mapping[str, str], *, preview: bool = False) -> Prepared:
         """Prepare one item: the metadata text and the transcript."""
@@ -91,11 +74,13 @@ class TextPreparer:
 class TextEncoder:
     """A SentenceTransformer over metadata and transcript: two unit vectors, concatenated, L2-normalised."""
 
-    def __init__(self, settings: TextSettings, checkpoint: Checkpoint, folder: Path, device: str) -> None:
+    def __init__(
+        self, contract: Contract, settings: TextSettings, checkpoint: Checkpoint, folder: Path, device: str
+    ) -> None:
         import torch
         from sentence_transformers import SentenceTransformer
 
-        self.contract, self.device = text_contract(settings, checkpoint), device
+        self.contract, self.device = contract, device
         self._model = SentenceTransformer(
             str(folder),
             device=device,

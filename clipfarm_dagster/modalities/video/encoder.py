@@ -12,7 +12,6 @@ from clipfarm_dagster.errors import SettingsError
 from clipfarm_dagster.modalities.encoder import Prepared, Trace, inference, to_device
 from clipfarm_dagster.modalities.video.pixels import FrameTransform, frame_transform, pixel_values
 from clipfarm_dagster.settings import VideoSettings
-from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.vectors.contract import Contract
 from clipfarm_dagster.vectors.npy import l2_normalise
 
@@ -31,20 +30,6 @@ PREPROCESS_VERSION = "2"
 _PRETRAINING_HEAD = ("decoder.", "encoder_to_decoder.", "mask_token", "position_embeddings")
 
 
-def video_contract(settings: VideoSettings, checkpoint: Checkpoint) -> Contract:
-    """The contract of the video stage under `settings`."""
-    return Contract(
-        stage=Stage.VIDEO,
-        model_name=checkpoint.model_name,
-        model_revision=checkpoint.revision,
-        preprocess_name="videomae-pil",
-        preprocess_version=PREPROCESS_VERSION,
-        preprocess_params={"frames": settings.frames, "unknown_count": settings.unknown_count},
-        pooling=settings.pooling,
-        dtype=settings.dtype,
-    )
-
-
 @dataclass(frozen=True)
 class VideoPreparer:
     """Samples frames, and resizes and crops them as the checkpoint's image processor does."""
@@ -54,7 +39,6 @@ class VideoPreparer:
     unknown_count: Literal["first", "count"]
     max_pixels: int
     max_frames: int
-    isolated: bool = True
 
     def __call__(self, raw: bytes, metadata: Mapping[str, str], *, preview: bool = False) -> Prepared:
         """Prepare one clip: uint8 (frames, height, width, channels)."""
@@ -99,6 +83,7 @@ class VideoEncoder:
 
     def __init__(
         self,
+        contract: Contract,
         settings: VideoSettings,
         checkpoint: Checkpoint,
         folder: Path,
@@ -110,7 +95,7 @@ class VideoEncoder:
         from transformers import VideoMAEModel
         from transformers.models.videomae.image_processing_pil_videomae import VideoMAEImageProcessorPil
 
-        self.contract, self.device = video_contract(settings, checkpoint), device
+        self.contract, self.device = contract, device
         self._model = load_model(
             VideoMAEModel,
             checkpoint,

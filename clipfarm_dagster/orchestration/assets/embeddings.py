@@ -4,9 +4,7 @@ from collections.abc import Iterator
 
 import dagster as dg
 
-from clipfarm_dagster.modalities.audio import encoder as audio
-from clipfarm_dagster.modalities.text import encoder as text
-from clipfarm_dagster.modalities.video import encoder as video
+from clipfarm_dagster.modalities.registry import MODALITIES
 from clipfarm_dagster.orchestration.assets.beta import accept_beta
 from clipfarm_dagster.orchestration.names import CorpusNames, Resource
 from clipfarm_dagster.orchestration.resources.taking import (
@@ -21,26 +19,6 @@ from clipfarm_dagster.stages import Stage
 PARTITIONS_PER_RUN = 500
 """Most partitions of one run of a backfill: enough to pay for starting it and loading a model."""
 
-_DESCRIPTIONS = {
-    Stage.VIDEO: """VideoMAE over 16 frames of each clip, taken uniformly over its timeline.
-
-One vector a video, `embeddings/video/<video_id>.npy`: float32 of unit length. The preview of a partition
-that was materialized alone shows the frames that were taken. `embedding_sensor` keeps it up to date.""",
-    Stage.AUDIO: """wav2vec2 over the sound of each clip: mono, 16 kHz, at most 90 seconds, mean over time.
-
-One vector a video, `embeddings/audio/<video_id>.npy`: float32 of unit length. The preview of a partition
-that was materialized alone shows the waveform. `embedding_sensor` keeps it up to date.""",
-    Stage.TEXT: """MiniLM over each video's metadata (title, description, query) and transcript, side by side.
-
-One vector a video, `embeddings/text/<video_id>.npy`: float32 of unit length. The preview of a partition
-that was materialized alone shows the texts. `embedding_sensor` keeps it up to date.""",
-}
-_CODE_VERSIONS = {
-    Stage.VIDEO: video.PREPROCESS_VERSION,
-    Stage.AUDIO: audio.PREPROCESS_VERSION,
-    Stage.TEXT: text.PREPROCESS_VERSION,
-}
-
 
 def embedding_assets(names: CorpusNames) -> list[dg.AssetsDefinition]:
     """One asset a stage."""
@@ -54,8 +32,8 @@ def _embedding_asset(names: CorpusNames, stage: Stage) -> dg.AssetsDefinition:
         deps=[names.raw(stage)],
         partitions_def=names.partitions_def,
         group_name=names.group("embeddings"),
-        description=_DESCRIPTIONS[stage],
-        code_version=_CODE_VERSIONS[stage],
+        description=MODALITIES[stage].embedding_description,
+        code_version=MODALITIES[stage].preprocess_version,
         kinds={"python", "pytorch", "numpy"},
         tags={"clipfarm/stage": str(stage)},
         output_required=False,

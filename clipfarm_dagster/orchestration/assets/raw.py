@@ -5,21 +5,13 @@ from collections.abc import Sequence
 import dagster as dg
 
 from clipfarm_dagster.corpus.stage_corpus import list_raw_objects
+from clipfarm_dagster.modalities.registry import MODALITIES
 from clipfarm_dagster.orchestration.assets.beta import accept_beta
 from clipfarm_dagster.orchestration.events import raw_observation
 from clipfarm_dagster.orchestration.names import CorpusNames
 from clipfarm_dagster.orchestration.recording import record_events
 from clipfarm_dagster.orchestration.resources.taking import CORPUS, take_corpus
 from clipfarm_dagster.stages import Stage
-
-_DESCRIPTIONS = {
-    Stage.VIDEO: "Clips as they were delivered, `raw/video/<video_id>.mp4` in the store. Made elsewhere and"
-    " observed here: the data version of a partition is its object's ETag.",
-    Stage.AUDIO: "Sound of the clips, `raw/audio/<video_id>.wav` in the store. Made elsewhere and observed"
-    " here: the data version of a partition is its object's ETag.",
-    Stage.TEXT: "Transcripts, `raw/text/<video_id>.json` in the store, with the field `transcript`. Made"
-    " elsewhere and observed here: the data version of a partition is its object's ETag.",
-}
 
 
 def raw_assets(names: CorpusNames) -> list[dg.SourceAsset]:
@@ -34,7 +26,7 @@ def _raw_asset(names: CorpusNames, stage: Stage) -> dg.SourceAsset:
         partitions_def=names.partitions_def,
         group_name=names.group("raw"),
         required_resource_keys=names.resources(*CORPUS),
-        description=_DESCRIPTIONS[stage],
+        description=MODALITIES[stage].raw_description,
         tags={"clipfarm/stage": str(stage), f"dagster/kind/{stage.raw_suffix.removeprefix('.')}": ""},
     )
     def raw(context: dg.OpExecutionContext) -> dg.DataVersionsByPartition:
