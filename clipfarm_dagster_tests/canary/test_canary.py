@@ -190,7 +190,7 @@ def one_frame_shifted() -> Iterator[None]:
 @contextlib.contextmanager
 def another_resampler() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(audio, "_RESAMPLER", "soxr_mq")
+        patch.setattr(audio, "RESAMPLER", "soxr_mq")
         yield
 
 
