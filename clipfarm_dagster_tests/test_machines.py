@@ -149,6 +149,22 @@ def test_a_machine_that_was_away_makes_a_whole_manifest_and_repeats_no_old_failu
         assert {row.status for row in ledger.rows(IDS).values()} == {Status.SUCCESS}
 
 
+def test_a_manifest_holds_what_all_machines_know_whatever_one_had_not_told_when_it_was_killed(
+    one: Corpus, two: Corpus
+):
+    sync_texts(one)
+    with one.ledger(Stage.TEXT) as ledger:
+        ledger.journal = None  # killed between its own ledger and the store's log
+        ledger.mark_overwriting(IDS[:1])
+
+    with one.ledger(Stage.TEXT) as ledger:
+        listed = refresh_manifest(opened(one, ledger)).manifest.table["video_id"].to_pylist()
+
+    with two.ledger(Stage.TEXT) as ledger:
+        assert listed == sorted(i for i, row in ledger.rows(IDS).items() if row.vector_source_hash)
+    assert sync_texts(two) == {IDS[0]: 1}
+
+
 @pytest.mark.parametrize("setting", ["store", "prefix"])
 def test_a_home_that_is_pointed_at_another_store_or_prefix_is_refused(
     one: Corpus, store: ObjectStore, tmp_path: Path, setting: str

@@ -47,7 +47,16 @@ class RefreshedManifest:
 
 
 def refresh_manifest(stage: StageCorpus) -> RefreshedManifest:
-    """Bring a modality's manifest in the store up to date with its ledger."""
+    """Bring a modality's manifest in the store up to date with its ledger.
+
+    What this machine has recorded and not told the others, as after a crash, is sent first: the manifest holds
+    what all of them know.
+
+    Raises:
+        StoreError: the store cannot be read or written.
+        LedgerError: the ledger cannot be read or sent.
+    """
+    stage.ledger.push()
     manifest = current_manifest(stage)
     copy, written = write_manifest(manifest, local_copies(stage), stage.keys.manifest(stage.stage))
     return RefreshedManifest(manifest, copy.etag, written)
