@@ -374,7 +374,7 @@ class World:
         """A video whose vector is right says so, and it is."""
         video = self.videos[video_id]
         # a row without a status only marks a vector of which a crash has left nothing known
-        assert (row and row.status or "new") in STATUSES[video.status]
+        assert ((row and row.status) or "new") in STATUSES[video.status]
         made_of, _ = self._now(video_id)
         if video.status == "success" and video.vector == made_of and video.raw is not None:
             inputs = (json.loads(video.raw)["transcript"], *(video.texts or ()))

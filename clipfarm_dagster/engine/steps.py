@@ -21,13 +21,11 @@ from clipfarm_dagster.errors import (
     PreparationError,
     StoreError,
 )
-from clipfarm_dagster.ledger.rows import WorkItem
-from clipfarm_dagster.ledger.schema import Status
+from clipfarm_dagster.ledger.rows import WorkItem, same_bytes_stand, vector_stands
 from clipfarm_dagster.modalities.encoder import Prepared
 from clipfarm_dagster.store import ObjectInfo, ObjectStore, StoredObject
 from clipfarm_dagster.store.keys import Keys
 from clipfarm_dagster.vectors.contract import Contract
-from clipfarm_dagster.vectors.hashing import source_hash
 
 if TYPE_CHECKING:
     import numpy as np
@@ -63,7 +61,11 @@ def find_up_to_date(
     Raises:
         StoreUnavailableError: the store as a whole cannot be read.
     """
-    candidates = [item for item in items if _has_vector(item, contract)]
+    candidates = [
+        item
+        for item in items
+        if item.previous is not None and item.previous.vector_contract_id == contract.id
+    ]
     if not candidates:
         return []
     with progress.timed("fetch"):
@@ -79,24 +81,13 @@ def check_up_to_date(
 
     Without a raw object the vector of a success stays right.
     """
-    previous = item.previous
-    if previous is None or not _has_vector(item, contract) or isinstance(info, StoreError):
+    if isinstance(info, StoreError):
         return None
-    etag = info.etag if info is not None else previous.raw_etag or ""
-    unchanged = source_hash(item.metadata_hash, etag) == previous.vector_source_hash
-    if not unchanged or (info is None and previous.status != Status.SUCCESS):
+    previous, etag = item.previous, None if info is None else info.etag
+    if previous is None or not vector_stands(previous, contract.id, item.metadata_hash, etag):
         return None
+    etag = previous.raw_etag or "" if etag is None else etag
     return ItemResult(video_id=item.video_id, kind=OutcomeKind.UP_TO_DATE, raw_etag=etag)
-
-
-def _has_vector(item: WorkItem, contract: Contract) -> bool:
-    """Whether the store has a vector of the item's metadata under the contract."""
-    previous = item.previous
-    return (
-        previous is not None
-        and previous.vector_contract_id == contract.id
-        and previous.vector_metadata_hash == item.metadata_hash
-    )
 
 
 # fetching
@@ -178,12 +169,7 @@ def look_at(
         return _failed(
             fetched, f"the raw object has {size} bytes, more than {setting}={max_bytes}", invalid=True
         )
-    previous = item.previous
-    if (
-        previous is not None
-        and _has_vector(item, contract)
-        and previous.vector_raw_sha256 == fetched.raw_sha256
-    ):
+    if same_bytes_stand(item.previous, contract.id, item.metadata_hash, fetched.raw_sha256):
         return ItemResult(video_id=item.video_id, kind=OutcomeKind.SAME_BYTES, raw_etag=fetched.raw_etag)
     return fetched
 

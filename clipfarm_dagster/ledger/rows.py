@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from clipfarm_dagster.ledger.schema import LedgerRow, Status
 from clipfarm_dagster.timestamps import timestamp
+from clipfarm_dagster.vectors import hashing
 from clipfarm_dagster.vectors.contract import Contract
 from clipfarm_dagster.vectors.npy import vector_sha256
 
@@ -41,6 +42,36 @@ class RetryPolicy:
         """Time to wait after the `failures`-th failure in a row: doubles with each, at most a day."""
         seconds = self.wait_seconds * 2.0 ** min(failures - 1, 60)
         return min(timedelta(seconds=min(seconds, MAX_RETRY_WAIT.total_seconds())), MAX_RETRY_WAIT)
+
+
+def vector_stands(
+    row: LedgerRow | None, contract_id: str | None, metadata_hash: str | None, raw_etag: str | None
+) -> bool:
+    """Whether the stored vector of a row is the one that input and contract ask for: what planning, which has
+    the rule in SQL, calls done or restored (see `planning.delta`).
+
+    Args:
+        row: what the ledger holds; None if it has no row.
+        raw_etag: of the raw object; None if there is none, in which case the vector of a success stays right.
+    """
+    if row is None or row.vector_source_hash is None or contract_id is None or metadata_hash is None:
+        return False
+    if row.vector_contract_id != contract_id:
+        return False
+    if raw_etag is None:
+        return row.status == Status.SUCCESS and row.metadata_hash == metadata_hash
+    return row.vector_source_hash == hashing.source_hash(metadata_hash, raw_etag)
+
+
+def same_bytes_stand(row: LedgerRow | None, contract_id: str, metadata_hash: str, raw_sha256: str) -> bool:
+    """Whether the stored vector was made from these very bytes, whatever the ETag of their object is now."""
+    return (
+        row is not None
+        and row.vector_source_hash is not None
+        and row.vector_contract_id == contract_id
+        and row.vector_metadata_hash == metadata_hash
+        and row.vector_raw_sha256 == raw_sha256
+    )
 
 
 def _attempt(item: WorkItem, contract: Contract, now: datetime) -> LedgerRow:

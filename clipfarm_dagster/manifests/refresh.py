@@ -49,8 +49,8 @@ class RefreshedManifest:
 def refresh_manifest(stage: StageCorpus) -> RefreshedManifest:
     """Bring a modality's manifest in the store up to date with its ledger.
 
-    What this machine has recorded and not told the others, as after a crash, is sent first: the manifest holds
-    what all of them know.
+    What this machine has recorded and not told the others, as after a crash, is sent first: the manifest
+    holds what all of them know.
 
     Raises:
         StoreError: the store cannot be read or written.

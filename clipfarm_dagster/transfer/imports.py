@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from clipfarm_dagster.catalog.metadata import LatestRows
 from clipfarm_dagster.corpus import Corpus, StageCorpus
 from clipfarm_dagster.engine.storing import NewVector, contested_row, store_vectors
-from clipfarm_dagster.ledger.rows import WorkItem, success_row
+from clipfarm_dagster.ledger.rows import WorkItem, success_row, vector_stands
 from clipfarm_dagster.ledger.schema import LedgerRow, Status
 from clipfarm_dagster.manifests.manifest import LEDGER_COLUMNS_READ, build_manifest
 from clipfarm_dagster.modalities.registry import MODALITIES, stage_checkpoint
@@ -117,7 +117,7 @@ def _store(
     new: list[NewVector] = []
     for video_id, vector in vectors.items():
         item, etag = inputs.item(video_id, previous.get(video_id)), inputs.etag(video_id)
-        if _standing_contract(item, etag, source_hash(item.metadata_hash, etag)) in kept_contracts:
+        if _standing_contract(item, etag) in kept_contracts:
             imported.kept += 1
         else:
             new.append(NewVector(item, opened.keys.embedding(opened.stage, video_id), to_npy(vector)))
@@ -144,14 +144,13 @@ def _store(
     imported.rows += rows
 
 
-def _standing_contract(item: WorkItem, etag: str, hashed: str) -> str | None:
-    """The contract of the vector that a video has of its present input, by the rule of `catalog.delta`."""
+def _standing_contract(item: WorkItem, etag: str) -> str | None:
+    """The contract of the vector that a video has of its present input."""
     row = item.previous
-    if row is None or row.status != Status.SUCCESS or row.vector_source_hash is None:
+    if row is None or row.status != Status.SUCCESS:
         return None
-    # without a raw object a vector stays what it was
-    present = row.vector_source_hash == hashed if etag else row.metadata_hash == item.metadata_hash
-    return row.vector_contract_id if present else None
+    stands = vector_stands(row, row.vector_contract_id, item.metadata_hash, etag or None)
+    return row.vector_contract_id if stands else None
 
 
 class _Inputs:

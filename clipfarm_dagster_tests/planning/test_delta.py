@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clipfarm_dagster.catalog.metadata import LatestRows, read_latest_rows
+from clipfarm_dagster.ledger.rows import vector_stands
 from clipfarm_dagster.ledger.schema import LedgerRow, Status
 from clipfarm_dagster.planning.delta import DELTA_COLUMNS, Reason, StagePlan, plan_stage
 from clipfarm_dagster.stages import Stage
@@ -308,13 +309,13 @@ def model(before: LedgerRow | None, present: bool, etag: str | None) -> str:
     if not present:
         if before is None:
             return "missing"
-        if before.status == "success" and before.vector_contract_id == C and before.vector_source_hash:
-            return "done" if before.metadata_hash == META else "missing"
+        if vector_stands(before, C, META, None):
+            return "done"
         recorded = (before.status, before.metadata_hash, before.contract_id)
         return "still_missing" if recorded == ("missing_raw_object", META, C) else "missing"
     if before is None:
         return "new"
-    if now_hash and (before.vector_source_hash, before.vector_contract_id) == (now_hash, C):
+    if etag and vector_stands(before, C, META, etag):
         return "done" if before.status == "success" else "restored"
     same_source = (
         before.source_hash == now_hash
