@@ -25,7 +25,7 @@ from clipfarm_dagster.ledger.schema import Status
 from clipfarm_dagster.modalities.registry import load_encoder
 from clipfarm_dagster.orchestration.events import materialized_versions
 from clipfarm_dagster.orchestration.names import DEFAULT_NAMES
-from clipfarm_dagster.orchestration.reconcile import reconcile, untold
+from clipfarm_dagster.orchestration.reconcile import reconcile, unreported_successes
 from clipfarm_dagster.settings import load_settings
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.store import ObjectStore
@@ -101,7 +101,7 @@ def test_every_item_ends_as_it_should(chaos: Chaos, tmp_path: Path, monkeypatch:
             mended = reconcile(corpus, instance, DEFAULT_NAMES, STAGE).mended
             versions = materialized_versions(instance, key)
         assert mended <= chaos.kills * RECORD_EVERY_ITEMS
-        assert untold(columns, versions) == []
+        assert unreported_successes(columns, versions) == []
         assert versions.keys() == set(healthy)
 
 
@@ -128,7 +128,10 @@ def test_a_run_that_is_asked_to_end_records_what_has_been_through_the_model(
     assert {row.status for row in rows.values()} == {Status.SUCCESS}
     assert vectors(corpus).keys() == rows.keys()
     with dg.DagsterInstance.get() as instance:
-        assert untold(columns, materialized_versions(instance, DEFAULT_NAMES.embedding(STAGE))) == []
+        assert (
+            unreported_successes(columns, materialized_versions(instance, DEFAULT_NAMES.embedding(STAGE)))
+            == []
+        )
 
 
 def raw_objects(chaos: Chaos) -> dict[str, bytes]:

@@ -20,7 +20,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from clipfarm_dagster.catalog import csv_file, duck
+from clipfarm_dagster.catalog import csv_file
+from clipfarm_dagster.catalog.duckdb_connection import duckdb_connection
 from clipfarm_dagster.errors import MetadataError
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.store import cache_files
@@ -68,7 +69,7 @@ class LatestRows:
 
     def video_ids(self) -> list[str]:
         """All accepted ids, the newest `captured_at` first, then by id."""
-        with duck.connect() as connection:
+        with duckdb_connection() as connection:
             connection.read_parquet(str(self.path)).create_view("latest")
             newest = connection.sql("SELECT video_id FROM latest ORDER BY captured_at DESC, video_id")
             ids: list[str] = newest.to_arrow_table().column(0).to_pylist()
@@ -192,7 +193,7 @@ def _write_latest(file: BinaryIO, url: str, hashed: Mapping[Stage, Sequence[str]
         metadata={_INFO: json.dumps(info)},
     )
     with (
-        duck.connect() as connection,
+        duckdb_connection() as connection,
         pq.ParquetWriter(
             path, schema, compression="lz4", use_dictionary=list(hashes), write_statistics=False
         ) as writer,
@@ -250,7 +251,7 @@ def _choose(narrow: pa.Table, file: BinaryIO, url: str) -> _Winners:
     import numpy as np
     import pyarrow as pa
 
-    with duck.connect() as connection:
+    with duckdb_connection() as connection:
         connection.register(
             "narrow", narrow.append_column("n", pa.array(np.arange(narrow.num_rows, dtype=np.int64)))
         )

@@ -75,18 +75,18 @@ class Checkpoint:
             # asked once and briefly: snapshot_download tries half a minute to reach a hub that is not there
             HfApi().model_info(self.model, revision=self.revision, timeout=HUB_TIMEOUT_SECONDS)
         except HFValidationError as error:
-            raise self._unavailable(error) from None
+            raise self.unavailable(error) from None
         except (HTTPError, OSError) as error:  # out of reach, or no longer there for this token
             try:
                 return snapshot(cached=True)
             except LocalEntryNotFoundError:
-                raise self._unavailable(error) from None
+                raise self.unavailable(error) from None
         try:
             return snapshot(cached=False)
         except (HTTPError, OSError) as error:
-            raise self._unavailable(error) from None
+            raise self.unavailable(error) from None
 
-    def _unavailable(self, error: Exception) -> ModelUnavailableError:
+    def unavailable(self, error: Exception) -> ModelUnavailableError:
         name = self.stage.upper()
         cause = (str(error).strip().splitlines() or ["no message"])[0]
         return ModelUnavailableError(
@@ -145,9 +145,9 @@ def _look_up(given: Checkpoint) -> str:
     try:
         info = HfApi().model_info(given.model, revision=given.revision, timeout=HUB_TIMEOUT_SECONDS)
     except (HFValidationError, HTTPError, OSError) as error:
-        raise given._unavailable(error) from None
+        raise given.unavailable(error) from None
     if info.sha is None:
-        raise given._unavailable(ValueError("the hub names no commit for it"))
+        raise given.unavailable(ValueError("the hub names no commit for it"))
     return info.sha
 
 

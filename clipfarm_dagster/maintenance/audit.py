@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
-from clipfarm_dagster.catalog import duck
+from clipfarm_dagster.catalog.duckdb_connection import duckdb_connection
 from clipfarm_dagster.ledger.schema import Status
 from clipfarm_dagster.vectors.npy import NORM_TOLERANCE
 
@@ -60,7 +60,7 @@ class Finding:
 
 def audit(rows: pa.Table) -> dict[Audit, Finding]:
     """The answers to all questions; `rows` is `Ledger.columns(AUDIT_COLUMNS)`."""
-    with duck.connect() as connection:
+    with duckdb_connection() as connection:
         connection.register("rows", rows)
         connection.execute(
             f"""CREATE VIEW successes AS
@@ -83,7 +83,7 @@ def audit(rows: pa.Table) -> dict[Audit, Finding]:
 
 def sample_successes(rows: pa.Table, size: int) -> list[str]:
     """At most `size` ids of successes, drawn at random."""
-    with duck.connect() as connection:
+    with duckdb_connection() as connection:
         connection.register("rows", rows)
         query = f"""
             SELECT video_id FROM (SELECT video_id FROM rows WHERE status = '{Status.SUCCESS}')
@@ -102,7 +102,7 @@ def compare_with_events(rows: pa.Table, versions: Mapping[str, str]) -> Finding:
         [pa.array(versions.keys(), pa.string()), pa.array(versions.values(), pa.string())],
         names=["partition_key", "version"],
     )
-    with duck.connect() as connection:
+    with duckdb_connection() as connection:
         connection.register("rows", rows)
         connection.register("events", events)
         connection.execute(

@@ -24,7 +24,7 @@ from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.store.keys import check_video_id
 
 if TYPE_CHECKING:
-    from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
+    from clipfarm_dagster.orchestration.dagster_internals import UnresolvedAssetJobDefinition
 
 
 def embedding_jobs(names: CorpusNames) -> list[dg.JobDefinition]:

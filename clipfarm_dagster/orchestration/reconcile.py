@@ -47,7 +47,7 @@ class Reconciled:
     """Partitions that Dagster shows as materialized and the ledger has no row of; they are left alone."""
 
 
-def untold(rows: pa.Table, versions: Mapping[str, str]) -> list[str]:
+def unreported_successes(rows: pa.Table, versions: Mapping[str, str]) -> list[str]:
     """Successes whose version is not the one that Dagster knows, in order.
 
     `rows` has the columns `video_id`, `status`, `source_hash` and `contract_id`; `versions` are Dagster's
@@ -76,7 +76,7 @@ def reconcile(corpus: Corpus, instance: dg.DagsterInstance, names: CorpusNames, 
         ledger, current = opened.ledger, opened.contract
         contracts: dict[str | None, Contract | None] = {current.id: current}
         rows = ledger.columns(_COLUMNS)
-        ids = untold(rows, versions)
+        ids = unreported_successes(rows, versions)
         for start in range(0, len(ids), _AT_A_TIME):
             # a run may have recorded a failure since
             found = ledger.rows(ids[start : start + _AT_A_TIME]).values()

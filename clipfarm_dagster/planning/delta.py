@@ -14,7 +14,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clipfarm_dagster.catalog import duck
+from clipfarm_dagster.catalog.duckdb_connection import duckdb_connection
 from clipfarm_dagster.catalog.metadata import LatestRows
 from clipfarm_dagster.ledger.schema import Status
 from clipfarm_dagster.stages import Stage
@@ -57,7 +57,7 @@ class Reason(StrEnum):
     ARTIFACT_LOST = "artifact_lost"
 
 
-class Rest(StrEnum):
+class NoWorkReason(StrEnum):
     """Why a video is not in a stage's delta."""
 
     DONE = "done"
@@ -132,7 +132,7 @@ def plan_stage(
     """
     import pyarrow as pa
 
-    with duck.connect() as connection:
+    with duckdb_connection() as connection:
         define_verdicts(connection, stage, latest.path, listing, ledger, contract_id, now, keys)
         connection.register("in_flight", pa.table({"video_id": pa.array(list(in_flight), pa.string())}))
         connection.execute("CREATE TEMP TABLE undone AS FROM verdicts WHERE verdict <> 'done'")
@@ -156,16 +156,17 @@ def plan_stage(
                 FROM undone WHERE verdict = 'restored' {newest}"""
             ).to_arrow_table(),
             reasons={str(reason): counts[reason] for reason in Reason if reason in counts},
-            missing_raw_object=counts.get(Rest.MISSING, 0) + counts.get(Rest.STILL_MISSING, 0),
+            missing_raw_object=counts.get(NoWorkReason.MISSING, 0)
+            + counts.get(NoWorkReason.STILL_MISSING, 0),
             next_attempt_at=next_attempt_at,
-            orphaned=counts.get(Rest.ORPHANED, 0),
+            orphaned=counts.get(NoWorkReason.ORPHANED, 0),
             skipped=Skipped() if listing is None else skipped_keys(listing),
         )
 
 
 def listing_hash(listing: pa.Table) -> str:
     """A short text that tells a raw listing from others, whatever the order of its rows."""
-    with duck.connect() as connection:
+    with duckdb_connection() as connection:
         connection.register("listing", listing.select(LISTING_COLUMNS))
         row = connection.execute("SELECT count(*), sum(hash(key, etag)) FROM listing").fetchall()[0]
         return ":".join(map(str, row))
@@ -184,7 +185,7 @@ def define_verdicts(
 ) -> None:
     """Define the view `verdicts`, a row for each video of the metadata or the ledger: what it is now, what
     the ledger holds (`old_…`, `vector_…`), whether its raw object is `present`, and the `verdict`, a
-    `Reason` or a `Rest`. With `video_id`, of this video alone."""
+    `Reason` or a `NoWorkReason`. With `video_id`, of this video alone."""
     # Hash the smaller side, the one written on the right: of a reader's rows DuckDB cannot know the number.
     connection.execute("SET disabled_optimizers = 'build_side_probe_side'")
     connection.read_parquet(str(latest)).create_view("latest")

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from clipfarm_dagster.catalog import duck
+from clipfarm_dagster.catalog.duckdb_connection import duckdb_connection
 from clipfarm_dagster.catalog.metadata import LatestRows, rows_for
-from clipfarm_dagster.planning.delta import DEFAULT_KEYS, Reason, Rest, define_verdicts
+from clipfarm_dagster.planning.delta import DEFAULT_KEYS, NoWorkReason, Reason, define_verdicts
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.store.keys import Keys
 from clipfarm_dagster.vectors.contract import Contract
@@ -33,7 +33,7 @@ class Explanation:
 
     stage: Stage
     video_id: str
-    verdict: Reason | Rest | None
+    verdict: Reason | NoWorkReason | None
     """None for a video that neither the metadata nor the ledger has."""
     in_flight: bool
     """A run has it, so that it is in no plan whatever the verdict."""
@@ -69,7 +69,7 @@ def explain(
         recorded: former contracts by id.
         source_columns: the columns that the stage hashes.
     """
-    with duck.connect() as connection:
+    with duckdb_connection() as connection:
         define_verdicts(
             connection, stage, latest.path, listing, ledger, contract.id, now, keys, video_id=video_id
         )
@@ -105,5 +105,5 @@ def explain(
     )
 
 
-def _verdict(name: str) -> Reason | Rest:
-    return Rest(name) if name in list(Rest) else Reason(name)
+def _verdict(name: str) -> Reason | NoWorkReason:
+    return NoWorkReason(name) if name in list(NoWorkReason) else Reason(name)

@@ -16,14 +16,14 @@ from clipfarm_dagster.ledger.ledger import Ledger
 from clipfarm_dagster.ledger.schema import LedgerRow, Status
 from clipfarm_dagster.orchestration.events import materialized_versions
 from clipfarm_dagster.orchestration.names import DEFAULT_NAMES
-from clipfarm_dagster.orchestration.reconcile import Reconciled, reconcile, untold
+from clipfarm_dagster.orchestration.reconcile import Reconciled, reconcile, unreported_successes
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster_tests.support.raw import metadata_row, put_metadata, put_transcript
 
 KEY = DEFAULT_NAMES.embedding(Stage.TEXT)
 
 
-def test_untold_are_successes_that_dagster_does_not_know_in_their_version():
+def test_unreported_successes_are_successes_that_dagster_does_not_know_in_their_version():
     rows = pa.table(
         {
             "video_id": ["told", "new", "changed", "other-contract", "failed"],
@@ -34,7 +34,7 @@ def test_untold_are_successes_that_dagster_does_not_know_in_their_version():
     )
     versions = {"told": "s1.c", "changed": "s0.c", "other-contract": "s4.c", "gone": "s9.c"}
 
-    assert untold(rows, versions) == ["changed", "new", "other-contract"]
+    assert unreported_successes(rows, versions) == ["changed", "new", "other-contract"]
 
 
 @pytest.fixture

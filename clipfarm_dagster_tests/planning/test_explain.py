@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from clipfarm_dagster.catalog.metadata import LatestRows, read_latest_rows
-from clipfarm_dagster.planning.delta import DELTA_COLUMNS, Reason, Rest
+from clipfarm_dagster.planning.delta import DELTA_COLUMNS, NoWorkReason, Reason
 from clipfarm_dagster.planning.estimate import estimate_seconds
 from clipfarm_dagster.planning.explain import Change, Explanation, explain
 from clipfarm_dagster.stages import Stage
@@ -80,7 +80,7 @@ def test_a_changed_contract_names_its_fields(latest: LatestRows) -> None:
 
 def test_nothing_changed(latest: LatestRows) -> None:
     found = ask(latest, "v", contract=OLD)
-    assert (found.verdict, found.changes) == (Rest.DONE, ())
+    assert (found.verdict, found.changes) == (NoWorkReason.DONE, ())
 
 
 def test_a_changed_object_shows_both_etags(latest: LatestRows) -> None:
@@ -92,7 +92,12 @@ def test_new_orphaned_and_unknown_videos(latest: LatestRows) -> None:
     new = ask(latest, "w")
     assert (new.verdict, new.status, new.in_flight, new.changes) == (Reason.NEW, None, True, ())
     gone = ask(latest, "gone")
-    assert (gone.verdict, gone.status, gone.source, gone.changes) == (Rest.ORPHANED, "success", {}, ())
+    assert (gone.verdict, gone.status, gone.source, gone.changes) == (
+        NoWorkReason.ORPHANED,
+        "success",
+        {},
+        (),
+    )
     nobody = ask(latest, "nobody'); DROP TABLE latest; --")
     assert (nobody.verdict, nobody.status, nobody.source, nobody.changes) == (None, None, {}, ())
 

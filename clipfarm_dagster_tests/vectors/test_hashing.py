@@ -8,7 +8,7 @@ import pyarrow as pa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clipfarm_dagster.catalog import duck
+from clipfarm_dagster.catalog.duckdb_connection import duckdb_connection
 from clipfarm_dagster.vectors.hashing import metadata_hash, metadata_hash_sql, source_hash, source_hash_sql
 
 # DuckDB takes no NUL in a text, and the CSV may not have any.
@@ -37,7 +37,7 @@ def test_sql_agrees_with_python(rows: list[tuple[str | None, ...]], columns: int
     names = [f"c{i}" for i in range(3)]
     table = pa.table({name: pa.array([r[i] for r in rows], pa.string()) for i, name in enumerate(names)})
     hash_sql = metadata_hash_sql(names[:columns])
-    with duck.connect() as connection:
+    with duckdb_connection() as connection:
         connection.register("t", table)
         found = connection.sql(f"SELECT {hash_sql}, {source_hash_sql(hash_sql, 'c2')} FROM t").fetchall()
     for row, (of_metadata, of_source) in zip(rows, found, strict=True):

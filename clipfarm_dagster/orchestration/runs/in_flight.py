@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 
 import dagster as dg
-from dagster._core.storage.tags import (
+
+from clipfarm_dagster.orchestration.dagster_internals import (
     ASSET_PARTITION_RANGE_END_TAG,
     ASSET_PARTITION_RANGE_START_TAG,
     PARTITION_NAME_TAG,
 )
-
 from clipfarm_dagster.orchestration.names import CorpusNames
 from clipfarm_dagster.orchestration.runs.id_list import id_list
 from clipfarm_dagster.stages import Stage

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import dagster as dg
-from dagster._core.storage.runs import SqliteRunStorage
+
+from clipfarm_dagster.orchestration.dagster_internals import SqliteRunStorage
 
 _SUFFIX = ".lock"
 _held: dict[Path, int] = {}

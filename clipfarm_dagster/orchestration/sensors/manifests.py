@@ -25,7 +25,7 @@ from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.timestamps import timestamp
 
 if TYPE_CHECKING:
-    from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
+    from clipfarm_dagster.orchestration.dagster_internals import UnresolvedAssetJobDefinition
 
 MINIMUM_INTERVAL_SECONDS = 45
 """Longer than the interval of the embedding sensor, so that of two ticks the second sees what it launched."""

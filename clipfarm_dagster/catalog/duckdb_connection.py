@@ -15,7 +15,7 @@ MAX_THREADS = 4
 
 
 @contextmanager
-def connect(memory_limit: str = "640MB") -> Iterator[duckdb.DuckDBPyConnection]:
+def duckdb_connection(memory_limit: str = "640MB") -> Iterator[duckdb.DuckDBPyConnection]:
     """A connection of its own: UTC, no extension is ever downloaded, and what exceeds `memory_limit`
     spills into a temporary folder that goes with the connection."""
     import duckdb

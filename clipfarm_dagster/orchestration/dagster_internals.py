@@ -1,0 +1,20 @@
+"""What orchestration takes from Dagster that is not public, to look at when Dagster is upgraded.
+
+Recording events, the executor, the event log and the web server reach in at more places, each in its module.
+"""
+
+from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
+from dagster._core.storage.runs import SqliteRunStorage
+from dagster._core.storage.tags import (
+    ASSET_PARTITION_RANGE_END_TAG,
+    ASSET_PARTITION_RANGE_START_TAG,
+    PARTITION_NAME_TAG,
+)
+
+__all__ = [
+    "ASSET_PARTITION_RANGE_END_TAG",
+    "ASSET_PARTITION_RANGE_START_TAG",
+    "PARTITION_NAME_TAG",
+    "SqliteRunStorage",
+    "UnresolvedAssetJobDefinition",
+]
