@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
 
@@ -24,6 +25,8 @@ from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.store.local_copies import LocalCopies, LocalCopy, LocalFile
 from clipfarm_dagster.store.whole_files import written_whole
 from clipfarm_dagster.vectors.matrix import VectorMatrix
+from clipfarm_dagster.vectors.npy import VectorProblem
+from clipfarm_dagster.vectors.stored import checked_vector
 
 
 def local_copies(corpus: Corpus | StageCorpus) -> LocalCopies:
@@ -156,16 +159,22 @@ def modality_vectors(corpus: Corpus, stage: Stage) -> tuple[LocalFile, Fusion]:
     return file, fusion
 
 
-def read_vectors(corpus: Corpus, stage: Stage) -> VectorMatrix:
-    """All vectors of a stage that are done under the contract that the settings ask for, in memory.
+def read_vectors(corpus: Corpus, stage: Stage, video_ids: Collection[str] | None = None) -> VectorMatrix:
+    """The vectors of a stage that are done under the contract that the settings ask for, in memory.
+
+    Args:
+        video_ids: the videos to read, straight from the store; those without such a vector are left out, and
+            named as that. By default all are given, of which only new ones are read.
 
     Raises:
-        ManifestError: this machine's file of all vectors is damaged.
+        ManifestError: this machine's file of all vectors is damaged, or the vectors differ in dimension.
         LedgerError: the ledger cannot be read.
         StoreError: the store cannot be read.
     """
     import numpy as np
 
+    if video_ids is not None:
+        return _read_some(corpus, stage, video_ids)
     file, fusion = modality_vectors(corpus, stage)
     _, dimension = count_vectors(file)
     ids: list[str] = []
@@ -175,3 +184,29 @@ def read_vectors(corpus: Corpus, stage: Stage) -> VectorMatrix:
         parts.append(vectors)
     left_out = {dropped.video_id: dropped.problem for dropped in fusion.dropped}
     return VectorMatrix(ids, np.concatenate(parts), left_out)
+
+
+def _read_some(corpus: Corpus, stage: Stage, video_ids: Collection[str]) -> VectorMatrix:
+    import numpy as np
+    import pyarrow as pa
+
+    with corpus.stage(stage) as opened:
+        rows = opened.ledger.rows(video_ids).values()
+        kinds = {name: pa.string() for name in LEDGER_COLUMNS_READ} | {"embedding_dim": pa.int64()}
+        claims = pa.Table.from_pylist([asdict(row) for row in rows], pa.schema(list(kinds.items())))
+        manifest = build_manifest(opened.contract, claims, corpus.keys)
+    table, dimension = manifest.table, manifest.dimension or 0
+    columns = (table[name].to_pylist() for name in ("video_id", "embedding_key", "artifact_sha256"))
+    vectors = np.empty((table.num_rows, dimension), np.float32)
+    left_out = dict.fromkeys(video_ids, "it has none under the present contract")
+    ids: list[str] = []
+    answers = corpus.store.get_many(table["embedding_key"].to_pylist())
+    for video_id, key, sha256, (_, answer) in zip(*columns, answers, strict=True):
+        try:
+            vectors[len(ids)] = checked_vector(answer, dimension, sha256)
+        except VectorProblem as problem:
+            left_out[video_id] = f"{key}: {problem}"
+        else:
+            ids.append(video_id)
+            del left_out[video_id]
+    return VectorMatrix(ids, vectors[: len(ids)], left_out)

@@ -3,8 +3,8 @@
 Recording events, the executor, the event log and the web server reach in at more places, each in its module.
 """
 
+import dagster as dg
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
-from dagster._core.storage.runs import SqliteRunStorage
 from dagster._core.storage.tags import (
     ASSET_PARTITION_RANGE_END_TAG,
     ASSET_PARTITION_RANGE_START_TAG,
@@ -15,6 +15,13 @@ __all__ = [
     "ASSET_PARTITION_RANGE_END_TAG",
     "ASSET_PARTITION_RANGE_START_TAG",
     "PARTITION_NAME_TAG",
-    "SqliteRunStorage",
     "UnresolvedAssetJobDefinition",
+    "keeps_runs_in_sqlite",
 ]
+
+
+def keeps_runs_in_sqlite(instance: dg.DagsterInstance) -> bool:
+    """Whether an instance keeps its runs in SQLite files, so that all of them are of this machine."""
+    from dagster._core.storage.runs import SqliteRunStorage  # takes as long to import as most of Dagster
+
+    return isinstance(instance.run_storage, SqliteRunStorage)

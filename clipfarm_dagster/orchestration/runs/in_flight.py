@@ -1,6 +1,6 @@
 """Which videos runs have in hand now, as Dagster's run storage tells it: one query, whatever their number."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import dagster as dg
 
@@ -27,9 +27,10 @@ def videos_in_flight(instance: dg.DagsterInstance, names: CorpusNames) -> dict[S
     found: dict[Stage, set[str]] = {stage: set() for stage in Stage}
     partitions: Sequence[str] | None = None
     for run in runs:
+        selected = _selected(instance, run)
         for stage in Stage:
             found[stage].update(id_list(names, stage, run.run_config))
-            if run.asset_selection is None or names.embedding(stage) not in run.asset_selection:
+            if names.embedding(stage) not in selected:
                 continue
             if partition := run.tags.get(PARTITION_NAME_TAG):
                 found[stage].add(partition)
@@ -42,6 +43,17 @@ def videos_in_flight(instance: dg.DagsterInstance, names: CorpusNames) -> dict[S
                     partitions = instance.get_dynamic_partitions(names.partitions_name)
                 found[stage].update(_range(partitions, start, end))
     return found
+
+
+def _selected(instance: dg.DagsterInstance, run: dg.DagsterRun) -> Collection[dg.AssetKey | None]:
+    """The assets that a run of partitions materializes."""
+    if run.asset_selection is not None:
+        return run.asset_selection
+    if not {PARTITION_NAME_TAG, ASSET_PARTITION_RANGE_START_TAG} & run.tags.keys():
+        return ()
+    # of a whole job that a project has defined: the run itself does not name its assets
+    planned = instance.all_logs(run.run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION_PLANNED)
+    return {entry.get_dagster_event().asset_key for entry in planned}
 
 
 def _range(partitions: Sequence[str], start: str, end: str) -> Sequence[str]:

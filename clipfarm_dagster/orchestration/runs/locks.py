@@ -13,7 +13,7 @@ from pathlib import Path
 
 import dagster as dg
 
-from clipfarm_dagster.orchestration.dagster_internals import SqliteRunStorage
+from clipfarm_dagster.orchestration.dagster_internals import keeps_runs_in_sqlite
 
 _SUFFIX = ".lock"
 _held: dict[Path, int] = {}
@@ -23,7 +23,7 @@ _held: dict[Path, int] = {}
 def lock_folder(instance: dg.DagsterInstance) -> Path | None:
     """Where the locks of an instance lie. None where runs may be of other machines: Dagster's own monitoring
     tells there which are dead."""
-    if not isinstance(instance.run_storage, SqliteRunStorage):
+    if not keeps_runs_in_sqlite(instance):
         return None
     return Path(instance.root_directory) / "run_locks"
 
