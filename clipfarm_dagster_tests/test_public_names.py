@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import subprocess
 import sys
 
@@ -30,6 +32,12 @@ NAMES = {
     "read_vectors",
     "search",
 }
+
+FACES = {
+    "clipfarm_dagster.corpus": {"Corpus", "StageCorpus"},
+    "clipfarm_dagster.store": {"ObjectInfo", "ObjectStore", "S3Options", "StoredObject", "local_path"},
+}
+"""What packages that are imported from as a whole must export."""
 
 
 def test_they_are_these():
@@ -89,3 +97,25 @@ def test_a_matrix_becomes_an_arrow_table_and_names_what_it_lacks():
         matrix.vector("c")
     with pytest.raises(VideoNotFoundError, match="'d' here"):
         matrix.vector("d")
+
+
+@pytest.mark.parametrize("face", FACES)
+def test_a_package_exports_what_it_says(face: str) -> None:
+    module = importlib.import_module(face)
+    public = {
+        name for name, value in vars(module).items() if not name.startswith("_") and not inspect.ismodule(value)
+    }
+
+    assert module.__all__ == sorted(module.__all__)
+    assert set(module.__all__) == public
+    assert set(module.__all__) >= FACES[face]
+
+
+@pytest.mark.parametrize("face", FACES)
+def test_what_a_package_exports_is_its_own_and_documented(face: str) -> None:
+    module = importlib.import_module(face)
+
+    for name in module.__all__:
+        exported = getattr(module, name)
+        assert exported.__module__.startswith(f"{face}."), name
+        assert inspect.getdoc(exported), name
