@@ -36,11 +36,15 @@ class StageSettings(BaseModel, extra="forbid"):
 
     model: str
     revision: str
-    batch_size: int | None = Field(None, ge=1, description="Items a forward pass; by default by device.")
+    batch_size: int | None = Field(
+        None, ge=1, description="Items per forward pass; by default depends on the device."
+    )
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         "float32", description="Precision of the model. Another precision is another contract."
     )
-    source_columns: str = Field("", description="Metadata columns that the source hash covers, by comma.")
+    source_columns: str = Field(
+        "", description="Metadata columns that the source hash covers, separated by commas."
+    )
 
     def columns(self) -> tuple[str, ...]:
         """`source_columns` as a tuple, in the order given."""
@@ -53,15 +57,16 @@ class VideoSettings(StageSettings):
     model: str = Field("MCG-NJU/videomae-base", description="VideoMAE checkpoint: hub id or folder.")
     revision: str = Field(
         "dc740ceda42fce44faed2ea03c6d447db72f6af9",
-        description="Commit SHA on the hub; without meaning for a folder.",
+        description="Commit SHA on the hub; ignored for folders.",
     )
     pooling: Literal["first_token", "mean"] = Field(
-        "first_token", description="`last_hidden_state[:, 0]`, or the mean over all tokens."
+        "first_token", description="`first_token` is `last_hidden_state[:, 0]`; `mean` averages all tokens."
     )
-    frames: int = Field(16, ge=1, description="Frames sampled from a clip; the model's own number.")
+    frames: int = Field(16, ge=1, description="Frames sampled from a clip; should be the model's own number.")
     unknown_count: Literal["first", "count"] = Field(
         "first",
-        description="Where the container tells no frame count: take the first frames, or count by demuxing.",
+        description="If the container gives no frame count: `first` takes the first frames, `count` counts"
+        " by demuxing.",
     )
 
 
@@ -71,10 +76,10 @@ class AudioSettings(StageSettings):
     model: str = Field("facebook/wav2vec2-base-960h", description="wav2vec2 checkpoint: hub id or folder.")
     revision: str = Field(
         "22aad52d435eb6dbaf354bdad9b0da84ce7d6156",
-        description="Commit SHA on the hub; without meaning for a folder.",
+        description="Commit SHA on the hub; ignored for folders.",
     )
-    sample_rate: int = Field(16_000, ge=1, description="Samples a second that the model hears.")
-    max_seconds: float = Field(90.0, gt=0, description="Only the first seconds of a sound are heard.")
+    sample_rate: int = Field(16_000, ge=1, description="Samples per second that the model expects.")
+    max_seconds: float = Field(90.0, gt=0, description="Only this many seconds from the start are used.")
 
 
 class TextSettings(StageSettings):
@@ -86,10 +91,11 @@ class TextSettings(StageSettings):
     )
     revision: str = Field(
         "1110a243fdf4706b3f48f1d95db1a4f5529b4d41",
-        description="Commit SHA on the hub; without meaning for a folder.",
+        description="Commit SHA on the hub; ignored for folders.",
     )
     source_columns: str = Field(
-        "title,description,query", description="Metadata columns that the source hash covers, by comma."
+        "title,description,query",
+        description="Metadata columns that the source hash covers, separated by commas.",
     )
 
 
@@ -101,7 +107,7 @@ class Settings(BaseSettings):
     )
 
     home: Path = Field(
-        Path(".clipfarm"), description="Folder of local state: ledgers, caches, Dagster's own data."
+        Path(".clipfarm"), description="Folder for local state: ledgers, caches, Dagster's own data."
     )
     store_url: str = Field(
         "", description="`s3://bucket` or a folder; by default `store` in the home folder."
@@ -113,38 +119,40 @@ class Settings(BaseSettings):
     state_url: str = Field(
         "", description="`postgresql://…` for a shared ledger; by default SQLite files in the home folder."
     )
-    device: str = Field(
-        "auto", description="`cpu`, `cuda`, `cuda:1`, …; `auto` takes a GPU where there is one."
-    )
+    device: str = Field("auto", description="`cpu`, `cuda`, `cuda:1`, …; `auto` uses a GPU if there is one.")
     frozen: bool = Field(
         True,
-        description="Refuse model revisions that are no full commit SHA; `false` looks a branch up once.",
+        description="Refuse model revisions that are not a full commit SHA; `false` resolves a branch once.",
     )
-    workers: int = Field(0, ge=0, description="Processes that decode; 0 takes one per processor core.")
-    run_size: int = Field(500, ge=1, description="Ids that the sensor or `sync` puts into one run.")
-    max_runs_per_tick: int = Field(6, ge=1, description="Runs that the sensor launches in one tick.")
+    workers: int = Field(0, ge=0, description="Processes that decode; 0 means one per processor core.")
+    run_size: int = Field(500, ge=1, description="Number of ids that the sensor or `sync` puts into one run.")
+    max_runs_per_tick: int = Field(
+        6, ge=1, description="Runs that the sensor launches per tick, for each stage."
+    )
     max_attempts: int = Field(5, ge=1, description="Failed attempts after which an item is quarantined.")
-    retry_seconds: float = Field(60.0, gt=0, description="Wait after a first failure; doubles with each.")
+    retry_seconds: float = Field(
+        60.0, gt=0, description="Delay after the first failure; doubles with each further one."
+    )
     item_timeout_seconds: float = Field(
-        300.0, gt=0, description="Preparation of one item that takes longer is ended and fails."
+        300.0, gt=0, description="If preparing one item takes longer, it is stopped and fails."
     )
     fetch_timeout_seconds: float = Field(
         120.0,
         gt=0,
-        description="Fetching one raw object that takes longer than this, and a second more for each 256 KiB,"
-        " is ended and fails.",
+        description="If fetching one raw object takes longer than this, plus a second per 256 KiB, it is"
+        " stopped and fails.",
     )
-    max_object_bytes: int = Field(2**31, ge=1, description="Raw objects that are larger are refused.")
-    max_text_bytes: int = Field(2**26, ge=1, description="Transcript files that are larger are refused.")
-    max_pixels: int = Field(2**26, ge=1, description="Video frames of more pixels than this are refused.")
-    max_frames: int = Field(2**20, ge=1, description="Videos of more frames than this are refused.")
+    max_object_bytes: int = Field(2**31, ge=1, description="Larger raw objects are refused.")
+    max_text_bytes: int = Field(2**26, ge=1, description="Larger transcript files are refused.")
+    max_pixels: int = Field(2**26, ge=1, description="Videos whose frames have more pixels are refused.")
+    max_frames: int = Field(2**20, ge=1, description="Videos with more frames are refused.")
     max_prepare_bytes: int = Field(
-        2**32, ge=2**28, description="Preparation of one item that takes more memory than this fails."
+        2**32, ge=2**28, description="If preparing one item takes more memory, it fails."
     )
     allowed_hosts: str = Field(
         "",
-        description="Names, by comma, under which a proxy serves `clipfarm dev` and `clipfarm atlas`, with a"
-        " port where the browser's address has one.",
+        description="Names under which a proxy serves `clipfarm dev` and `clipfarm atlas`, separated by"
+        " commas, with the port if the browser shows one.",
     )
     fusion_weights: str = Field(
         "video=1,audio=1,text=1",
@@ -159,14 +167,16 @@ class Settings(BaseSettings):
     def _check_home(cls, home: Path) -> Path:
         # Dagster gives SQLite the paths of its databases as parts of a URI
         if re.search(r"[?#%]", str(home)):
-            raise ValueError(f"{str(home)!r} holds one of ? # %, which Dagster's databases cannot lie under")
+            raise ValueError(
+                f"{str(home)!r} contains ?, # or %, which Dagster's databases cannot have in their path"
+            )
         return home
 
     @field_validator("prefix")
     @classmethod
     def _check_prefix(cls, prefix: str) -> str:
         if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*(/[A-Za-z0-9_-][A-Za-z0-9_.-]*)*", prefix):
-            raise ValueError("must be one or more names of A-Z a-z 0-9 _ - . with a slash between")
+            raise ValueError("must be one or more names of A-Z a-z 0-9 _ - . separated by slashes")
         return prefix
 
     @field_validator("allowed_hosts")
@@ -175,7 +185,7 @@ class Settings(BaseSettings):
         for name in _by_comma(names):
             if not re.fullmatch(r"[A-Za-z0-9.-]+(:[0-9]+)?", name):
                 raise ValueError(
-                    f"{name!r} is no host name; give it without http:// and path, as in a.example:8443"
+                    f"{name!r} is not a host name; write it without http:// and path, such as a.example:8443"
                 )
         return names
 
@@ -204,13 +214,13 @@ class Settings(BaseSettings):
 
 
 def load_settings(**overrides: object) -> Settings:
-    """Read the settings; `overrides` win over the environment.
+    """Read the settings; `overrides` take precedence over the environment.
 
     Paths that are relative are made absolute against the working directory, and `store_url` gets its
     default, so that the answer means the same wherever it is used.
 
     Raises:
-        SettingsError: a value is unusable, or a `CLIPFARM_` variable is no setting.
+        SettingsError: a value is unusable, or a `CLIPFARM_` variable is not a setting.
     """
     home = Path(str(overrides.get("home") or os.environ.get(f"{_PREFIX}HOME") or ".clipfarm")).expanduser()
     home = home.absolute()
@@ -261,7 +271,7 @@ def _problem(detail: ErrorDetails) -> str:
     name = "_".join(str(part) for part in detail["loc"]).upper()
     if detail["type"] == "extra_forbidden" and len(detail["loc"]) == 1:
         # a line of the file, whose whole name is told; the environment has been checked by then
-        return f"{name} in {SETTINGS_FILE} is no setting of ClipFarm{_hint(name)}"
+        return f"{name} in {SETTINGS_FILE} is not a setting of ClipFarm{_hint(name)}"
     return f"{_PREFIX}{name}: {detail['msg']}"
 
 
@@ -273,7 +283,7 @@ def _refuse_unknown_variables() -> None:
     known = variables()
     for name in os.environ:
         if name.startswith(_PREFIX) and name not in known and not name.startswith(_STAGE_PREFIXES):
-            raise SettingsError(f"{name} is no setting of ClipFarm{_hint(name)}")
+            raise SettingsError(f"{name} is not a setting of ClipFarm{_hint(name)}")
 
 
 def _hint(name: str) -> str:
