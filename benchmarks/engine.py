@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +118,7 @@ def _show(name: str, found: dict[str, Any]) -> None:
 
 def _child(way: str, given: dict[str, Any]) -> dict[str, Any]:
     if way == "straightforward":
-        import straightforward
+        from benchmarks import straightforward
 
         return straightforward.run(
             given["stage"],
@@ -182,7 +183,7 @@ def _engine_pass(given: dict[str, Any]) -> dict[str, Any]:
             progress = embed_items(
                 [WorkItem(video_id, {}, "", "") for video_id in given["video_ids"]],
                 contract=stage_contract(stage, settings),
-                load_encoder=lambda stage=stage: _encoder(stage, given),
+                load_encoder=partial(_encoder, stage, given),
                 store=ObjectStore.open(given["url"]),
                 keys=Keys(),
                 ledger=ledger,
@@ -232,7 +233,8 @@ def _measured(way: str, given: dict[str, Any]) -> dict[str, Any]:
     """What a child says, with its wall time, its tree's CPU time and its tree's peak memory."""
     command = [sys.executable, __file__, "--child", way, json.dumps(given)]
     environment = {**os.environ, "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-    start, cpu, peak = time.perf_counter(), {}, 0
+    cpu: dict[int, float] = {}
+    start, peak = time.perf_counter(), 0
     with tempfile.TemporaryFile("w+") as output:
         process = subprocess.Popen(command, stdout=output, env=environment, start_new_session=True)
         while process.poll() is None:
@@ -279,8 +281,8 @@ def _clips(cache: Path, count: int) -> list[Path]:
         rng = np.random.default_rng(number)
         seconds, rate = 8 + 37 * number / max(1, count - 1), (22_050, 44_100, 48_000)[number % 3]
         size, fps = SIZES[number % len(SIZES)], (24, 25, 30)[number % 3]
-        sound = np.cumsum(rng.normal(0, 0.02, round(seconds * rate)))
-        sound = (np.sin(sound) * 0.5).astype(np.float32)
+        phase = np.cumsum(rng.normal(0, 0.02, round(seconds * rate)))
+        sound = (np.sin(phase) * 0.5).astype(np.float32)
         mp4 = encode_mp4(
             _frames(rng, size, round(seconds * fps)),
             size=size,

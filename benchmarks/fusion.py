@@ -126,7 +126,7 @@ def objects_a_second_boto3(keys: Sequence[str]) -> float:
     client = boto3.client("s3", endpoint_url=os.environ["AWS_ENDPOINT_URL"], config=config)
     with ThreadPoolExecutor(CONCURRENCY) as executor:
         started = time.perf_counter()
-        read = sum(
+        read: int = sum(
             executor.map(lambda k: client.get_object(Bucket=BUCKET, Key=k)["Body"].read() != b"", keys)
         )
         assert read == len(keys)

@@ -69,7 +69,7 @@ def record(
 
 
 def item_events(key: str) -> tuple[dg.AssetObservation, dg.AssetMaterialization]:
-    metadata = {
+    metadata: dict[str, dg.MetadataValue | str | int | float] = {
         "artifact": dg.MetadataValue.path(f"clipfarm/embeddings/video/{key}.npy"),
         "model": "MCG-NJU/videomae-base",
         "revision": "0" * 40,

@@ -58,7 +58,7 @@ def _video(checkpoint: Path):
     model = VideoMAEModel.from_pretrained(checkpoint).eval()
 
     def embed(raw: Path) -> tuple[np.ndarray, float]:
-        with av.open(io.BytesIO(raw.read_bytes())) as container:
+        with av.open(io.BytesIO(raw.read_bytes()), "r") as container:
             stream = container.streams.video[0]
             wanted = {int(i) for i in np.linspace(0, stream.frames - 1, 16)}
             frames = [

@@ -88,7 +88,8 @@ class Daemon:
     """Evaluates the sensor, keeps its cursor, and queues the runs that it requests."""
 
     def __init__(self, instance: dg.DagsterInstance) -> None:
-        self.instance, self.cursor = instance, None
+        self.instance = instance
+        self.cursor: str | None = None
         self.definitions = build_definitions()
         self.sensor = self.definitions.resolve_sensor_def(DEFAULT_NAMES.embedding_sensor)
 
@@ -139,6 +140,7 @@ def main() -> None:
         daemon.tick(f"first of {options.videos:,} videos, all done already")
         for _ in range(5):
             daemon.tick("nothing to do")
+        assert daemon.cursor is not None
         daemon.cursor = daemon.cursor.replace('"listed_at": ', '"listed_at": -')
         daemon.tick("nothing to do, all listed")
         new = [f"new-{n:07}" for n in range(options.new)]

@@ -383,7 +383,7 @@ class World:
             assert np.array_equal(stored, vector_of(inputs, self.corpus.contract(Stage.TEXT).id))
 
 
-STATUSES = {
+STATUSES: dict[str, set[str]] = {
     "new": {"new"},
     "success": {Status.SUCCESS},
     "missing": {Status.MISSING_RAW_OBJECT},

@@ -65,10 +65,9 @@ def test_definitions_are_loadable_as_dagster_loads_them():
 def test_resources_can_be_replaced(tmp_path):
     store = ObjectStoreResource(url=str(tmp_path))
 
-    assert (
-        build_definitions(resource_overrides={"object_store": store}).resources["clipfarm_object_store"]
-        is store
-    )
+    resources = build_definitions(resource_overrides={"object_store": store}).resources
+    assert resources is not None
+    assert resources["clipfarm_object_store"] is store
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import typer
+from typer.core import TyperGroup
 
 from clipfarm_dagster.cli.app import app
 from clipfarm_dagster.settings import Settings, settings_table
@@ -14,7 +15,9 @@ README = (Path(__file__).parent.parent / "README.md").read_text()
 
 
 def test_every_command_is_documented_and_no_other():
-    commands = set(typer.main.get_command(app).commands)
+    group = typer.main.get_command(app)
+    assert isinstance(group, TyperGroup)
+    commands = set(group.commands)
 
     assert set(re.findall(r"^\| `clipfarm ([a-z-]+)", README, re.MULTILINE)) == commands
 

@@ -97,11 +97,12 @@ def encode(spec: ClipSpec) -> bytes:
         streams = []
         for number in range(spec.streams):
             stream = container.add_stream(spec.codec, rate=RATE)
+            assert isinstance(stream, av.VideoStream)
             stream.width, stream.height = spec.width >> number, spec.height >> number
             stream.pix_fmt = spec.pixel_format
             stream.gop_size = spec.gop
             stream.codec_context.thread_count = 1
-            stream.options = _options(spec)
+            stream.options = dict(_options(spec))
             if spec.matrix:
                 a, b, c, d = (m * 65536 for m in spec.matrix)
                 stream.set_display_matrix((a, b, 0, c, d, 0, 0, 0, 1 << 30))

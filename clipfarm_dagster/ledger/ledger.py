@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import quote
 
 from sqlalchemy import (
@@ -105,7 +105,7 @@ class Ledger:
             raise self._error("open", error) from None
 
     @classmethod
-    def open(cls, stage: Stage, *, state_url: str, sqlite_path: Path) -> Ledger:
+    def open(cls, stage: Stage, *, state_url: str, sqlite_path: Path) -> Self:
         """Open the ledger at `state_url`, or the SQLite file where that is empty; created when new.
 
         Raises:

@@ -18,7 +18,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from clipfarm_dagster.canary import check as canary
-from clipfarm_dagster.canary.baseline import Baseline, Step
+from clipfarm_dagster.canary.baseline import Baseline, Step, compare
 from clipfarm_dagster.canary.check import (
     Report,
     Result,
@@ -292,7 +292,7 @@ def test_another_shape_has_no_distance_and_moves(
 ) -> None:
     made = canary.measure(load(Stage.TEXT), environment)
     longer = replace(made, trace=replace(made.trace, prepared=np.append(made.trace.prepared, 1)))
-    steps = canary.compare(Stage.TEXT, "float32", made, longer)
+    steps = compare(Stage.TEXT, "float32", made, longer)
     assert [(step.deviation, step.moved) for step in steps] == [
         (0, False),
         (None, True),
@@ -304,7 +304,7 @@ def test_another_shape_has_no_distance_and_moves(
 def test_a_vector_that_is_no_number_moves(load: Callable[..., Encoder], environment: Environment) -> None:
     made = canary.measure(load(Stage.TEXT), environment)
     broken = replace(made, trace=replace(made.trace, vector=made.trace.vector * np.nan))
-    assert canary.compare(Stage.TEXT, "float32", made, broken)[3].moved
+    assert compare(Stage.TEXT, "float32", made, broken)[3].moved
 
 
 # once

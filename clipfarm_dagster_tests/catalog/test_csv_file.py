@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import time
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -44,16 +45,16 @@ cells = st.text(st.sampled_from('ab,"\n\r é'), max_size=6)
 @settings(max_examples=60, deadline=None)
 @given(
     rows=st.lists(st.tuples(st.sampled_from("xyz"), cells, cells), max_size=60),
-    style=st.sampled_from([("\n", csv.QUOTE_ALL), ("\r\n", csv.QUOTE_MINIMAL)]),
+    style=st.sampled_from([{"lineterminator": "\n", "quoting": csv.QUOTE_ALL}, {"lineterminator": "\r\n"}]),
     cut=st.integers(0, 12),
 )
 def test_arrow_and_python_read_alike(
-    rows: list[tuple[str, str, str]], style: tuple[str, int], cut: int
+    rows: list[tuple[str, str, str]], style: dict[str, Any], cut: int
 ) -> None:
     """Whole, a file gives its rows; cut short, it is refused with a line, or what is left is well-formed."""
     header = ["a", "b", "c"]
     out = io.StringIO()
-    csv.writer(out, lineterminator=style[0], quoting=style[1]).writerows([header, *rows])
+    csv.writer(out, **style).writerows([header, *rows])
     text = out.getvalue()
     assert read(text) == rows
     short = text[: max(len('"a","b","c"\n'), len(text) - cut)]

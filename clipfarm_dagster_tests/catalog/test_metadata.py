@@ -229,7 +229,8 @@ def test_zones_compare_as_instants(tmp_path: Path) -> None:
 def test_the_later_line_wins_a_tie_in_a_file_of_many_blocks(tmp_path: Path) -> None:
     rng = random.Random(7)
     start = datetime(2026, 1, 1, tzinfo=UTC)
-    lines, expected = [], {}
+    lines: list[str] = []
+    expected: dict[str, tuple[int, int]] = {}
     for n in range(60_000):
         video_id, day = f"v{rng.randrange(9_000)}", rng.randrange(3)
         lines.append(f"{video_id},{start + timedelta(days=day)},{n},{'d' * rng.randrange(200)},q\n")

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,7 @@ def flip(data: bytes, place: int) -> bytes:
     return data[:place] + bytes([data[place] ^ 0x10]) + data[place + 1 :]
 
 
-DAMAGES = {
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
     "emptied": lambda data: b"",
     "truncated": lambda data: data[: len(data) * 2 // 3],
     "zeroed": lambda data: bytes(len(data)),
@@ -110,7 +111,9 @@ def test_a_damaged_metadata_cache_is_made_anew(corpus: Corpus):
         [cache] = corpus.settings.home.rglob("latest-*.parquet")
         whole = cache.read_bytes()
 
-        flips = [partial(flip, place=place) for place in range(0, len(whole), len(whole) // 25)]
+        flips: list[Callable[[bytes], bytes]] = [
+            partial(flip, place=place) for place in range(0, len(whole), len(whole) // 25)
+        ]
         for damage in (*DAMAGES.values(), *flips):
             damaged_to(cache, damage(whole))
             assert commands.run("plan") == expected

@@ -7,6 +7,7 @@ import importlib.machinery
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -42,20 +43,26 @@ def test_made_twice_is_the_same_and_the_global_generator_is_left_alone(
         assert "RANDOM weights from seed 0" in (tmp_path / "first" / name).read_text()
 
 
+def loaded(model_class: Any, folder: Path) -> tuple[Any, dict[str, Any]]:
+    """A model, and which of its weights were found in the folder."""
+    model, report = model_class.from_pretrained(folder, output_loading_info=True, use_safetensors=True)
+    return model.eval(), report
+
+
 def test_video_checkpoint_gives_768_numbers_through_the_published_preprocessing(tmp_path: Path) -> None:
     from transformers import VideoMAEImageProcessorPil, VideoMAEModel
 
     folder = make_video_checkpoint(tmp_path / "video")
     processor = VideoMAEImageProcessorPil.from_pretrained(folder)
     assert (processor.size["shortest_edge"], processor.crop_size["height"]) == (224, 224)
-    model, report = VideoMAEModel.from_pretrained(folder, output_loading_info=True, use_safetensors=True)
+    model, report = loaded(VideoMAEModel, folder)
     assert not report["missing_keys"]
     assert all(
         name.startswith(("decoder", "encoder_to_decoder", "mask_token")) for name in report["unexpected_keys"]
     )
     pixels = torch.rand(1, 16, 3, 224, 224, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        states = model.eval()(pixels).last_hidden_state
+        states = model(pixels).last_hidden_state
     assert states.shape == (1, 8 * 14 * 14, 768)
     assert torch.isfinite(states).all()
 
@@ -67,14 +74,14 @@ def test_audio_checkpoint_gives_768_numbers_through_the_published_preprocessing(
     processor = Wav2Vec2Processor.from_pretrained(folder)
     assert processor.feature_extractor.return_attention_mask is False
     assert processor.tokenizer.convert_tokens_to_ids(["<pad>", "|", "E", "Z"]) == [0, 4, 5, 31]
-    model, report = Wav2Vec2Model.from_pretrained(folder, output_loading_info=True, use_safetensors=True)
+    model, report = loaded(Wav2Vec2Model, folder)
     assert not report["missing_keys"]
     assert all(name.startswith("lm_head") for name in report["unexpected_keys"])
     assert model.config.feat_extract_norm == "group"
     sound = torch.sin(torch.arange(16_000) / 9).numpy()
     values = processor(sound, sampling_rate=16_000, return_tensors="pt").input_values
     with torch.inference_mode():
-        states = model.eval()(values).last_hidden_state
+        states = model(values).last_hidden_state
     assert states.shape == (1, 49, 768)
     assert torch.isfinite(states).all()
 

@@ -39,17 +39,21 @@ def test_a_dozen_videos_in_four_themes(videos: list[DemoVideo]) -> None:
 def test_clips_are_h264_with_b_frames_that_move_and_aac(videos: list[DemoVideo]) -> None:
     shapes, distances, rates = set(), set(), set()
     for video in videos:
-        with av.open(io.BytesIO(video.mp4)) as container:
+        with av.open(io.BytesIO(video.mp4), "r") as container:
             stream, sound = container.streams.video[0], container.streams.audio[0]
             assert (stream.codec_context.name, sound.codec_context.name) == ("h264", "aac")
+            assert stream.duration is not None
+            assert stream.time_base is not None
+            assert stream.average_rate is not None
             seconds = float(stream.duration * stream.time_base)
             assert 3 <= seconds <= 5
-            rates.add((stream.average_rate, sound.rate))
+            rate = float(stream.average_rate)
+            rates.add((rate, sound.rate))
             kinds, pictures = [], []
             for frame in container.decode(stream):
                 kinds.append(frame.pict_type)
                 pictures.append(frame.to_ndarray(format="gray").astype(np.int16))
-        assert len(pictures) == round(seconds * float(stream.average_rate))
+        assert len(pictures) == round(seconds * rate)
         assert av.video.frame.PictureType.B in kinds
         keyframes = [n for n, kind in enumerate(kinds) if kind == av.video.frame.PictureType.I]
         distances.add(min((b - a for a, b in itertools.pairwise(keyframes)), default=len(kinds)))
@@ -66,7 +70,7 @@ def test_wav_is_the_sound_of_the_clip(videos: list[DemoVideo]) -> None:
     for video in videos:
         samples, rate = soundfile.read(io.BytesIO(video.wav), dtype="float32")
         assert soundfile.info(io.BytesIO(video.wav)).subtype == "PCM_16"
-        with av.open(io.BytesIO(video.mp4)) as container:
+        with av.open(io.BytesIO(video.mp4), "r") as container:
             sound_stream = container.streams.audio[0]
             heard = np.concatenate([frame.to_ndarray()[0] for frame in container.decode(audio=0)])
         assert sound_stream.rate == rate
@@ -78,7 +82,10 @@ def test_wav_is_the_sound_of_the_clip(videos: list[DemoVideo]) -> None:
 
 def _loudness(samples: np.ndarray, rate: int) -> np.ndarray:
     step = rate // 20
-    return np.sqrt((samples[: len(samples) // step * step].reshape(-1, step) ** 2).mean(axis=1))
+    loudness: np.ndarray = np.sqrt(
+        (samples[: len(samples) // step * step].reshape(-1, step) ** 2).mean(axis=1)
+    )
+    return loudness
 
 
 def test_metadata_has_several_snapshots_of_some_videos(videos: list[DemoVideo]) -> None:

@@ -64,7 +64,7 @@ def test_the_demo_embeds_everything_then_nothing_then_one_changed_title(tmp_path
         "CLIPFARM_STATE_URL": "postgresql://127.0.0.1:1/own",
         "DAGSTER_HOME": str(tmp_path / "dagster"),
     }
-    first = run_demo(tmp_path / "demo", **settings)
+    first = run_demo(tmp_path / "demo", cwd=None, **settings)
     assert own.read_text() == "video_id\n"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["demo", "own"]
 

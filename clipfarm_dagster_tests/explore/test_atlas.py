@@ -48,7 +48,7 @@ def test_a_clip_over_a_limit_costs_its_own_thumbnail_alone(tmp_path, store):
             corpus.store.put(corpus.keys.raw(Stage.VIDEO, video_id), clip)
 
     for _ in range(2):
-        told = {}
+        told: dict[str, str] = {}
         table = atlas_table(corpus, "concat", thumbnails=99, on_problem=told.__setitem__)
 
         shown = dict(zip(table["video_id"].to_pylist(), table["thumbnail"].to_pylist(), strict=True))

@@ -8,17 +8,19 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pytest
+from dagster._core.event_api import EventLogCursor
 from dagster._core.events import (
     AssetMaterializationPlannedData,
     AssetObservationData,
     DagsterEvent,
+    EventSpecificData,
     StepMaterializationData,
 )
 from dagster._core.storage.event_log import SqliteEventLogStorage
-from dagster._core.storage.event_log.base import EventLogCursor
 from dagster._core.storage.sql import run_alembic_downgrade
 
 from clipfarm_dagster.instance import event_log
@@ -55,7 +57,7 @@ def planned(run_id: str, key: str | None) -> dg.EventLogEntry:
     return entry(run_id, Kind.ASSET_MATERIALIZATION_PLANNED, data)
 
 
-def entry(run_id: str, kind: dg.DagsterEventType, data: object) -> dg.EventLogEntry:
+def entry(run_id: str, kind: dg.DagsterEventType, data: EventSpecificData | None) -> dg.EventLogEntry:
     event = DagsterEvent(kind.value, "job", event_specific_data=data, step_key="step")
     return dg.EventLogEntry(
         error_info=None,
@@ -307,7 +309,8 @@ def opened_files(storage: PooledSqliteEventLogStorage) -> set[str]:
 
 def test_batch_is_stored_whole_or_not_at_all(pooled: PooledSqliteEventLogStorage) -> None:
     pooled.store_event_batch([materialized("run-1", KEYS[0])])
-    broken = materialized("run-1", KEYS[2])._replace(timestamp="never")
+    no_time: Any = "never"
+    broken = materialized("run-1", KEYS[2])._replace(timestamp=no_time)
     with pytest.raises(TypeError):
         pooled.store_event_batch([materialized("run-1", KEYS[1]), broken])
     assert pooled.get_materialized_partitions(ASSET) == {KEYS[0]}

@@ -10,6 +10,7 @@ from contextlib import closing
 from dataclasses import fields, replace
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import create_engine, text
@@ -23,15 +24,23 @@ from clipfarm_dagster.timestamps import timestamp
 from clipfarm_dagster.vectors.contract import Contract
 from clipfarm_dagster_tests.support.postgres import new_database
 
-FULL = LedgerRow(
-    **{
-        f.name: 3 if f.name in {"retry_count", "embedding_dim"} else f"{f.name}, 'quoted' \N{SNOWMAN}"
-        for f in fields(LedgerRow)
-        if f.name not in {"vector_norm", "seconds", "row_version"}
-    },
-    vector_norm=1.0,
-    seconds=0.25,
-)
+NUMBERS: dict[str, Any] = {
+    "retry_count": 3,
+    "embedding_dim": 3,
+    "vector_norm": 1.0,
+    "seconds": 0.25,
+    "row_version": None,
+}
+TEXTS: dict[str, Any] = {
+    f.name: f"{f.name}, 'quoted' \N{SNOWMAN}" for f in fields(LedgerRow) if f.name not in NUMBERS
+}
+FULL = LedgerRow(**TEXTS, **NUMBERS)
+
+
+def with_nulls(row: LedgerRow, *names: str) -> LedgerRow:
+    """A row with null in columns of which some may not be null."""
+    nulls: dict[str, Any] = dict.fromkeys(names)
+    return replace(row, **nulls)
 
 
 def test_a_row_comes_back_as_it_was_recorded(ledger: Ledger):
@@ -63,8 +72,7 @@ def test_rows_are_replaced_only_where_they_are_as_they_were_read(ledger: Ledger)
 
 
 def test_a_batch_is_recorded_whole_or_not_at_all(ledger: Ledger):
-    bad = replace(FULL, video_id="bad", retry_count=None)
-    bad = replace(bad, video_id=None)
+    bad = with_nulls(FULL, "video_id", "retry_count")
 
     with pytest.raises(LedgerError):
         ledger.record([LedgerRow(video_id="good"), bad])
@@ -138,7 +146,7 @@ def test_the_version_changes_with_every_write_and_with_nothing_else(
     ledger.record([])
     ledger.mark_overwriting([])
     with pytest.raises(LedgerError):
-        ledger.record([replace(FULL, video_id=None)])
+        ledger.record([with_nulls(FULL, "video_id")])
     with closing(
         Ledger.open(Stage.VIDEO, state_url=state_url, sqlite_path=tmp_path / "video_embedding.sqlite")
     ) as again:
@@ -356,7 +364,7 @@ def test_any_password_serves_bulk_reading(with_password: Ledger):
 @pytest.mark.parametrize("note", ["hunter 2%'\\", "hunter%202%25%27%5C"], ids=["plain", "quoted"])
 def test_a_password_is_masked_in_every_form(with_password: Ledger, note: str):
     with pytest.raises(LedgerError, match=r"\*\*\*") as caught:
-        with_password.record([LedgerRow(video_id=None, note=note)])
+        with_password.record([with_nulls(LedgerRow(video_id="a", note=note), "video_id")])
 
     assert "hunter" not in str(caught.value)
 

@@ -25,13 +25,13 @@ from clipfarm_dagster.manifests.refresh import (
     refresh_fused,
     refresh_manifest,
 )
-from clipfarm_dagster.manifests.strategies import STRATEGIES, make_strategy, parse_weights
+from clipfarm_dagster.manifests.strategies import STRATEGIES, Mean, make_strategy, parse_weights
 from clipfarm_dagster.manifests.vector_table import count_vectors, iter_vectors
 from clipfarm_dagster.planning.delta import Reason
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.store.local_copies import LocalFile
 from clipfarm_dagster.vectors.npy import to_npy
-from clipfarm_dagster_tests.support.corpora import embed, embed_all, open_corpus, write_metadata
+from clipfarm_dagster_tests.support.corpora import embed, embed_all, etag_of, open_corpus, write_metadata
 from clipfarm_dagster_tests.support.stages import opened
 
 IDS = [f"v{number:02d}" for number in range(12)]
@@ -46,7 +46,7 @@ def _refresh(corpus, strategy="concat"):
 
 def _fused(corpus, strategy="concat"):
     """Vector by id, as the store has them now."""
-    found = {}
+    found: dict[str, np.ndarray] = {}
     for ids, vectors in iter_vectors(fused_file(corpus, strategy)):
         found.update(zip(ids, vectors, strict=True))
     return found
@@ -165,12 +165,12 @@ def test_nothing_changed_writes_and_reads_nothing(tmp_path, store):
     corpus = open_corpus(tmp_path, store)
     embed_all(corpus, IDS)
     _refresh(corpus)
-    etag = corpus.store.head(corpus.keys.fused_manifest("concat")).etag
+    etag = etag_of(corpus.store, corpus.keys.fused_manifest("concat"))
 
     result = _refresh(corpus)
 
     assert (result.changed, result.rows, result.objects_read) == (False, 12, 0)
-    assert corpus.store.head(corpus.keys.fused_manifest("concat")).etag == etag
+    assert etag_of(corpus.store, corpus.keys.fused_manifest("concat")) == etag
 
 
 def test_rows_of_videos_that_are_done_no_more_go_away(tmp_path):
@@ -234,7 +234,7 @@ def test_missing_and_wrong_objects_drop_their_row_and_become_work(tmp_path, stor
         assert ledger.version() != before  # the sensor notices
         row = ledger.rows(["v03"])["v03"]
         assert (row.status, row.vector_source_hash, row.vector_contract_id) == ("success", None, None)
-        assert "another vector" in row.note
+        assert "another vector" in (row.note or "")
     assert _lost_by_the_delta(corpus) == {(lost.stage, lost.video_id) for lost in result.dropped}
 
     again = _refresh(corpus)
@@ -282,13 +282,13 @@ def test_a_vector_that_a_run_is_replacing_is_left_out_but_not_called_lost(tmp_pa
 
 def test_vectors_that_cancel_each_other_out_have_no_mean(tmp_path):
     corpus = open_corpus(tmp_path, fusion_weights="text=0")
-    strategy = replace(make_strategy("mean", ""), stages=(Stage.VIDEO, Stage.AUDIO))
+    strategy = Mean(stages=(Stage.VIDEO, Stage.AUDIO))
     embed_all(corpus, IDS)
     made = embed(corpus, Stage.VIDEO, ["v00"])
     with corpus.ledger(Stage.AUDIO) as ledger:
         row = ledger.rows(["v00"])["v00"]
         ledger.record([replace(row, artifact_sha256=None)])
-    corpus.store.put(row.artifact_key, to_npy(-made["v00"]))
+    corpus.store.put(corpus.keys.embedding(Stage.AUDIO, "v00"), to_npy(-made["v00"]))
     _refresh(corpus)
 
     result = refresh_fused(corpus, strategy).fusion

@@ -24,7 +24,9 @@ def wav2vec2() -> Wav2Vec2Model:
     config = Wav2Vec2Config(
         hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=2, conv_dim=(48,) * 7
     )
-    return randomised(Wav2Vec2Model(config).eval())
+    model = Wav2Vec2Model(config)
+    randomise(model.eval())
+    return model
 
 
 @pytest.fixture(scope="module")
@@ -39,15 +41,16 @@ def videomae() -> VideoMAEModel:
         num_attention_heads=4,
         num_frames=4,
     )
-    return randomised(VideoMAEModel(config).eval())
+    model = VideoMAEModel(config)
+    randomise(model.eval())
+    return model
 
 
-def randomised(model: torch.nn.Module) -> torch.nn.Module:
+def randomise(model: torch.nn.Module) -> None:
     with torch.inference_mode():
         for parameter in model.parameters():
             if parameter.ndim == 1:
                 parameter.add_(torch.randn_like(parameter) * 0.3)
-    return model
 
 
 def one_minus_cosine(one: torch.Tensor, other: torch.Tensor) -> float:

@@ -18,14 +18,16 @@ from clipfarm_dagster.modalities.previews import (
 
 
 def _pixels(picture: bytes) -> np.ndarray:
-    return np.asarray(Image.open(io.BytesIO(picture)).convert("RGBA")).astype(int)
+    pixels: np.ndarray = np.asarray(Image.open(io.BytesIO(picture)).convert("RGBA")).astype(int)
+    return pixels
 
 
 def _wave_columns(picture: bytes) -> np.ndarray:
     """Height of the drawn wave in each column, without the centre line and the axis."""
     wave = _pixels(picture)[:114]
     strong = wave[..., 3] > 118  # the centre line is fainter
-    return strong.sum(axis=0)
+    heights: np.ndarray = strong.sum(axis=0)
+    return heights
 
 
 @pytest.mark.parametrize(("height", "width"), [(240, 320), (426, 240), (1920, 1080), (121, 161)])

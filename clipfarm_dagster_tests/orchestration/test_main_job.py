@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pytest
@@ -89,9 +90,11 @@ def test_a_materialization_carries_what_a_person_and_dagster_need(
     row = ledger_rows(corpus, Stage.TEXT)["a"]
     [record] = instance.fetch_materializations(DEFAULT_NAMES.embedding(Stage.TEXT), limit=5).records
     event = record.asset_materialization
+    assert event is not None
+    assert event.tags is not None
     assert event.partition == "a"
     assert event.tags[DATA_VERSION_TAG] == data_version(row.source_hash or "", row.contract_id or "")
-    metadata = {name: value.value for name, value in event.metadata.items()}
+    metadata: dict[str, Any] = {name: value.value for name, value in event.metadata.items()}
     assert metadata["source_hash"] == row.source_hash
     assert metadata["contract"] == row.contract_id == corpus.contract(Stage.TEXT).id
     assert metadata["dimension"] == 768

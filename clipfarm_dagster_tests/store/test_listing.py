@@ -32,7 +32,10 @@ def folder(tmp_path: Path) -> ObjectStore:
 
 
 def _odd_name(name: bytes) -> Callable[[Path], None]:
-    return lambda text: Path(os.fsdecode(os.fsencode(text) + b"/" + name)).write_bytes(b"1")
+    def make(text: Path) -> None:
+        Path(os.fsdecode(os.fsencode(text) + b"/" + name)).write_bytes(b"1")
+
+    return make
 
 
 def _odd_folder(text: Path) -> None:

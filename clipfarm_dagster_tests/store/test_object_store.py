@@ -7,6 +7,7 @@ import os
 import pickle
 import socket
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -145,7 +146,7 @@ class TestMany:
     def test_get_many_takes_keys_only_as_it_goes(self, store: ObjectStore) -> None:
         taken = []
 
-        def keys():  # type: ignore[no-untyped-def]
+        def keys() -> Iterator[str]:
             for number in range(50):
                 taken.append(number)
                 yield f"m/{number}"

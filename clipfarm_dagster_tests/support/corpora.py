@@ -27,6 +27,13 @@ def open_corpus(home: Path, store: ObjectStore | None = None, **settings: Any) -
     return Corpus.open(load_settings(home=home, store_url=url, **settings))
 
 
+def etag_of(store: ObjectStore, key: str) -> str:
+    """The ETag of an object that exists."""
+    info = store.head(key)
+    assert info is not None, key
+    return info.etag
+
+
 def embed(
     corpus: Corpus,
     stage: Stage,

@@ -6,7 +6,7 @@ import hashlib
 import io
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import av
@@ -15,26 +15,26 @@ from clipfarm_dagster.errors import InvalidRawObjectError
 from clipfarm_dagster.modalities.video.frames import SampledFrames, sample_frames, sample_frames_sequential
 from workbench.clips import B_PYRAMID, FRAGMENTED, OPEN_GOP, ClipSpec, encode
 
-_SIZE = {"width": 144, "height": 96}
+_PLAIN = ClipSpec(width=144, height=96)
 """Above `LEAST_PLANNED_PIXELS`."""
 
 SPECS = (
-    ClipSpec(gop=12, options=B_PYRAMID, **_SIZE),
-    ClipSpec(gop=250, options=B_PYRAMID, **_SIZE),
-    ClipSpec(gop=30, options=OPEN_GOP, **_SIZE),
-    ClipSpec(gop=10, options=(("bf", "0"),), **_SIZE),
-    ClipSpec(gop=20, options=B_PYRAMID, muxer_options=FRAGMENTED, **_SIZE),
-    ClipSpec(gop=20, options=B_PYRAMID, container="matroska", **_SIZE),
-    ClipSpec(gop=20, options=(*B_PYRAMID, ("x264-params", "slices=3:cabac=0")), **_SIZE),
-    ClipSpec("libx265", gop=12, options=(("x265-params", "bframes=4:open-gop=0"),), **_SIZE),
-    ClipSpec("libx265", gop=250, options=(("x265-params", "bframes=4:b-pyramid=1"),), **_SIZE),
-    ClipSpec("libx265", gop=20, options=(("x265-params", "bframes=4:open-gop=1"),), **_SIZE),
-    ClipSpec("libx265", gop=20, pixel_format="yuv420p10le", frames=60, **_SIZE),
-    ClipSpec("libx265", gop=8, options=(("x265-params", "bframes=0"),), frames=60, **_SIZE),
-    ClipSpec("libvpx-vp9", "webm", gop=6, frames=50, **_SIZE),
-    ClipSpec("libsvtav1", gop=6, frames=50, **_SIZE),
-    ClipSpec("mpeg4", "avi", gop=6, frames=40, **_SIZE),
-    ClipSpec("libx264", "mpegts", gop=12, frames=60, **_SIZE),
+    replace(_PLAIN, gop=12, options=B_PYRAMID),
+    replace(_PLAIN, gop=250, options=B_PYRAMID),
+    replace(_PLAIN, gop=30, options=OPEN_GOP),
+    replace(_PLAIN, gop=10, options=(("bf", "0"),)),
+    replace(_PLAIN, gop=20, options=B_PYRAMID, muxer_options=FRAGMENTED),
+    replace(_PLAIN, gop=20, options=B_PYRAMID, container="matroska"),
+    replace(_PLAIN, gop=20, options=(*B_PYRAMID, ("x264-params", "slices=3:cabac=0"))),
+    replace(_PLAIN, codec="libx265", gop=12, options=(("x265-params", "bframes=4:open-gop=0"),)),
+    replace(_PLAIN, codec="libx265", gop=250, options=(("x265-params", "bframes=4:b-pyramid=1"),)),
+    replace(_PLAIN, codec="libx265", gop=20, options=(("x265-params", "bframes=4:open-gop=1"),)),
+    replace(_PLAIN, codec="libx265", gop=20, pixel_format="yuv420p10le", frames=60),
+    replace(_PLAIN, codec="libx265", gop=8, options=(("x265-params", "bframes=0"),), frames=60),
+    replace(_PLAIN, codec="libvpx-vp9", container="webm", gop=6, frames=50),
+    replace(_PLAIN, codec="libsvtav1", gop=6, frames=50),
+    replace(_PLAIN, codec="mpeg4", container="avi", gop=6, frames=40),
+    replace(_PLAIN, codec="libx264", container="mpegts", gop=12, frames=60),
 )
 SMALL_MEDIA = (
     "h265_bframes.mp4",
@@ -77,7 +77,7 @@ def _swap(data: bytearray, rng: random.Random) -> None:
 
 def _damage_a_packet(data: bytearray, rng: random.Random) -> None:
     """One to eight bits of one packet of video."""
-    with av.open(io.BytesIO(bytes(data)), metadata_errors="replace") as container:
+    with av.open(io.BytesIO(bytes(data)), "r", metadata_errors="replace") as container:
         packets = [(p.pos, p.size) for p in container.demux(video=0) if p.size and p.pos is not None]
     position, size = rng.choice(packets)
     for _ in range(rng.randint(1, 8)):

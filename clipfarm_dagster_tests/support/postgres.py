@@ -44,7 +44,7 @@ def postgres_server() -> Iterator[PostgresServer]:
 @contextmanager
 def _running(initdb: str, server: str, folder: Path) -> Iterator[PostgresServer]:
     user = _unprivileged_user(folder)
-    data = folder / "data"
+    data = str(folder / "data")
     command = [initdb, "-D", data, "-U", "clipfarm", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync"]
     subprocess.run(command, check=True, user=user, cwd=folder, stdout=subprocess.DEVNULL)
     with socket.socket() as probe:

@@ -26,3 +26,10 @@ def create_run(
         remote_job_origin=RemoteJobOrigin(repository, job_name),
         **options,
     )
+
+
+def run_status(instance: dg.DagsterInstance, run: dg.DagsterRun) -> dg.DagsterRunStatus:
+    """The status of a run by now."""
+    now = instance.get_run_by_id(run.run_id)
+    assert now is not None
+    return now.status

@@ -76,8 +76,9 @@ def test_what_is_exported_can_be_imported_elsewhere(corpus, tmp_path, suffix):
     write_metadata(other, IDS)
     _put_raw(other, IDS)
     file = VectorFile(out)
-    assert file.contract == corpus.contract(Stage.VIDEO)
-    imported = import_vectors(other, Stage.VIDEO, file, file.contract)
+    contract = corpus.contract(Stage.VIDEO)
+    assert file.contract == contract
+    imported = import_vectors(other, Stage.VIDEO, file, contract)
 
     assert (len(imported.rows), imported.kept, imported.refused) == (12, 0, {})
     for video_id, vector in made.items():
@@ -86,7 +87,7 @@ def test_what_is_exported_can_be_imported_elsewhere(corpus, tmp_path, suffix):
     assert _plan(other).delta == 0
     with other.ledger(Stage.VIDEO) as ledger:
         assert current_manifest(opened(other, ledger)).table["video_id"].to_pylist() == IDS
-        assert ledger.contract(file.contract.id) == file.contract
+        assert ledger.contract(contract.id) == contract
         assert {finding.problem for finding in verify_vectors(ledger, other.store, other.keys)} == {None}
 
 

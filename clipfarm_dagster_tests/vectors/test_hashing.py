@@ -12,7 +12,7 @@ from clipfarm_dagster.catalog.duckdb_connection import duckdb_connection
 from clipfarm_dagster.vectors.hashing import metadata_hash, metadata_hash_sql, source_hash, source_hash_sql
 
 # DuckDB takes no NUL in a text, and the CSV may not have any.
-text = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0"), max_size=40)
+text = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=40)
 
 
 def test_known_values() -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from dagster_aws.s3 import S3Resource
 
 
-class ObjectStoreResource(dg.ConfigurableResource[ObjectStore]):
+class ObjectStoreResource(dg.ConfigurableResource["ObjectStoreResource"]):
     """Where clips and embeddings lie. Nothing is read or connected to before a method is called."""
 
     # Dependencies, not config: config could be overridden by whoever launches a run.

@@ -39,6 +39,7 @@ def muxed(samples: np.ndarray, container: str, codec: str, rate: int) -> bytes:
         with av.open(file, "w", format=container) as out:
             channels = samples.shape[1]
             stream = out.add_stream(codec, rate=rate, layout="mono" if channels == 1 else "stereo")
+            assert isinstance(stream, av.AudioStream)
             for start in range(0, len(samples), 960):
                 part = np.ascontiguousarray(samples[start : start + 960]).reshape(1, -1)
                 frame = av.AudioFrame.from_ndarray(part, format="s16", layout=stream.layout.name)
@@ -112,7 +113,7 @@ def test_the_sound_of_a_clip_is_the_one_that_ffmpeg_takes(name: str, shared_fold
 
 def test_a_damaged_packet_is_passed_over_and_noted():
     data = muxed(noise(1, 16_000), "matroska", "flac", 16_000)
-    with av.open(io.BytesIO(data)) as container:
+    with av.open(io.BytesIO(data), "r") as container:
         packets = [bytes(packet) for packet in container.demux() if packet.size]
     place = data.index(packets[len(packets) // 2])
     whole = read_sound(data, max_seconds=9.0)

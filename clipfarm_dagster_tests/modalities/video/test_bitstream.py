@@ -25,7 +25,7 @@ def kinds(codec: str, extradata: bytes, packets: list[memoryview]) -> str:
 
 
 def clip_kinds(spec: ClipSpec) -> tuple[str, list[bool]]:
-    with av.open(io.BytesIO(encode(spec))) as container:
+    with av.open(io.BytesIO(encode(spec)), "r") as container:
         decoder = container.streams.video[0].codec_context
         packets = [packet for packet in container.demux(video=0) if packet.size]
         found = kinds(decoder.name, decoder.extradata or b"", [memoryview(p) for p in packets])

@@ -38,14 +38,14 @@ def _with_cover(clip: bytes) -> bytes:
     cover = io.BytesIO()
     Image.new("RGB", (640, 480), "red").save(cover, "JPEG")
     file = io.BytesIO()
-    with av.open(io.BytesIO(clip)) as source, av.open(file, "w", format="mp4") as container:
+    with av.open(io.BytesIO(clip), "r") as source, av.open(file, "w", format="mp4") as container:
         attached = container.add_stream("mjpeg", rate=1)
         attached.width, attached.height, attached.pix_fmt = 640, 480, "yuvj420p"
         attached.disposition = av.stream.Disposition.attached_pic
         film = container.add_stream_from_template(source.streams.video[0])
-        packet = av.Packet(cover.getvalue())
-        packet.stream, packet.pts, packet.dts = attached, 0, 0
-        container.mux(packet)
+        still = av.Packet(cover.getvalue())
+        still.stream, still.pts, still.dts = attached, 0, 0
+        container.mux(still)
         for packet in source.demux(video=0):
             if packet.size:
                 packet.stream = film
@@ -72,7 +72,8 @@ def test_a_cover_picture_never_counts() -> None:
 
 def test_a_tag_that_is_not_utf8_is_no_fault_of_the_clip() -> None:
     file = io.BytesIO()
-    with av.open(io.BytesIO(encode(ClipSpec()))) as source, av.open(file, "w", format="mp4") as container:
+    clip = io.BytesIO(encode(ClipSpec()))
+    with av.open(clip, "r") as source, av.open(file, "w", format="mp4") as container:
         container.metadata["title"] = "A title in Latin 1: caf~"
         stream = container.add_stream_from_template(source.streams.video[0])
         for packet in source.demux(video=0):

@@ -48,7 +48,7 @@ def processes(*, fresh: bool) -> Iterator[Pool]:
 
 def packets_of(data: bytes) -> list[tuple[int, int]]:
     """Position and size in the file of each packet of video."""
-    with av.open(io.BytesIO(data)) as container:
+    with av.open(io.BytesIO(data), "r") as container:
         return [(p.pos or 0, p.size) for p in container.demux(video=0) if p.size]
 
 
@@ -144,7 +144,7 @@ def _ending_early() -> bytes:
 
 def test_an_hevc_picture_that_ends_early_is_damaged_though_its_decoder_says_nothing() -> None:
     data = _ending_early()
-    with av.open(io.BytesIO(data)) as container, av.logging.Capture() as messages:
+    with av.open(io.BytesIO(data), "r") as container, av.logging.Capture() as messages:
         av.logging.set_level(av.logging.ERROR)
         frames = list(container.decode(video=0))
         av.logging.set_level(None)

@@ -4,7 +4,9 @@ import contextlib
 import io
 import itertools
 import os
+from fractions import Fraction
 from pathlib import Path
+from typing import Literal
 
 import av
 import numpy as np
@@ -58,10 +60,11 @@ def assert_same(sampled: SampledFrames, reference: SampledFrames) -> None:
 def decode_with_pyav(data: bytes) -> tuple[int, list[np.ndarray]]:
     """The frame count that the container declares, and all frames but rejected ones, unrotated."""
     frames = []
-    with av.open(io.BytesIO(data)) as container:
+    with av.open(io.BytesIO(data), "r") as container:
         stream = container.streams.best("video")
+        assert isinstance(stream, av.VideoStream)
         stream.codec_context.thread_count = 1
-        packets: list[av.Packet | None] = []
+        packets: list[av.Packet[av.VideoStream] | None] = []
         with contextlib.suppress(av.error.FFmpegError):
             packets.extend(packet for packet in container.demux(stream) if packet.size)
         for packet in (*packets, None):
@@ -146,17 +149,18 @@ def test_there_are_enough_clips() -> None:
 @pytest.mark.skipif(not MEDIA, reason="the shared media are not here")
 @pytest.mark.parametrize("unknown_count", ["first", "count"])
 @pytest.mark.parametrize("path", [p for p in MEDIA if p.suffix != ".tsv"], ids=lambda p: p.name)
-def test_planned_frames_of_real_media(path: Path, unknown_count: str) -> None:
-    outcomes = []
+def test_planned_frames_of_real_media(path: Path, unknown_count: Literal["first", "count"]) -> None:
+    sampled: list[SampledFrames] = []
+    causes: list[str] = []
     for sample in (sample_frames, sample_frames_sequential):
         try:
-            outcomes.append(sample(path.read_bytes(), unknown_count=unknown_count))
+            sampled.append(sample(path.read_bytes(), unknown_count=unknown_count))
         except InvalidRawObjectError as error:
-            outcomes.append(str(error))
-    if isinstance(outcomes[0], str):
-        assert outcomes[0] == outcomes[1]
+            causes.append(str(error))
+    if causes:
+        assert causes == [causes[0]] * 2
     else:
-        assert_same(*outcomes)
+        assert_same(*sampled)
 
 
 # --- what a plan saves --------------------------------------------------------------------------------
@@ -305,18 +309,22 @@ def test_orientation_is_what_ffmpegs_own_filters_give(
 ) -> None:
     """The filters are those that ffmpeg inserts for each matrix."""
     data = encode(ClipSpec(frames=1, matrix=matrix))
-    with av.open(io.BytesIO(data)) as container:
+    with av.open(io.BytesIO(data), "r") as container:
         frame = next(container.decode(video=0)).reformat(format="rgb24")
     for name in filters:
         graph = av.filter.Graph()
         filter_name, _, args = name.partition("=")
         graph.link_nodes(
-            graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=1),
+            graph.add_buffer(
+                width=frame.width, height=frame.height, format=frame.format, time_base=Fraction(1)
+            ),
             graph.add(filter_name, args or None),
             graph.add("buffersink"),
         ).configure()
         graph.push(frame)
-        frame = graph.pull()
+        pulled = graph.pull()
+        assert isinstance(pulled, av.VideoFrame)
+        frame = pulled
     np.testing.assert_array_equal(sample_frames(data).frames[0], frame.to_ndarray())
 
 

@@ -27,6 +27,7 @@ from clipfarm_dagster.orchestration.runs.in_flight import videos_in_flight
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster_tests.support.media import REPOSITORY
 from clipfarm_dagster_tests.support.raw import metadata_row, put_metadata, put_transcript
+from clipfarm_dagster_tests.support.runs import run_status
 
 pytestmark = pytest.mark.parametrize("store", ["folder"], indirect=True)
 
@@ -112,7 +113,7 @@ def test_a_run_in_another_container_is_dead_when_its_process_is(
         process.kill()
         process.wait()
         assert dead_runs_as_another_container_sees_them() == str([run.run_id])
-    assert own_instance.get_run_by_id(run.run_id).status == dg.DagsterRunStatus.FAILURE
+    assert run_status(own_instance, run) == dg.DagsterRunStatus.FAILURE
     assert videos_in_flight(own_instance, DEFAULT_NAMES)[Stage.TEXT] == set()
 
 

@@ -30,7 +30,7 @@ from clipfarm_dagster.orchestration.sensors.embedding import LastPlan
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster_tests.support.locks import write_lock_held
 from clipfarm_dagster_tests.support.raw import metadata_row, put_metadata, put_transcript, wav
-from clipfarm_dagster_tests.support.runs import create_run
+from clipfarm_dagster_tests.support.runs import create_run, run_status
 from clipfarm_dagster_tests.support.stages import opened
 
 pytestmark = pytest.mark.parametrize("store", ["folder"], indirect=True)
@@ -54,6 +54,7 @@ class Daemon:
             if isinstance(result, dg.SensorResult):
                 self.cursor, self.skip = result.cursor, None
                 return list(result.run_requests or [])
+            assert isinstance(result, dg.SkipReason)
             self.cursor, self.skip = context.cursor, result.skip_message
             return []
 
@@ -268,11 +269,10 @@ def test_the_csv_is_not_read_again_while_it_is_the_same(
     daemon.run(daemon.tick())
     files = sorted((corpus.settings.home / "cache").iterdir())
     put_transcript(corpus, "a", "another")
-    size = corpus.store.head(corpus.keys.metadata()).size
     path = Path(corpus.store.url) / corpus.keys.metadata()
     stat = path.stat()
     with path.open("r+b") as file:
-        file.write(b"x" * size)  # unreadable, were it read
+        file.write(b"x" * stat.st_size)  # unreadable, were it read
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
 
     assert requested(daemon.tick()) == {"text": ["a"]}
@@ -296,7 +296,7 @@ def test_a_run_whose_process_was_killed_gives_its_videos_back(corpus: Corpus, da
         process.kill()
 
     assert requested(daemon.tick()) == {"text": ["a"]}
-    assert daemon.instance.get_run_by_id(run.run_id).status == dg.DagsterRunStatus.FAILURE
+    assert run_status(daemon.instance, run) == dg.DagsterRunStatus.FAILURE
 
 
 def test_ids_of_a_run_in_flight_are_not_requested_again(corpus: Corpus, daemon: Daemon):
