@@ -107,7 +107,7 @@ class Daemon:
         print(f"{seconds:7.2f} s  {label}: {len(requests)} runs of {items:,} items", flush=True)
         for request in requests:
             self.instance.create_run_for_job(
-                self.definitions.resolve_job_def(request.job_name),
+                self.definitions.resolve_job_def(request.job_name or ""),
                 run_config=request.run_config,
                 tags=request.tags,
                 status=dg.DagsterRunStatus.STARTING,

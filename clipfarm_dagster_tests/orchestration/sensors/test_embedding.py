@@ -70,7 +70,7 @@ class Daemon:
     def run(self, requests: list[dg.RunRequest]) -> list[dg.ExecuteInProcessResult]:
         return [
             build_definitions()
-            .resolve_job_def(request.job_name)
+            .resolve_job_def(request.job_name or "")
             .execute_in_process(
                 instance=self.instance,
                 run_config=request.run_config,
