@@ -105,7 +105,7 @@ class ManifestError(ClipFarmError):
 
 
 class FusionError(ClipFarmError):
-    """Vectors cannot be fused in the way asked for."""
+    """Vectors cannot be fused in the requested way."""
 
 
 class VectorFileError(ClipFarmError):

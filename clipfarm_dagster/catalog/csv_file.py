@@ -109,7 +109,7 @@ def _check_cells(url: str, line: int, cells: Sequence[str], header: Sequence[str
         elif "\0" in cell:
             problem = "there is a NUL byte"
         elif cell.endswith(_SENTINEL + "\n"):
-            problem = "a quote opens here and is never closed; is the file whole?"
+            problem = "a quote opens here and is never closed; is the file complete?"
         if problem:
             name = header[min(i, len(header) - 1)].removesuffix(_SENTINEL + "\n").rstrip("\n")
             shown = name.replace("\0", "\\0").encode("utf-8", "backslashreplace").decode()
@@ -117,7 +117,7 @@ def _check_cells(url: str, line: int, cells: Sequence[str], header: Sequence[str
     if len(cells) != len(header):
         raise MetadataError(
             url,
-            f"the row has {len(cells)} fields and the header {len(header)}; is the file whole?",
+            f"the row has {len(cells)} fields and the header {len(header)}; is the file complete?",
             line=line,
             column=header[min(len(cells), len(header) - 1)],
         )

@@ -38,7 +38,7 @@ REQUIRED_COLUMNS = ("video_id", "captured_at", "title", "description", "query")
 REFUSED_SAMPLE = 100
 """How many refused ids are kept by name."""
 
-CHANGED_MEANWHILE = "it changed while it was being read; the next try reads it anew"
+CHANGED_MEANWHILE = "it changed while it was being read; the next attempt reads it again"
 
 SPLIT_EVERY = 20_000
 _SAMPLED_EVERY = 100

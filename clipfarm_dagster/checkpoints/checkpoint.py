@@ -91,7 +91,7 @@ class Checkpoint:
         cause = (str(error).strip().splitlines() or ["no message"])[0]
         return ModelUnavailableError(
             f"the {self.stage} model {self.model!r} at revision {self.revision} is neither cached nor"
-            f" reachable ({type(error).__name__}: {cause}); where there is a network, run"
+            f" reachable ({type(error).__name__}: {cause}); with a network connection, run"
             f" `hf download {self.model} --revision {self.revision}`, or set CLIPFARM_{name}_MODEL to a local"
             f" folder and CLIPFARM_{name}_REVISION to a revision that exists"
         )
@@ -114,15 +114,15 @@ def resolve_checkpoint(stage: Stage, model: str, revision: str, *, frozen: bool,
     name = f"CLIPFARM_{stage.upper()}"
     if not _HUB_ID.fullmatch(model):
         raise ModelUnavailableError(
-            f"the {stage} model {model!r} is no folder here and no id on the hub; set {name}_MODEL to a"
-            " folder that exists or to a hub id such as owner/name"
+            f"the {stage} model {model!r} is neither a local folder nor an id on the hub; set {name}_MODEL to"
+            " a folder that exists or to a hub id such as owner/name"
         )
     if _FULL_COMMIT_SHA.fullmatch(revision):
         return given
     if frozen:
         raise SettingsError(
-            f"{name}_REVISION is {revision!r}, which may stand for another model tomorrow; set it to the full"
-            f" commit SHA of {model} (40 hex digits), or set CLIPFARM_FROZEN=false to have the name looked up"
+            f"{name}_REVISION is {revision!r}, which may point to another model later; set it to the full"
+            f" commit SHA of {model} (40 hex digits), or set CLIPFARM_FROZEN=false to resolve the name"
             " once"
         )
     resolved = _read_record(record)
@@ -147,7 +147,7 @@ def _look_up(given: Checkpoint) -> str:
     except (HFValidationError, HTTPError, OSError) as error:
         raise given.unavailable(error) from None
     if info.sha is None:
-        raise given.unavailable(ValueError("the hub names no commit for it"))
+        raise given.unavailable(ValueError("the hub gives no commit for it"))
     return info.sha
 
 
@@ -158,8 +158,7 @@ def _read_record(record: Path) -> dict[str, str]:
         return {str(name): str(sha) for name, sha in json.loads(record.read_text()).items()}
     except (ValueError, AttributeError) as error:
         raise SettingsError(
-            f"{record}, which holds what branches of models stood for, cannot be read ({error}); mend or"
-            " delete it"
+            f"{record}, which records the commits of branches, cannot be read ({error}); repair or delete it"
         ) from None
 
 
@@ -181,7 +180,7 @@ def folder_revision(folder: Path) -> str:
     )
     if not any(path.suffix == ".safetensors" for path in files):
         raise ModelUnavailableError(
-            f"the model folder {folder} holds no .safetensors weights; other formats are not loaded, since"
+            f"the model folder {folder} has no .safetensors weights; other formats are not loaded, since"
             " they can run code"
         )
     stamp = tuple((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files)

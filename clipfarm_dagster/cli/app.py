@@ -83,5 +83,5 @@ def _tell(error: Exception, stderr: Console) -> int:
             stderr.print(f"clipfarm: {message} (see --help)", soft_wrap=True)
     else:
         stderr.print("".join(traceback.format_exception(error)), soft_wrap=True, end="")
-        stderr.print("clipfarm: stopped by an error of its own, told above; please report it")
+        stderr.print("clipfarm: stopped by an internal error, shown above; please report it")
     return 2

@@ -22,10 +22,10 @@ def register(app: typer.Typer) -> None:
 
 
 def atlas(
-    strategy: Annotated[str, typer.Option(help="Vectors fused so.")] = "concat",
+    strategy: Annotated[str, typer.Option(help="Fusion strategy whose vectors to show.")] = "concat",
     port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 5055,
     thumbnails: Annotated[
-        int, typer.Option(min=0, help="Show a frame of so many videos; each is read once.")
+        int, typer.Option(min=0, help="Show a thumbnail for this many videos; each is read once.")
     ] = 2000,
 ) -> None:
     """Serve a map of the fused vectors on 127.0.0.1, with title, text and thumbnail, until interrupted."""

@@ -20,13 +20,13 @@ def register(app: typer.Typer) -> None:
 def canary(
     stage: Stages = None,
     accept: Annotated[
-        bool, typer.Option("--accept", help="Make what this machine gives now the baseline.")
+        bool, typer.Option("--accept", help="Make this machine's present result the baseline.")
     ] = False,
     as_json: Json = False,
 ) -> None:
     """Embed a fixed input per stage and compare it, step by step, with the baseline in the store.
 
-    The first run stores the baseline. Exit code 1 says that a step moved.
+    The first run stores the baseline. Exit code 1 means that a step moved.
     """
     from clipfarm_dagster.canary.check import accept_canary, check_canary
     from clipfarm_dagster.canary.environment import current_environment

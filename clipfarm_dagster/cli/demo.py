@@ -35,7 +35,7 @@ def register(app: typer.Typer) -> None:
 
 
 def demo(
-    home: Annotated[Path, typer.Option(help="Folder that holds all of the demo.")] = DEMO_HOME,
+    home: Annotated[Path, typer.Option(help="Folder for everything that the demo makes.")] = DEMO_HOME,
     as_json: Json = False,
 ) -> None:
     """Make a dozen clips and small models, then let the real sensor and assets embed them."""
@@ -73,7 +73,7 @@ def demo(
     out.print(table(f"Nearest by text to {answer['like']!r}", ["video_id", "cosine", "title"], neighbours))
     say("\nNext: `make dev` shows all of it in Dagster's UI. Or change a title in")
     say(f"{corpus.metadata.url}")
-    say("and run the demo again: one text vector is made anew.")
+    say("and run the demo again: one text vector is recomputed.")
 
 
 def _use_no_other_home(home: Path) -> None:
@@ -86,7 +86,7 @@ def _use_no_other_home(home: Path) -> None:
         SettingsError: `home` holds something, and it is no demo.
     """
     if home.is_dir() and any(home.iterdir()) and not (home / MARKER).exists():
-        raise SettingsError(f"{home} is in use and is no demo's folder; name another with --home")
+        raise SettingsError(f"{home} is in use and is not a demo's folder; name another with --home")
     for name in [name for name in os.environ if name.startswith("CLIPFARM_") or name == "DAGSTER_HOME"]:
         del os.environ[name]
     os.environ["CLIPFARM_HOME"] = str(home)

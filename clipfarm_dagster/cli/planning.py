@@ -24,7 +24,9 @@ _SHOWN_CHARACTERS = 80
 
 Explain = Annotated[
     str | None,
-    typer.Option("--explain", metavar="VIDEO_ID", help="Only this video: what the ledger holds and what is."),
+    typer.Option(
+        "--explain", metavar="VIDEO_ID", help="Only this video: what the ledger holds, and what is true now."
+    ),
 ]
 
 
@@ -87,7 +89,7 @@ def plan(stage: Stages = None, explain: Explain = None, as_json: Json = False) -
         ]
         for name, made in plans.items()
     ]
-    columns = ["stage", "to embed", "raw object missing", "why", "time, one by one"]
+    columns = ["stage", "to embed", "raw object missing", "why", "time, one at a time"]
     out.print(table("Work now", columns, rows))
 
 
@@ -112,7 +114,7 @@ def _estimates(corpus: Corpus, plans: dict[Stage, StagePlan]) -> dict[Stage, Est
 
 def _shown_estimate(estimate: Estimate | None) -> str:
     if estimate is None:
-        return "unknown: none was timed yet"
+        return "unknown: no item was timed yet"
     low, high = _duration(estimate.low), _duration(estimate.high)
     return f"{_duration(estimate.seconds)} ({low} to {high})"
 
@@ -143,7 +145,7 @@ def _explain(
     rows = [
         [
             str(explanation.stage),
-            str(explanation.verdict or "unknown to metadata and ledger"),
+            str(explanation.verdict or "in neither metadata nor ledger"),
             explanation.status or "-",
             explanation.next_attempt_at or "-",
         ]

@@ -18,7 +18,7 @@ def register(app: typer.Typer) -> None:
 
 
 def reconcile(stage: Stages = None, as_json: Json = False) -> None:
-    """Show Dagster the successes that a crash kept from it. Embeds nothing."""
+    """Tell Dagster about successes that it does not know of because of a crash. Embeds nothing."""
     from clipfarm_dagster.orchestration.names import DEFAULT_NAMES
     from clipfarm_dagster.orchestration.reconcile import reconcile as reconcile_stage
 
@@ -39,7 +39,7 @@ def reconcile(stage: Stages = None, as_json: Json = False) -> None:
     columns = [
         "stage",
         "successes",
-        "now told to Dagster",
+        "now reported to Dagster",
         "of an unknown contract",
         "materialized, not in the ledger",
     ]

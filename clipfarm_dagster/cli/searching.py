@@ -16,7 +16,9 @@ from clipfarm_dagster.settings import load_settings
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.store.local_copies import LocalFile
 
-Exact = Annotated[bool, typer.Option("--exact", help="Look at every vector, however many there are.")]
+Exact = Annotated[
+    bool, typer.Option("--exact", help="Compare with every vector, without an approximate index.")
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -26,21 +28,21 @@ def register(app: typer.Typer) -> None:
 
 
 def search(
-    words: Annotated[str, typer.Argument(help="What the videos shall be about.")] = "",
+    words: Annotated[str, typer.Argument(help="What the videos should be about.")] = "",
     like: Annotated[str, typer.Option(help="A video_id, instead of words.")] = "",
-    modality: Annotated[Stage | None, typer.Option(help="With --like: near in this modality.")] = None,
-    strategy: Annotated[str, typer.Option(help="With --like: near in the vectors fused so.")] = "",
-    top: Annotated[int, typer.Option(min=1, help="How many videos.")] = 10,
+    modality: Annotated[
+        Stage | None, typer.Option(help="With --like: compare vectors of this modality.")
+    ] = None,
+    strategy: Annotated[str, typer.Option(help="With --like: compare vectors fused by this strategy.")] = "",
+    top: Annotated[int, typer.Option(min=1, help="Number of videos to list.")] = 10,
     exact: Exact = False,
     as_json: Json = False,
 ) -> None:
-    """Find videos by words, over the text vectors, or by their likeness to another video."""
+    """Find videos by words, over the text vectors, or by similarity to another video."""
     if bool(words) == bool(like):
         raise SettingsError("give either words or --like VIDEO_ID")
     if words and (modality is not None or strategy):
-        raise SettingsError(
-            "words are looked up among text vectors; --modality and --strategy go with --like"
-        )
+        raise SettingsError("words are compared with text vectors; use --modality and --strategy with --like")
     if modality is not None and strategy:
         raise SettingsError("give --modality or --strategy, not both")
     corpus = Corpus.open(load_settings())
@@ -71,20 +73,20 @@ def search(
         print_json({"results": results})
         return
     shown = [[f"{e['score']:.3f}", e["video_id"], e["title"], *e["keys"][: not strategy]] for e in results]
-    asked = f"Nearest to {words!r}" if words else f"Most like {like}"
+    asked = f"Nearest to {words!r}" if words else f"Most similar to {like}"
     columns = ["cosine", "video_id", "title"] if strategy else ["cosine", "video_id", "title", "key"]
     console().print(table(asked, columns, shown))
 
 
 def duplicates(
-    modality: Annotated[Stage, typer.Option(help="Which vectors.")] = Stage.VIDEO,
-    strategy: Annotated[str, typer.Option(help="Vectors fused so, instead of one modality's.")] = "",
-    threshold: Annotated[float, typer.Option(min=-1, max=1, help="Least cosine of a pair.")] = 0.98,
-    limit: Annotated[int, typer.Option(min=1, help="List so many pairs at most, the nearest.")] = 1000,
+    modality: Annotated[Stage, typer.Option(help="Modality of the vectors.")] = Stage.VIDEO,
+    strategy: Annotated[str, typer.Option(help="Compare vectors fused by this strategy instead.")] = "",
+    threshold: Annotated[float, typer.Option(min=-1, max=1, help="Minimum cosine of a pair.")] = 0.98,
+    limit: Annotated[int, typer.Option(min=1, help="List at most this many pairs, the nearest.")] = 1000,
     exact: Exact = False,
     as_json: Json = False,
 ) -> None:
-    """List pairs of videos that are nearly the same."""
+    """List pairs of nearly identical videos."""
     corpus = Corpus.open(load_settings())
     file: LocalFile
     if strategy:

@@ -96,7 +96,7 @@ def _check(running: Sequence[tuple[Service, subprocess.Popen[bytes]]]) -> None:
     for service, process in running:
         if (code := process.poll()) is not None:
             raise ServiceEndedError(
-                f"{service.name} has ended by itself (exit code {code}); all of it is stopped"
+                f"{service.name} ended unexpectedly (exit code {code}); everything was stopped"
             )
 
 

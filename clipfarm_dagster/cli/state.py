@@ -76,13 +76,13 @@ def _print_listed(title: str, entries: list[dict[str, Any]], columns: list[str],
 def verify(
     stage: Stages = None,
     repair: Annotated[
-        bool, typer.Option("--repair", help="Make work of bad vectors: the next sync embeds them anew.")
+        bool, typer.Option("--repair", help="Queue bad vectors: the next sync embeds them again.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Read every vector that a ledger calls a success, and check that it is there and whole.
+    """Read every vector that a ledger calls a success, and check that it exists and is intact.
 
-    Exit code 1 says that some were bad, repaired or not.
+    Exit code 1 means that some were bad, repaired or not.
     """
     corpus = Corpus.open(load_settings())
     checked, repaired, bad = 0, 0, []
@@ -110,24 +110,25 @@ def verify(
             shown = [[str(entry[column]) for column in columns] for entry in bad]
             out.print(table("Bad vectors", columns, shown))
         if repaired:
-            out.print(f"{repaired:,} are work now: `clipfarm sync` or the sensor embeds them anew")
+            out.print(f"{repaired:,} are queued: `clipfarm sync` or the sensor embeds them again")
         elif bad and not repair:
-            out.print("`clipfarm verify --repair` makes work of them")
+            out.print("`clipfarm verify --repair` queues them to be embedded again")
     raise typer.Exit(1 if bad else 0)
 
 
 def retry(
     video_ids: Annotated[list[str] | None, typer.Argument(metavar="[VIDEO_ID]...")] = None,
-    everything: Annotated[bool, typer.Option("--all", help="All that failed, whatever their ids.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Everything that failed.")] = False,
     stage: Stages = None,
     as_json: Json = False,
 ) -> None:
-    """Try failed, invalid and quarantined videos again now, their failures forgotten.
+    """Retry failed, invalid and quarantined videos now, and forget their failures.
 
-    The next sync, or the sensor's next tick, embeds them. Exit code 1 says that a given video has not failed.
+    The next sync, or the sensor's next tick, embeds them. Exit code 1 means that a given video has not
+    failed.
     """
     if bool(video_ids) == everything:
-        raise ClipFarmError("name the videos to try again, or give --all")
+        raise ClipFarmError("name the videos to retry, or give --all")
     corpus = Corpus.open(load_settings())
     due: dict[str, list[str]] = {}
     for chosen in stage or list(Stage):

@@ -37,7 +37,7 @@ def register(app: typer.Typer) -> None:
 
 
 def sync(stage: Stages = None, as_json: Json = False) -> None:
-    """Embed all that is new or changed, through Dagster, in this process."""
+    """Embed everything that is new or changed, through Dagster, in this process."""
     settings = load_settings()
     corpus = Corpus.open(settings)
     with _alone(settings), dagster_instance(settings) as instance:

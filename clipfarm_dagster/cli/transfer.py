@@ -20,7 +20,7 @@ from clipfarm_dagster.vectors.contract import Contract
 
 _SHOWN = 50
 
-Modality = Annotated[Stage, typer.Option("--modality", help="Which vectors.")]
+Modality = Annotated[Stage, typer.Option("--modality", help="Modality of the vectors.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -58,28 +58,28 @@ def export(
 def import_(
     file: Annotated[Path, typer.Argument(help="Parquet or .npz with `video_id` and `embedding`.")],
     modality: Modality,
-    model: Annotated[str, typer.Option(help="Model that made the vectors, as the hub names it.")] = "",
+    model: Annotated[str, typer.Option(help="Model that made the vectors, by its id on the hub.")] = "",
     revision: Annotated[str, typer.Option(help="Full commit SHA of that model.")] = "",
     preprocess: Annotated[str, typer.Option(help="Preprocessing that was used, as NAME@VERSION.")] = "",
     preprocess_params: Annotated[str, typer.Option(help="Its parameters, as a JSON object.")] = "{}",
-    pooling: Annotated[str, typer.Option(help="How tokens became one vector.")] = "",
+    pooling: Annotated[str, typer.Option(help="Pooling that was used.")] = "",
     dtype: Annotated[str, typer.Option(help="Precision of the model.")] = "float32",
     configured: Annotated[
         bool,
         typer.Option(
-            "--configured", help="The vectors were made exactly as the settings say, on the present inputs."
+            "--configured", help="The vectors were made exactly as the settings say, from the present inputs."
         ),
     ] = False,
     replace: Annotated[
-        bool, typer.Option("--replace", help="Replace vectors that are done, too, instead of keeping them.")
+        bool, typer.Option("--replace", help="Replace existing vectors too, instead of keeping them.")
     ] = False,
     as_json: Json = False,
 ) -> None:
     """Store vectors that were made elsewhere, and record how they were made.
 
-    How is named by --model and the options beside it, or by --configured; a file from `clipfarm export` says
+    Use --model and its companions, or --configured, to say how; a file from `clipfarm export` says
     it itself. Vectors of another contract than the configured one are embedded again by the next sync. Videos
-    whose vector is done keep it, unless --replace is given.
+    that have a vector keep it, unless --replace is given.
     """
     settings = load_settings()
     corpus = Corpus.open(settings)
@@ -92,7 +92,7 @@ def import_(
         contract = vectors.contract
     else:
         raise SettingsError(
-            f"{file} does not say how its vectors were made; name --model, --revision, --preprocess and"
+            f"{file} does not say how its vectors were made; give --model, --revision, --preprocess and"
             " --pooling, or --configured"
         )
     if contract.stage != modality:
@@ -121,13 +121,13 @@ def _named_contract(
 ) -> Contract:
     name, _, version = preprocess.partition("@")
     if not (revision and name and version and pooling):
-        raise SettingsError("beside --model, name --revision, --preprocess NAME@VERSION and --pooling too")
+        raise SettingsError("with --model, also give --revision, --preprocess NAME@VERSION and --pooling")
     try:
         parameters = json.loads(params)
     except ValueError:
         parameters = None
     if not isinstance(parameters, dict):
-        raise SettingsError("--preprocess-params is no JSON object")
+        raise SettingsError("--preprocess-params is not a JSON object")
     return Contract(
         stage=stage,
         model_name=model,
@@ -153,9 +153,9 @@ def _show(done: Imported, current: bool) -> None:
     out = console()
     out.print(f"{len(done.rows):,} vectors imported")
     if done.kept:
-        out.print(f"{done.kept:,} videos keep the vector that they have; --replace would replace it")
+        out.print(f"{done.kept:,} videos keep their vector; --replace replaces it")
     if done.rows and not current:
-        out.print("They are of another contract than the settings ask for: the next sync embeds them again.")
+        out.print("Their contract is not the one in the settings: the next sync embeds them again.")
     if done.refused:
         rows: list[list[Any]] = [[name, why] for name, why in list(done.refused.items())[:_SHOWN]]
         out.print(table(f"{len(done.refused):,} refused", ["video_id", "problem"], rows))

@@ -116,7 +116,7 @@ def vector_of(file: LocalFile, video_id: str) -> np.ndarray[Any, Any]:
         rows = pq.read_table(path, columns=[VECTOR_COLUMN], filters=[("video_id", "=", video_id)])
     if not rows.num_rows:
         raise VideoNotFoundError(
-            f"there is no vector of the video {video_id!r} here; `clipfarm status` tells what is done"
+            f"there is no vector for the video {video_id!r} here; `clipfarm status` shows what is done"
         )
     return np.asarray(rows[VECTOR_COLUMN][0].as_py(), dtype=np.float32)
 

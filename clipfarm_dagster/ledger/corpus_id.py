@@ -28,7 +28,7 @@ def read_corpus_id(store: ObjectStore, key: str) -> str | None:
         return str(json.loads(data)["corpus_id"])
     except (ValueError, TypeError, KeyError):
         raise LedgerError(
-            f"{store.url}: {key!r} does not hold a corpus's id; put back what it held: the id stands in the"
+            f"{store.url}: {key!r} does not contain a corpus id; restore its content: the id is in the"
             " table ledger_corpus of each ledger"
         ) from None
 
@@ -62,10 +62,10 @@ def bind_to_corpus(ledger: Ledger, store: ObjectStore, key: str) -> None:
         way_out = "CLIPFARM_STATE_URL for another database"
         if ledger.sqlite_path is not None:
             way_out = (
-                "another CLIPFARM_HOME; or, where this is the right store, move the ledger's file away, and"
+                "another CLIPFARM_HOME; or, if this is the right store, move the ledger's file away, and"
                 " it is restored from there"
             )
         raise LedgerError(
-            f"the {ledger.stage} ledger at {ledger.name} belongs to another corpus than the one of {key!r} in"
+            f"the {ledger.stage} ledger at {ledger.name} belongs to a corpus other than that of {key!r} in"
             f" {store.url}: set CLIPFARM_STORE_URL and CLIPFARM_PREFIX back, or use {way_out}"
         )

@@ -231,9 +231,9 @@ class Journal:
             (rows,) = connection.execute("SELECT count(*) FROM processed_items").fetchone()
         if not rows:
             raise LedgerError(
-                f"{self._store.url}: the {self._ledger.stage} ledger cannot be restored: {lost}. Start a"
+                f"{self._store.url}: the {self._ledger.stage} ledger cannot be restored: {lost}. Use a"
                 f" machine that has a ledger, or move {self._keys.snapshot!r} and {self._keys.folder!r} away,"
-                " and the ledger starts anew"
+                " and a new ledger is started"
             )
         self._prove()
         position = self._position()
@@ -390,9 +390,9 @@ def _check_snapshot(path: Path, key: str) -> None:
                 "SELECT type, rootpage FROM sqlite_master WHERE name = 'processed_items'"
             ).fetchone()
     except sqlite3.DatabaseError as error:
-        raise _LostError(key, f"it is no ledger snapshot ({error})") from None
+        raise _LostError(key, f"it is not a ledger snapshot ({error})") from None
     if row is None or row[0] != "table" or not row[1]:
-        raise _LostError(key, "it is no ledger snapshot (it has no table processed_items)")
+        raise _LostError(key, "it is not a ledger snapshot (it has no table processed_items)")
 
 
 def _add_contracts(connection: sqlite3.Connection, contracts: dict[str, str]) -> None:

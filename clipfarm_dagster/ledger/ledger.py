@@ -118,7 +118,7 @@ class Ledger:
             url = make_url(state_url)
         except (ArgumentError, ValueError):  # the latter for a port that is no number
             raise LedgerError(
-                "CLIPFARM_STATE_URL is no database URL; it should read postgresql://user@host/database"
+                "CLIPFARM_STATE_URL is not a database URL; it should look like postgresql://user@host/database"
             ) from None
         if url.get_backend_name() != "postgresql":
             raise LedgerError(

@@ -40,7 +40,7 @@ _HINTS = {
     "55P03": f"another session has held a lock for longer than lock_timeout (by default {LOCK_SECONDS} s):"
     " see pg_locks and pg_stat_activity",
     "57014": f"a statement took longer than its statement_timeout (by default {STATEMENT_SECONDS} s): is the"
-    " server overloaded? The URL's query may allow more: ?options=-c%20statement_timeout%3D5min",
+    " server overloaded? The URL's query can allow more: ?options=-c%20statement_timeout%3D5min",
 }
 
 
@@ -90,7 +90,7 @@ def hint(error: Exception) -> str | None:
 
 def no_answer(seconds: float) -> str:
     """What to say of a server that was given up after some seconds."""
-    return f"the server has not answered for {seconds:g} s; see whether it runs and can be reached"
+    return f"the server has not answered for {seconds:g} s; check that it is running and can be reached"
 
 
 def _option(url: URL, name: str) -> float | None:

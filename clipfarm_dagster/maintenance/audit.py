@@ -118,7 +118,7 @@ def compare_with_events(rows: pa.Table, versions: Mapping[str, str]) -> Finding:
     return Finding(
         bad=absent + differing,
         summary=f"{absent} successes that Dagster does not show as materialized, {differing} with another"
-        " data version; materializing these partitions tells it, without running the model",
+        " data version; materializing these partitions tells Dagster, without running the model",
         examples=tuple(video_id for (video_id,) in ids),
         more={"not_materialized": absent, "other_version": differing},
     )
@@ -148,7 +148,7 @@ def _dimension(connection: Any, counts: Mapping[str, int]) -> Finding:
     bad, ids = _where(connection, condition, source=unlike)
     usual = connection.execute("SELECT contract, usual FROM dimensions ORDER BY 1").fetchall()
     expected = ", ".join(f"{usual} under {contract}" for contract, usual in usual) or "none yet"
-    return Finding(bad, f"{bad} vectors of another dimension than most ({expected})", ids, counts)
+    return Finding(bad, f"{bad} vectors whose dimension differs from that of most ({expected})", ids, counts)
 
 
 def _one_contract(connection: Any, counts: Mapping[str, int]) -> Finding:
@@ -159,7 +159,7 @@ def _one_contract(connection: Any, counts: Mapping[str, int]) -> Finding:
     names = tuple(f"{n} under {contract} ({model}@{revision})" for contract, n, model, revision in found)
     bad = sum(n for _, n, _, _ in found[1:])
     summary = (
-        f"vectors of {len(found)} contracts lie side by side and do not compare: {'; '.join(names[:5])}"
+        f"vectors of {len(found)} contracts are mixed, and cannot be compared: {'; '.join(names[:5])}"
         if bad
         else "all vectors are of one contract"
     )
@@ -185,7 +185,7 @@ def _distinct_vectors(connection: Any, counts: Mapping[str, int]) -> Finding:
         f" ({'the same raw bytes' if inputs == 1 else f'{inputs} different raw objects'})"
         for ids, n, inputs in rows
     )
-    summary = f"{bad} videos in {groups} groups share a vector: silence, black film, or the same clip again"
+    summary = f"{bad} videos in {groups} groups share a vector: silence, black frames, or the same clip again"
     return Finding(bad, summary, examples, {**counts, "groups": groups})
 
 

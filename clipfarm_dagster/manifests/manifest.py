@@ -160,7 +160,7 @@ def read_manifest(file: LocalFile) -> Manifest:
         table = pq.read_table(path)
     contract = (table.schema.metadata or {}).get(CONTRACT)
     if contract is None or not table.schema.equals(manifest_schema()):
-        raise ManifestError(f"{file.name} is no manifest of this version; {file.remedy}")
+        raise ManifestError(f"{file.name} is not a manifest of this version; {file.remedy}")
     return Manifest(Contract.from_json(contract.decode()), table)
 
 

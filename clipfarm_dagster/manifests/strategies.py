@@ -141,7 +141,7 @@ def parse_weights(text: str) -> dict[Stage, float]:
             weights[Stage(name.strip())] = float(value)
         except ValueError:
             raise SettingsError(
-                f"CLIPFARM_FUSION_WEIGHTS: {part!r} is no weight; write video=1,audio=0.5,text=2"
+                f"CLIPFARM_FUSION_WEIGHTS: {part!r} is not a weight; write video=1,audio=0.5,text=2"
             ) from None
     if not all(math.isfinite(weight) and weight >= 0 for weight in weights.values()) or not any(
         weights.values()

@@ -101,7 +101,7 @@ class Backend:
             self._etags_are_md5 = md5_is_usual(self._backend, self._others(key))
         if self._etags_are_md5 and self._s3_connection.tells_md5(key):
             raise StoreError(
-                f"{self.url}: {key!r}: other bytes came than those of its ETag {etag!r}, which is an MD5"
+                f"{self.url}: {key!r}: the bytes received are not those of its ETag {etag!r}, an MD5"
             )
 
     def _others(self, key: str) -> Iterator[tuple[str, int]]:
@@ -156,7 +156,7 @@ class Backend:
 
     def _lost(self, key: str) -> PreconditionFailedError:
         return PreconditionFailedError(
-            f"{self.url}: {key!r} has been changed meanwhile; read it anew and retry"
+            f"{self.url}: {key!r} was changed in the meantime; read it again and retry"
         )
 
 
@@ -181,7 +181,7 @@ def _parse_url(url: str) -> tuple[str, Path | None]:
         return parts.netloc, None
     raise SettingsError(
         f"the store's URL ({parts.scheme}://…) is neither s3://bucket nor a folder; a path below the bucket "
-        "is set by CLIPFARM_PREFIX, and credentials come the AWS way"
+        "is set by CLIPFARM_PREFIX, and credentials come from the usual AWS settings"
     )
 
 

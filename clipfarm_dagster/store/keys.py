@@ -27,7 +27,7 @@ def check_video_id(video_id: str) -> str:
     """
     if not is_valid_video_id(video_id):
         raise InvalidVideoIdError(
-            f"video_id {video_id!r} is refused: use 1 to 128 of A-Z a-z 0-9 _ - . and no dot in front"
+            f"video_id {video_id!r} is refused: use 1 to 128 of A-Z a-z 0-9 _ - . and no leading dot"
         )
     return video_id
 

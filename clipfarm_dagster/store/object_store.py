@@ -250,7 +250,7 @@ class ObjectStore(Backend):
         except TimeoutError:
             raise StoreError(
                 f"{self.url}: {key!r}: fetching it took longer than CLIPFARM_FETCH_TIMEOUT_SECONDS="
-                f"{timeout_seconds:g}, and a second for each {SLOWEST_BYTES_PER_SECOND // 1024} KiB of it"
+                f"{timeout_seconds:g}, plus one second for each {SLOWEST_BYTES_PER_SECOND // 1024} KiB"
             ) from None
 
     def put(self, key: str, data: bytes) -> str:
@@ -434,7 +434,7 @@ class ObjectStore(Backend):
 def _etag(raw: str | None) -> str:
     """The one form of an ETag: without quotes and weak mark. Listings do the same in bulk."""
     if raw is None:
-        raise StoreError("the store gives no ETags, and ClipFarm cannot work without")
+        raise StoreError("the store gives no ETags, which ClipFarm needs")
     return re.sub(ETAG_WRAPPING, "", raw)
 
 

@@ -82,7 +82,7 @@ class S3Connection:
             if self._signed and session.get_credentials() is None:
                 raise StoreUnavailableError(
                     f"s3://{bucket}: no credentials found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
-                    "or AWS_PROFILE, or run where a role gives them"
+                    "or AWS_PROFILE, or use a role"
                 )
         except (BotoCoreError, ValueError) as error:
             raise StoreUnavailableError(f"s3://{bucket}: the AWS settings are unusable: {error}") from None

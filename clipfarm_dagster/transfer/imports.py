@@ -79,11 +79,11 @@ def import_vectors(
                     dimension = vector.size
                 problem = vector_problem(vector, dimension or 0)
                 if not is_valid_video_id(video_id):
-                    problem = "its video_id may not become a key"
+                    problem = "its video_id cannot be used in a key"
                 elif video_id in seen:
-                    problem = "it comes twice; the first one counts"
+                    problem = "it occurs twice; the first one counts"
                 elif not inputs.known(video_id):
-                    problem = "the metadata does not have it"
+                    problem = "it is not in the metadata"
                 seen.add(video_id)
                 if problem is not None or vector is None:
                     imported.refused[video_id[:200]] = problem or ""

@@ -100,7 +100,7 @@ class VectorFile:
         with self.path.open("rb") as file:  # NumPy leaves one that it opened itself open if it is no .npz
             arrays = np.load(file, allow_pickle=False)
             if isinstance(arrays, np.ndarray):
-                raise VectorFileError(f"{self.path}: it is one array without names, so no .npz")
+                raise VectorFileError(f"{self.path}: it is a single array without a name, not an .npz file")
             for name in (ID_COLUMN, VECTOR_COLUMN):
                 if name not in arrays:
                     raise VectorFileError(f"{self.path}: there is no array {name!r}")
@@ -108,7 +108,7 @@ class VectorFile:
             self._contract = str(arrays["contract"]) if "contract" in arrays else ""
         ids, vectors = self._arrays
         if ids.ndim != 1 or ids.dtype.kind != "U":
-            raise VectorFileError(f"{self.path}: {ID_COLUMN!r} is no array of texts")
+            raise VectorFileError(f"{self.path}: {ID_COLUMN!r} is not an array of strings")
         if vectors.ndim != 2 or vectors.dtype != np.float32 or len(vectors) != len(ids):
             raise VectorFileError(
                 f"{self.path}: {VECTOR_COLUMN!r} is {vectors.dtype} {vectors.shape},"

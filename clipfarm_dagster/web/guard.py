@@ -86,7 +86,7 @@ class Guard:
         asked, served = ", ".join(map(repr, hosts)) or "nobody", ", ".join(sorted(known))
         return Refusal(
             400,
-            f"this server is {served}, not {asked}; a proxy's name goes into CLIPFARM_ALLOWED_HOSTS",
+            f"this server is {served}, not {asked}; put a proxy's name into CLIPFARM_ALLOWED_HOSTS",
         )
 
     def _page_refusal(self, connection: HTTPConnection) -> Refusal | None:
@@ -95,13 +95,13 @@ class Guard:
         for origin in headers.getlist("origin"):
             scheme, _, host = origin.lower().partition("://")
             if scheme not in ("http", "https") or host not in own:
-                return Refusal(403, f"a page of another origin, {origin!r}, may not ask this server")
+                return Refusal(403, f"a page of another origin, {origin!r}, may not use this server")
         # browsers disagree about the site of a handshake, but all of them tell its origin
         if connection.scope["type"] == "websocket" or self.is_visit(connection):
             return None
         site = headers.get("sec-fetch-site", "none")
         if site not in ("same-origin", "none"):
-            return Refusal(403, f"a page of another site ({site}) may not ask this server")
+            return Refusal(403, f"a page of another site ({site}) may not use this server")
         return None
 
     def _form_refusal(self, connection: HTTPConnection) -> Refusal | None:
@@ -113,9 +113,9 @@ class Guard:
         if method == "POST":
             content_type = connection.headers.get("content-type", "").partition(";")[0].strip().lower()
             if content_type != "application/json":
-                return Refusal(415, f"{path} is asked by POST of application/json, not of {content_type!r}")
+                return Refusal(415, f"{path} accepts only POST of application/json, not of {content_type!r}")
         elif "query" in connection.query_params:
-            return Refusal(405, f"{path} is asked by POST of application/json, not by {method}")
+            return Refusal(405, f"{path} accepts only POST of application/json, not {method}")
         return None
 
 

@@ -25,7 +25,7 @@ def check_port_is_free(port: int) -> None:
     with socket.socket() as probe:
         if probe.connect_ex((ADDRESS, port)) == 0:
             raise SettingsError(
-                f"port {port} is taken, perhaps by a server that runs already; choose another with --port"
+                f"port {port} is in use, perhaps by a server that is already running; use another --port"
             )
 
 

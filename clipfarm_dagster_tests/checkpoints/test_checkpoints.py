@@ -213,7 +213,7 @@ def test_weights_that_are_no_safetensors_are_refused(
 ) -> None:
     folder = Path(shutil.copytree(models[stage], tmp_path / "model"))
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    with pytest.raises(ModelUnavailableError, match=r"holds no \.safetensors weights"):
+    with pytest.raises(ModelUnavailableError, match=r"has no \.safetensors weights"):
         load_encoder(stage, model_settings({**models, stage: folder}, tmp_path))
 
 

@@ -169,5 +169,5 @@ def test_it_says_what_ended_and_takes_the_rest_along(tmp_path: Path) -> None:
     (tmp_path / "dagster").mkdir()
     (tmp_path / "dagster" / "dagster.yaml").write_text("no_such_setting: 1\n")
 
-    with pytest.raises(RuntimeError, match="has ended by itself"), serving("dev", "/", tmp_path):
+    with pytest.raises(RuntimeError, match="ended unexpectedly"), serving("dev", "/", tmp_path):
         pass

@@ -96,7 +96,7 @@ def test_an_estimate_follows_the_times_of_the_ledger(corpus: Corpus, clipfarm: C
     put_metadata(corpus, [metadata_row(f"v{n}") for n in range(100)])
     for n in range(100):
         put_transcript(corpus, f"v{n}", "said")
-    assert "unknown: none was timed yet" in clipfarm("plan", "--stage", "text").output
+    assert "unknown: no item was timed yet" in clipfarm("plan", "--stage", "text").output
 
     with corpus.ledger(Stage.TEXT) as ledger:
         ledger.record([replace(SUCCESS, video_id=f"old{n}", seconds=1.0 + n) for n in range(11)])

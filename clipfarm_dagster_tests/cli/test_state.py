@@ -272,7 +272,7 @@ def test_retry_wants_ids_or_all(clipfarm: Command, arguments: list[str]):
     ended = clipfarm("retry", *arguments)
 
     assert (ended.code, ended.output) == (2, "")
-    assert ended.errors == "clipfarm: name the videos to try again, or give --all\n"
+    assert ended.errors == "clipfarm: name the videos to retry, or give --all\n"
 
 
 def test_a_vector_that_cannot_be_read_is_exit_code_2_and_not_taken_for_lost(

@@ -77,7 +77,7 @@ def test_a_video_finds_those_like_it(corpus, clipfarm, among):
     [
         ((), "either words or --like"),
         (("words", "--like", "v00"), "either words or --like"),
-        (("words", "--modality", "audio"), "go with --like"),
+        (("words", "--modality", "audio"), "with --like"),
         (("--like", "v00", "--modality", "audio", "--strategy", "concat"), "not both"),
         (("--like", "v00", "--strategy", "concat"), "materialize the partition 'concat'"),
         (("--like", "v00", "--strategy", "magic"), "no fusion strategy 'magic'"),
@@ -170,7 +170,7 @@ def test_how_imported_vectors_were_made_is_named(corpus, clipfarm, tmp_path):
     assert "does not say how" in clipfarm(*command).errors
     assert "--preprocess NAME@VERSION" in clipfarm(*command, "--model", "a/b", "--revision", "c").errors
     named = ["--model", "a/b", "--revision", "c" * 40, "--preprocess", "ours@2", "--pooling", "mean"]
-    assert "no JSON object" in clipfarm(*command, *named, "--preprocess-params", "[]").errors
+    assert "not a JSON object" in clipfarm(*command, *named, "--preprocess-params", "[]").errors
 
     ended = clipfarm(*command, *named)
 

@@ -50,7 +50,7 @@ def test_a_folder_that_is_no_demo_is_refused(tmp_path: Path):
     done = start_demo(tmp_path)
 
     assert done.returncode == 2
-    assert "is no demo's folder" in done.stderr
+    assert "is not a demo's folder" in done.stderr
     assert list(tmp_path.iterdir()) == [own]
 
 

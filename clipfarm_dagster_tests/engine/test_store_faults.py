@@ -133,7 +133,7 @@ class TestReads:
         progress = text.run(list(RAW))
 
         assert progress.outcomes == {"success": 40, "fail": 1}
-        assert_failed(text, "other bytes came than those of its ETag")
+        assert_failed(text, "the bytes received are not those of its ETag")
         assert text.store.head(VECTOR_KEY) is None
 
         proxy.mend()

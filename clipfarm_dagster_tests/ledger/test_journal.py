@@ -346,7 +346,7 @@ def test_what_is_no_ledger_is_not_restored_and_left(store: ObjectStore, tmp_path
         store.put(KEYS.snapshot, made.read_bytes())
     before = store.get(KEYS.snapshot)
 
-    with pytest.raises(LedgerError, match="no ledger snapshot"), machine(tmp_path, store):
+    with pytest.raises(LedgerError, match="not a ledger snapshot"), machine(tmp_path, store):
         pass
 
     assert store.get(KEYS.snapshot) == before

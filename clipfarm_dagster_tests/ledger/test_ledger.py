@@ -320,8 +320,8 @@ def test_opening_a_new_file_waits_for_another_process_that_opens_it(tmp_path: Pa
 @pytest.mark.parametrize(
     ("url", "told"),
     [
-        ("not a url", "no database URL"),
-        ("postgresql://user:hunter2@host:port/db", "no database URL"),
+        ("not a url", "not a database URL"),
+        ("postgresql://user:hunter2@host:port/db", "not a database URL"),
         ("mysql://user:hunter2@host/db", "'mysql'"),
         ("postgresql://user@127.0.0.1:1/db?password=hunter2", "cannot open"),
         ("postgresql://user:hunter2@127.0.0.1:1/db?bogus=1", "bogus"),

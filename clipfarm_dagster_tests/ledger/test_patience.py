@@ -66,7 +66,7 @@ def opened(url: str) -> Iterator[Ledger]:
 def test_a_server_that_stops_answering_is_given_up(url: str, freeze: Freeze):
     with opened(f"{url}?{QUICK}") as ledger:
         freeze()
-        with pytest.raises(LedgerError, match=r"has not answered for [26] s; see whether it runs"):
+        with pytest.raises(LedgerError, match=r"has not answered for [26] s; check that it is running"):
             ledger.record([LedgerRow(video_id="a")])
 
 

@@ -166,7 +166,7 @@ def test_vectors_of_several_dimensions_are_named_and_can_be_mended(tmp_path):
 def test_another_table_is_no_manifest(tmp_path):
     pq.write_table(pa.table({"video_id": ["a"]}), tmp_path / "file")
 
-    with pytest.raises(ManifestError, match="that file is no manifest of this version; replace it"):
+    with pytest.raises(ManifestError, match="that file is not a manifest of this version; replace it"):
         read_manifest(LocalFile(tmp_path / "file", "that file", "replace it"))
 
 

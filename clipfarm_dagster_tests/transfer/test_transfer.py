@@ -200,9 +200,9 @@ def test_bad_rows_are_refused_by_name_and_cost_the_others_nothing(corpus, tmp_pa
         "v02": "L2 norm nan, not 1",
         "v03": "7 numbers, not 8",
         "v04": "it has no vector",
-        "../../evil": "its video_id may not become a key",
-        "stranger": "the metadata does not have it",
-        "v00": "it comes twice; the first one counts",
+        "../../evil": "its video_id cannot be used in a key",
+        "stranger": "it is not in the metadata",
+        "v00": "it occurs twice; the first one counts",
     }
     stored = {corpus.keys.embedding(Stage.VIDEO, video_id) for video_id in ("v00", "v08")}
     assert set(corpus.store.list("clipfarm/embeddings")["key"].to_pylist()) == stored
