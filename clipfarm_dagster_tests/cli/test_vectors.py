@@ -81,7 +81,7 @@ def test_a_video_finds_those_like_it(corpus, clipfarm, among):
         (("--like", "v00", "--modality", "audio", "--strategy", "concat"), "not both"),
         (("--like", "v00", "--strategy", "concat"), "materialize the partition 'concat'"),
         (("--like", "v00", "--strategy", "magic"), "no fusion strategy 'magic'"),
-        (("--like", "nobody"), "no vector of the video 'nobody'"),
+        (("--like", "nobody"), "no vector for the video 'nobody'"),
     ],
 )
 def test_a_search_that_cannot_be_done_says_why(corpus, clipfarm, arguments, problem):
@@ -144,7 +144,7 @@ def test_vectors_go_out_and_come_in(corpus, clipfarm, tmp_path):
         key = DEFAULT_NAMES.embedding(Stage.AUDIO)
         assert instance.get_materialized_partitions(key) == set(IDS)
     assert clipfarm("import", str(out), "--modality", "audio", "--json").json["kept"] == 12
-    assert "12 videos keep the vector" in clipfarm("import", str(out), "--modality", "audio").output
+    assert "12 videos keep their vector" in clipfarm("import", str(out), "--modality", "audio").output
     again = clipfarm("import", str(out), "--modality", "audio", "--replace", "--json").json
     assert (again["imported"], again["kept"]) == (12, 0)
     wrong = clipfarm("import", str(out), "--modality", "video")

@@ -241,7 +241,7 @@ def test_another_dimension_than_that_of_the_configured_checkpoint_is_refused(tmp
         ("pickled.npz", "cannot be read"),
         ("cut-off.npz", "cut-off.npz: cannot be read"),
         ("compressed-damage.npz", "compressed-damage.npz: cannot be read"),
-        ("one-array.npz", "one-array.npz: it is one array without names"),
+        ("one-array.npz", "one-array.npz: it is a single array without a name"),
         ("empty.npz", "empty.npz: cannot be read"),
         ("file.csv", "name a file that ends in"),
     ],
