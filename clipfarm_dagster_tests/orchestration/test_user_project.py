@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -48,12 +49,12 @@ class Studio:
         sensor = self.definitions.resolve_sensor_def(names.embedding_sensor)
         with dg.build_sensor_context(instance=self.instance, resources=self.definitions.resources) as context:
             answer = sensor(context)
-        return list(answer.run_requests) if isinstance(answer, dg.SensorResult) else []
+        return list(answer.run_requests or []) if isinstance(answer, dg.SensorResult) else []
 
     def run(self, requests: list[dg.RunRequest]) -> None:
         """Run in this process what a sensor requested."""
         for request in requests:
-            job = self.definitions.resolve_job_def(request.job_name)
+            job = self.definitions.resolve_job_def(request.job_name or "")
             job.execute_in_process(instance=self.instance, run_config=request.run_config, tags=request.tags)
 
     def materialize(self, asset: str, *, partition: str | None = None) -> subprocess.CompletedProcess[str]:
@@ -86,7 +87,7 @@ def studio(checkpoints: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_pat
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("DAGSTER_HOME", str(ensure_instance(tmp_path / "dagster")))
     monkeypatch.syspath_prepend(str(PROJECT))
-    from studio.definitions import defs
+    defs = importlib.import_module("studio.definitions").defs
 
     news = Corpus.open(load_settings(home=tmp_path / "news"))
     recipes = Corpus.open(load_settings(home=tmp_path / "recipes", text={"source_columns": "title"}))
@@ -122,8 +123,8 @@ def test_nothing_is_defined_twice_and_everyone_has_their_own_executor(studio: St
         *(f"{corpus}_{group}" for corpus in ("news", "food") for group in ("raw", "embeddings", "manifests")),
         "default",
     }
-    partitions = {graph.get(names.embedding(Stage.TEXT)).partitions_def.name for names in (NEWS, RECIPES)}
-    assert partitions == {"news__video_id", "recipe"}
+    partitions = [graph.get(names.embedding(Stage.TEXT)).partitions_def for names in (NEWS, RECIPES)]
+    assert partitions == [dg.DynamicPartitionsDefinition(name=name) for name in ("news__video_id", "recipe")]
     executors = {job.name: job.executor_def.name for job in studio.definitions.resolve_all_job_defs()}
     assert {executors.pop(name) for name in ("__ASSET_JOB", "news_job")} == {"studio_executor"}
     assert set(executors) == {*NEWS.jobs(), *RECIPES.jobs()}

@@ -118,6 +118,7 @@ def test_a_notebook_loads_vectors_through_the_definitions(corpus, instance):
 
     found = definitions(corpus).load_asset_value(KEY, partition_key="a", instance=instance)
 
+    assert isinstance(found, np.ndarray)
     assert np.array_equal(found, made["a"])
 
 
