@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -237,6 +238,32 @@ def load_settings(**overrides: object) -> Settings:
     if "://" not in store_url:
         store_url = str(Path(store_url).expanduser().absolute())
     return settings.model_copy(update={"store_url": store_url})
+
+
+def check_names(given: Mapping[str, object]) -> None:
+    """Refuse overrides for `load_settings` whose names are not those of settings. Reads no setting.
+
+    Raises:
+        SettingsError: a name is unknown, or what is given for a stage is not a mapping.
+    """
+    for name, value in given.items():
+        _check_name(name, Settings.model_fields)
+        if name in set(Stage):
+            if not isinstance(value, Mapping):
+                raise SettingsError(f"the setting {name!r} takes a mapping, such as {{'model': …}}")
+            part = Settings.model_fields[name].annotation
+            assert isinstance(part, type)
+            assert issubclass(part, BaseModel)
+            for inner in value:
+                _check_name(inner, part.model_fields, f"{name}: ")
+
+
+def _check_name(name: str, known: Iterable[str], where: str = "") -> None:
+    names = list(known)
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names)}"
+        raise SettingsError(f"{where}{name!r} is not a setting of ClipFarm; {hint}")
 
 
 def variables() -> dict[str, tuple[str, str]]:

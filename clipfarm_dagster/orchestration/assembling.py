@@ -20,6 +20,7 @@ from clipfarm_dagster.orchestration.resources.stage_state import StageStateResou
 from clipfarm_dagster.orchestration.sensors.embedding import embedding_sensor
 from clipfarm_dagster.orchestration.sensors.manifests import manifest_sensor
 from clipfarm_dagster.orchestration.vectors import vectors_io_manager
+from clipfarm_dagster.settings import check_names
 
 
 def build_definitions(
@@ -47,13 +48,14 @@ def build_definitions(
         partitions_name: name of the dynamic partitions; by default `video_id` after the key prefix.
         settings: settings of this corpus, which win over the environment, as in `{"home": "/data/cooking",
             "store_url": "s3://cooking", "text": {"model": "/models/minilm"}}`; a value may be a
-            `dagster.EnvVar`. Two corpora need two homes, and two stores or prefixes in one.
+            `dagster.EnvVar`. Two corpora need two homes, and two stores or two prefixes in one store.
         resource_overrides: resources that replace `object_store`, `stage_state`, `encoders`, `progress` or
             `vectors`, by these names.
 
     Raises:
         SettingsError: a prefix cannot be part of a name, or a setting or resource has an unknown name.
     """
+    check_names(settings or {})
     names = CorpusNames.of(key_prefix, group_prefix, partitions_name)
     checks, jobs, manifests = asset_checks(names), embedding_jobs(names), manifests_job(names)
     return dg.Definitions(
