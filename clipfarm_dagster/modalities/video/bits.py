@@ -1,4 +1,4 @@
-"""Reading the bit fields of H.264 and HEVC headers."""
+"""Reading H.264 and HEVC headers: their bit fields, and the units of a configuration record."""
 
 from __future__ import annotations
 
@@ -50,3 +50,13 @@ class Bits:
             self.ue()
         if bits:
             self.u(bits)
+
+
+def sized_units(record: bytes, position: int, how_many: int) -> tuple[list[bytes], int]:
+    """NAL units of a configuration record, each after its size in two bytes, and the position behind them."""
+    units = []
+    for _ in range(how_many):
+        size = int.from_bytes(record[position : position + 2], "big")
+        units.append(record[position + 2 : position + 2 + size])
+        position += 2 + size
+    return units, position

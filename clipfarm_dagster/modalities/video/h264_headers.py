@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from clipfarm_dagster.modalities.video.bits import Bits, EndOfBitsError
+from clipfarm_dagster.modalities.video.bits import Bits, EndOfBitsError, sized_units
 
 _SPS, _PPS = 7, 8
 _WITH_COLOURS = (44, 83, 86, 100, 110, 118, 122, 128, 134, 135, 138, 139, 244)
@@ -80,15 +80,9 @@ def parameter_sets(units: Iterable[bytes | memoryview]) -> dict[int, Picture]:
 
 def configuration_units(record: bytes) -> list[bytes]:
     """NAL units of an avcC record (ISO/IEC 14496-15, 5.3.3.1)."""
-    units, position = [], 5
-    for mask in (0x1F, 0xFF):
-        how_many = record[position] & mask
-        position += 1
-        for _ in range(how_many):
-            size = int.from_bytes(record[position : position + 2], "big")
-            units.append(record[position + 2 : position + 2 + size])
-            position += 2 + size
-    return units
+    sequences, position = sized_units(record, 6, record[5] & 0x1F)
+    pictures, _ = sized_units(record, position + 1, record[position])
+    return sequences + pictures
 
 
 def slice_header(unit: memoryview, pictures: Mapping[int, Picture]) -> SliceHeader:

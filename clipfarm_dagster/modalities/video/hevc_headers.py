@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from clipfarm_dagster.modalities.video.bits import Bits, EndOfBitsError
+from clipfarm_dagster.modalities.video.bits import Bits, EndOfBitsError, sized_units
 
 ReferenceSet = tuple[tuple[int, bool], ...]
 """Distances in picture order count, each with whether the picture itself refers there; those before it by
@@ -72,14 +72,12 @@ def parameter_sets(units: Iterable[bytes | memoryview]) -> dict[int, Picture]:
 
 def configuration_units(record: bytes) -> list[bytes]:
     """NAL units of an hvcC record (ISO/IEC 14496-15, 8.3.3.1)."""
-    units, position = [], 23
+    units: list[bytes] = []
+    position = 23
     for _ in range(record[22]):
         how_many = int.from_bytes(record[position + 1 : position + 3], "big")
-        position += 3
-        for _ in range(how_many):
-            size = int.from_bytes(record[position : position + 2], "big")
-            units.append(record[position + 2 : position + 2 + size])
-            position += 2 + size
+        found, position = sized_units(record, position + 3, how_many)
+        units += found
     return units
 
 
