@@ -60,6 +60,11 @@ class ItemResult:
     note: str | None = None
     preview: str | None = None
 
+    def __post_init__(self) -> None:
+        # without its vector it would be settled as if the store held the right one already
+        if (self.vector is not None) != (self.kind == OutcomeKind.EMBEDDED):
+            raise ValueError(f"{self.video_id}: a result has a vector if it is embedded, and only then")
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -86,14 +91,15 @@ class Settlement:
     def outcome(
         self, item: WorkItem, result: ItemResult, now: datetime, stored: Stored | None = None
     ) -> Outcome:
-        """The outcome of an item, `stored` being what became of its vector where it has a new one."""
+        """The outcome of an item; with a new vector, `stored` is what became of that."""
         if result.kind == OutcomeKind.MISSING:
             raw_key = self.keys.raw(self.contract.stage, item.video_id)
             return Outcome(result.kind, missing_row(item, self.contract, now, raw_key=raw_key))
         if result.kind == OutcomeKind.FAILED:
             return Outcome(result.kind, self._failure(item, result, now, result.error or ""))
-        if result.vector is None or stored is None:
+        if result.vector is None:
             return Outcome(result.kind, self._standing(item, result, now))
+        assert stored is not None, f"{item.video_id}: settled before its vector was stored"
         if stored.refused is not None:
             error = f"the vector cannot be stored, while others can: {stored.refused.problem}"
             return Outcome(OutcomeKind.FAILED, self._failure(stored.item, result, now, error))

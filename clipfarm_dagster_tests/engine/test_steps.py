@@ -5,6 +5,9 @@ from __future__ import annotations
 import pickle
 from collections.abc import Sequence
 
+import numpy as np
+import pytest
+
 from clipfarm_dagster.engine.local.flow import compute_items
 from clipfarm_dagster.engine.outcomes import ItemResult, OutcomeKind, Settlement
 from clipfarm_dagster.engine.progress import Progress
@@ -100,3 +103,10 @@ def test_what_is_up_to_date_is_told_without_a_ledger_or_a_model(text: Bench) -> 
         ("clip-000", OutcomeKind.UP_TO_DATE),
         ("clip-002", OutcomeKind.UP_TO_DATE),
     ]
+
+
+def test_a_result_that_lost_its_vector_is_refused() -> None:
+    with pytest.raises(ValueError, match="clip: a result has a vector if it is embedded, and only then"):
+        ItemResult(video_id="clip", kind=OutcomeKind.EMBEDDED)
+    with pytest.raises(ValueError, match="clip: a result has a vector"):
+        ItemResult(video_id="clip", kind=OutcomeKind.UP_TO_DATE, vector=np.ones(1, dtype=np.float32))
