@@ -21,6 +21,7 @@ from clipfarm_dagster.manifests.refresh import refresh_manifest
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.store import ObjectStore
 from clipfarm_dagster.vectors.npy import from_npy
+from clipfarm_dagster_tests.support.hashing_encoder import vector_of
 from clipfarm_dagster_tests.support.machines import (
     embed_texts,
     open_corpus,
@@ -30,7 +31,6 @@ from clipfarm_dagster_tests.support.machines import (
 )
 from clipfarm_dagster_tests.support.postgres import new_database
 from clipfarm_dagster_tests.support.stages import opened
-from clipfarm_dagster_tests.test_corpus_property import vector_of
 
 IDS = [f"v{n}" for n in range(8)]
 

@@ -31,9 +31,9 @@ from clipfarm_dagster.manifests.refresh import refresh_manifest
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.store import ObjectStore
 from clipfarm_dagster.vectors.npy import from_npy
+from clipfarm_dagster_tests.support.hashing_encoder import vector_of
 from clipfarm_dagster_tests.support.machines import open_corpus, put_texts, put_transcript, sync_texts
 from clipfarm_dagster_tests.support.stages import opened
-from clipfarm_dagster_tests.test_corpus_property import vector_of
 
 IDS = [f"v{n}" for n in range(12)]
 

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import io
 import json
-import subprocess
-import sys
 from dataclasses import replace
 
-import duckdb
 import numpy as np
-import pandas as pd
-import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from clipfarm_dagster.errors import FusionError, ManifestError, SettingsError, StoreError
-from clipfarm_dagster.explore.projection import project_file
+from clipfarm_dagster.errors import FusionError, SettingsError, StoreError
 from clipfarm_dagster.manifests import fusion as fusion_module
 from clipfarm_dagster.manifests.refresh import (
     fused_file,
@@ -29,7 +22,6 @@ from clipfarm_dagster.manifests.strategies import STRATEGIES, Mean, make_strateg
 from clipfarm_dagster.manifests.vector_table import count_vectors, iter_vectors
 from clipfarm_dagster.planning.delta import Reason
 from clipfarm_dagster.stages import Stage
-from clipfarm_dagster.store.local_copies import LocalFile
 from clipfarm_dagster.vectors.npy import to_npy
 from clipfarm_dagster_tests.support.corpora import embed, embed_all, etag_of, open_corpus, write_metadata
 from clipfarm_dagster_tests.support.stages import opened
@@ -37,14 +29,14 @@ from clipfarm_dagster_tests.support.stages import opened
 IDS = [f"v{number:02d}" for number in range(12)]
 
 
-def _refresh(corpus, strategy="concat"):
+def refresh(corpus, strategy="concat"):
     for stage in Stage:
         with corpus.ledger(stage) as ledger:
             refresh_manifest(opened(corpus, ledger))
     return refresh_fused(corpus, make_strategy(strategy, corpus.settings.fusion_weights)).fusion
 
 
-def _fused(corpus, strategy="concat"):
+def fused_vectors(corpus, strategy="concat"):
     """Vector by id, as the store has them now."""
     found: dict[str, np.ndarray] = {}
     for ids, vectors in iter_vectors(fused_file(corpus, strategy)):
@@ -69,9 +61,9 @@ def test_each_strategy_gives_its_vector_of_unit_norm(tmp_path, store, strategy, 
     corpus = open_corpus(tmp_path, store, fusion_weights="video=2,audio=0.5")
     made = embed_all(corpus, IDS)
 
-    result = _refresh(corpus, strategy)
+    result = refresh(corpus, strategy)
 
-    fused = _fused(corpus, strategy)
+    fused = fused_vectors(corpus, strategy)
     assert list(fused) == IDS
     assert (result.rows, result.objects_read, result.dropped) == (12, 36, [])
     for video_id, vector in fused.items():
@@ -84,16 +76,16 @@ def test_a_weight_of_zero_leaves_a_modality_out(tmp_path):
     corpus = open_corpus(tmp_path, fusion_weights="audio=0")
     made = {stage: embed(corpus, stage, IDS) for stage in (Stage.VIDEO, Stage.TEXT)}
 
-    _refresh(corpus, "weighted")
+    refresh(corpus, "weighted")
 
     both = np.concatenate([made[Stage.VIDEO]["v00"], made[Stage.TEXT]["v00"]])
-    np.testing.assert_allclose(_fused(corpus, "weighted")["v00"], _unit(both), atol=1e-6)
+    np.testing.assert_allclose(fused_vectors(corpus, "weighted")["v00"], _unit(both), atol=1e-6)
 
 
 def test_rows_say_what_they_are_made_of(tmp_path):
     corpus = open_corpus(tmp_path)
     embed_all(corpus, IDS)
-    _refresh(corpus)
+    refresh(corpus)
 
     table = pq.read_table(fused_file(corpus, "concat").path)
 
@@ -116,22 +108,22 @@ def test_only_videos_with_every_modality_are_in_it(tmp_path):
     embed(corpus, Stage.AUDIO, IDS[2:])
     embed(corpus, Stage.TEXT, IDS[:-3])
 
-    _refresh(corpus)
+    refresh(corpus)
 
-    assert list(_fused(corpus)) == IDS[2:-3]
+    assert list(fused_vectors(corpus)) == IDS[2:-3]
 
 
 def test_only_what_changed_is_read_again(tmp_path, store):
     corpus = open_corpus(tmp_path, store)
     embed_all(corpus, IDS)
-    _refresh(corpus)
-    before = _fused(corpus)
+    refresh(corpus)
+    before = fused_vectors(corpus)
     remade = embed(corpus, Stage.TEXT, ["v05"], version="2")
     embed_all(corpus, ["a-new-one"])
 
-    result = _refresh(corpus)
+    result = refresh(corpus)
 
-    after = _fused(corpus)
+    after = fused_vectors(corpus)
     assert (result.rows, result.reused, result.objects_read) == (13, 11, 6)
     assert list(after) == ["a-new-one", *IDS]
     assert all((after[i] == before[i]).all() for i in IDS if i != "v05")
@@ -144,18 +136,18 @@ def test_updating_gives_the_same_file_as_building(tmp_path, monkeypatch):
     ids = [f"v{number:03d}" for number in range(100)]
     corpus = open_corpus(tmp_path)
     embed_all(corpus, ids[:90])
-    _refresh(corpus)
+    refresh(corpus)
     rng = np.random.default_rng(1)
     for number in range(6):
         some = sorted(rng.choice(ids, 7, replace=False).tolist())
         embed_all(corpus, some, version=f"2.{number}")
         with corpus.ledger(Stage.AUDIO) as ledger:
             ledger.record([replace(ledger.rows(some[:1])[some[0]], status="fail")])
-        _refresh(corpus)
+        refresh(corpus)
     updated = pq.read_table(fused_file(corpus, "concat").path)
 
     corpus.store.delete(corpus.keys.fused_manifest("concat"))
-    rebuilt = _refresh(corpus)
+    rebuilt = refresh(corpus)
 
     assert rebuilt.reused == 0
     assert pq.read_table(fused_file(corpus, "concat").path).equals(updated)
@@ -164,10 +156,10 @@ def test_updating_gives_the_same_file_as_building(tmp_path, monkeypatch):
 def test_nothing_changed_writes_and_reads_nothing(tmp_path, store):
     corpus = open_corpus(tmp_path, store)
     embed_all(corpus, IDS)
-    _refresh(corpus)
+    refresh(corpus)
     etag = etag_of(corpus.store, corpus.keys.fused_manifest("concat"))
 
-    result = _refresh(corpus)
+    result = refresh(corpus)
 
     assert (result.changed, result.rows, result.objects_read) == (False, 12, 0)
     assert etag_of(corpus.store, corpus.keys.fused_manifest("concat")) == etag
@@ -176,33 +168,33 @@ def test_nothing_changed_writes_and_reads_nothing(tmp_path, store):
 def test_rows_of_videos_that_are_done_no_more_go_away(tmp_path):
     corpus = open_corpus(tmp_path)
     embed_all(corpus, IDS)
-    _refresh(corpus)
+    refresh(corpus)
     with corpus.ledger(Stage.VIDEO) as ledger:
         ledger.record([replace(ledger.rows(["v00"])["v00"], status="fail")])
 
-    result = _refresh(corpus)
+    result = refresh(corpus)
 
     assert (result.changed, result.rows, result.objects_read) == (True, 11, 0)
-    assert list(_fused(corpus)) == IDS[1:]
+    assert list(fused_vectors(corpus)) == IDS[1:]
 
 
 def test_other_weights_make_all_rows_anew(tmp_path):
     corpus = open_corpus(tmp_path)
     embed_all(corpus, IDS)
-    _refresh(corpus, "weighted")
+    refresh(corpus, "weighted")
 
-    result = _refresh(open_corpus(tmp_path, fusion_weights="video=3"), "weighted")
+    result = refresh(open_corpus(tmp_path, fusion_weights="video=3"), "weighted")
 
     assert (result.reused, result.objects_read) == (0, 36)
 
 
 def test_another_contract_never_mixes_with_the_old_one(tmp_path):
     embed_all(open_corpus(tmp_path), IDS)
-    _refresh(open_corpus(tmp_path))
+    refresh(open_corpus(tmp_path))
     changed = open_corpus(tmp_path, video={"pooling": "mean"})
     embed(changed, Stage.VIDEO, IDS[:4])
 
-    _refresh(changed)
+    refresh(changed)
 
     table = pq.read_table(fused_file(changed, "concat").path)
     assert table["video_id"].to_pylist() == IDS[:4]
@@ -223,7 +215,7 @@ def test_missing_and_wrong_objects_drop_their_row_and_become_work(tmp_path, stor
 
     result = refresh_fused(corpus, make_strategy("concat", "")).fusion
 
-    assert list(_fused(corpus)) == [i for i in IDS if i not in ("v01", "v02", "v03")]
+    assert list(fused_vectors(corpus)) == [i for i in IDS if i not in ("v01", "v02", "v03")]
     found = {(lost.stage, lost.video_id): lost.problem for lost in result.dropped}
     assert "not a readable .npy file of 7 bytes" in found.pop((Stage.AUDIO, "v02"))
     assert found == {
@@ -237,7 +229,7 @@ def test_missing_and_wrong_objects_drop_their_row_and_become_work(tmp_path, stor
         assert "another vector" in (row.note or "")
     assert _lost_by_the_delta(corpus) == {(lost.stage, lost.video_id) for lost in result.dropped}
 
-    again = _refresh(corpus)
+    again = refresh(corpus)
     assert (again.rows, again.dropped) == (9, [])
 
 
@@ -276,8 +268,8 @@ def test_a_vector_that_a_run_is_replacing_is_left_out_but_not_called_lost(tmp_pa
     with corpus.ledger(Stage.VIDEO) as ledger:
         row = ledger.rows(["v06"])["v06"]
     assert row.vector_contract_id == corpus.contract(Stage.VIDEO).id
-    _refresh(corpus)
-    np.testing.assert_allclose(_fused(corpus)["v06"][:8] * np.sqrt(3), remade["v06"], atol=1e-6)
+    refresh(corpus)
+    np.testing.assert_allclose(fused_vectors(corpus)["v06"][:8] * np.sqrt(3), remade["v06"], atol=1e-6)
 
 
 def test_vectors_that_cancel_each_other_out_have_no_mean(tmp_path):
@@ -289,14 +281,14 @@ def test_vectors_that_cancel_each_other_out_have_no_mean(tmp_path):
         row = ledger.rows(["v00"])["v00"]
         ledger.record([replace(row, artifact_sha256=None)])
     corpus.store.put(corpus.keys.embedding(Stage.AUDIO, "v00"), to_npy(-made["v00"]))
-    _refresh(corpus)
+    refresh(corpus)
 
     result = refresh_fused(corpus, strategy).fusion
 
     assert [(lost.stage, lost.video_id, lost.problem) for lost in result.dropped] == [
         (None, "v00", "its vectors cancel each other out")
     ]
-    assert list(_fused(corpus, "mean")) == IDS[1:]
+    assert list(fused_vectors(corpus, "mean")) == IDS[1:]
 
 
 def test_mean_of_unequal_dimensions_is_a_clear_error(tmp_path):
@@ -305,8 +297,8 @@ def test_mean_of_unequal_dimensions_is_a_clear_error(tmp_path):
         embed(corpus, stage, IDS, dimension=dimension)
 
     with pytest.raises(FusionError, match=r"equal dimension.*video 8, audio 8, text 6"):
-        _refresh(corpus, "mean")
-    assert _refresh(corpus, "weighted").rows == 12
+        refresh(corpus, "mean")
+    assert refresh(corpus, "weighted").rows == 12
 
 
 @pytest.mark.parametrize("count", [0, 1])
@@ -314,85 +306,13 @@ def test_none_or_one_video(tmp_path, count):
     corpus = open_corpus(tmp_path)
     embed_all(corpus, IDS[:count])
 
-    result = _refresh(corpus)
+    result = refresh(corpus)
 
     assert result.rows == count
-    assert list(_fused(corpus)) == IDS[:count]
-    assert not _refresh(corpus).changed
+    assert list(fused_vectors(corpus)) == IDS[:count]
+    assert not refresh(corpus).changed
     embed_all(corpus, IDS)
-    assert _refresh(corpus).rows == 12
-
-
-def test_a_damaged_file_before_is_made_anew(tmp_path):
-    corpus = open_corpus(tmp_path)
-    embed_all(corpus, IDS)
-    _refresh(corpus)
-    corpus.store.put(corpus.keys.fused_manifest("concat"), b"PAR1 no more")
-
-    assert _refresh(corpus).objects_read == 36
-    assert list(_fused(corpus)) == IDS
-
-
-def _damage(corpus, column):
-    """Overwrite the data of a column of the fused manifest, and leave its footer as it is."""
-    key = corpus.keys.fused_manifest("concat")
-    data = bytearray(corpus.store.get(key).data)
-    group = pq.ParquetFile(io.BytesIO(data)).metadata.row_group(0)
-    [chunk] = [c for c in map(group.column, range(group.num_columns)) if c.path_in_schema.startswith(column)]
-    start = chunk.dictionary_page_offset or chunk.data_page_offset
-    data[start : start + chunk.total_compressed_size] = b"\xff" * chunk.total_compressed_size
-    corpus.store.put(key, bytes(data))
-
-
-def test_a_file_before_whose_inputs_are_damaged_is_made_anew(tmp_path):
-    corpus = open_corpus(tmp_path)
-    embed_all(corpus, IDS)
-    _refresh(corpus)
-    _damage(corpus, "audio_source_hash")
-
-    assert _refresh(corpus).objects_read == 36
-    assert list(_fused(corpus)) == IDS
-
-
-def test_damaged_vectors_name_the_object_and_what_to_do(tmp_path):
-    corpus = open_corpus(tmp_path)
-    embed_all(corpus, IDS)
-    _refresh(corpus)
-    _damage(corpus, "fused_vector")
-    embed_all(corpus, ["a-new-one"])
-    named = f"'{corpus.keys.fused_manifest('concat')}' cannot be read .*delete it there and materialize"
-
-    with pytest.raises(ManifestError, match=named):
-        _refresh(corpus)
-    with pytest.raises(ManifestError, match=named):
-        _fused(corpus)
-
-    corpus.store.delete(corpus.keys.fused_manifest("concat"))
-    assert _refresh(corpus).rows == 13
-
-
-@pytest.mark.parametrize("read", [count_vectors, lambda file: list(iter_vectors(file)), project_file])
-@pytest.mark.parametrize("damage", ["cut off", "another table"])
-def test_every_reader_names_a_damaged_file(tmp_path, read, damage):
-    corpus = open_corpus(tmp_path)
-    embed_all(corpus, IDS)
-    _refresh(corpus)
-    key = corpus.keys.fused_manifest("concat")
-    if damage == "cut off":
-        corpus.store.put(key, corpus.store.get(key).data[:-100])
-    else:
-        pq.write_table(pa.table({"video_id": IDS}), tmp_path / "table")
-        corpus.store.put(key, (tmp_path / "table").read_bytes())
-
-    with pytest.raises(ManifestError, match=f"'{key}' cannot be read"):
-        read(fused_file(corpus, "concat"))
-
-
-def test_a_fused_manifest_that_is_not_there_says_what_to_do(tmp_path):
-    with pytest.raises(ManifestError, match="materialize the partition 'mean'"):
-        fused_file(open_corpus(tmp_path), "mean")
-    with pytest.raises(FusionError, match="there are concat, mean, weighted"):
-        fused_file(open_corpus(tmp_path), "../x")
+    assert refresh(corpus).rows == 12
 
 
 @pytest.mark.parametrize(
@@ -419,110 +339,6 @@ def test_vectors_of_one_modality_are_read_once(tmp_path):
     np.testing.assert_array_equal(vectors, np.stack([made[i] for i in ids]))
 
 
-@pytest.fixture
-def fused(tmp_path):
-    corpus = open_corpus(tmp_path)
-    embed_all(corpus, IDS)
-    _refresh(corpus)
-    path = tmp_path / "fused.parquet"
-    corpus.store.download(corpus.keys.fused_manifest("concat"), path)
-    return path
-
-
-def test_pyarrow_reads_a_fixed_size_list_of_float32(fused):
-    kind = pq.read_schema(fused).field("fused_vector").type
-
-    assert pa.types.is_fixed_size_list(kind)
-    assert (kind.list_size, kind.value_type) == (24, pa.float32())
-
-
-def test_pandas_polars_and_duckdb_read_the_vectors(fused):
-    [(ids, vectors)] = iter_vectors(LocalFile(fused, "the fused manifest", ""))
-
-    frame = pd.read_parquet(fused)
-    np.testing.assert_array_equal(np.stack(frame["fused_vector"]), vectors)
-    assert frame["fused_vector"].iloc[0].dtype == np.float32
-
-    polars = pl.read_parquet(fused)
-    assert polars.schema["fused_vector"] == pl.Array(pl.Float32, 24)
-    np.testing.assert_array_equal(polars["fused_vector"].to_numpy(), vectors)
-
-    with duckdb.connect() as connection:
-        rows = connection.read_parquet(str(fused))
-        assert str(rows.types[rows.columns.index("fused_vector")]) == "FLOAT[]"
-        nearest = connection.sql(
-            "SELECT a.video_id, list_cosine_similarity(a.fused_vector, b.fused_vector) AS score"
-            " FROM rows a, rows b WHERE b.video_id = 'v00' ORDER BY score DESC LIMIT 1"
-        ).fetchall()
-    assert nearest[0][0] == "v00"
-    assert ids == IDS
-
-
-KILLER = """
-import os, random, signal, sys, time
-from pathlib import Path
-import obstore.store, pyarrow.parquet as pq  # used in children only: threads do not survive a fork
-from clipfarm_dagster.stages import Stage
-from clipfarm_dagster_tests.support.corpora import embed_all, open_corpus
-from clipfarm_dagster_tests.manifests.test_fusion import IDS, _refresh
-
-home = Path(sys.argv[1])
-
-def write(number, started):
-    corpus = open_corpus(home)
-    for round in range(1000):
-        embed_all(corpus, IDS, version=f"{number}.{round}")
-        os.write(started, b".")
-        _refresh(corpus)
-
-def check():
-    files = [home / "store/clipfarm/fused/concat/fused_manifest.parquet"]
-    files += [home / f"store/clipfarm/manifests/{stage}.parquet" for stage in Stage]
-    for file in files:
-        table = pq.read_table(file)
-        table.validate(full=True)
-        assert table["video_id"].to_pylist() == IDS, file
-
-for number in range(20):
-    heard, started = os.pipe()
-    writer = os.fork()
-    if writer == 0:
-        write(number, started)
-    os.read(heard, 1)
-    time.sleep(random.uniform(0, 0.3))
-    os.kill(writer, signal.SIGKILL)
-    os.waitpid(writer, 0)
-    checker = os.fork()
-    if checker == 0:
-        check()
-        os._exit(0)
-    assert os.waitpid(checker, 0)[1] == 0
-    print((home / "store/clipfarm/fused/concat/fused_manifest.parquet").stat().st_mtime_ns)
-"""
-
-
-def test_a_writer_killed_at_twenty_moments_leaves_whole_manifests(tmp_path):
-    corpus = open_corpus(tmp_path)
-    embed_all(corpus, IDS, version="0")
-    _refresh(corpus)
-
-    done = subprocess.run(
-        [sys.executable, "-c", KILLER, str(tmp_path)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-
-    assert done.returncode == 0, done.stderr
-    versions = done.stdout.split()
-    assert len(versions) == 20
-    assert len(set(versions)) > 1  # some writers came far enough to replace the file
-    embed_all(corpus, IDS, version="end")
-    _refresh(corpus)
-    assert list(_fused(corpus)) == IDS
-
-
 def test_an_object_that_cannot_be_read_is_an_error_and_no_loss(tmp_path):
     corpus = open_corpus(tmp_path)
     embed_all(corpus, IDS)
@@ -542,12 +358,12 @@ def test_an_object_that_cannot_be_read_is_an_error_and_no_loss(tmp_path):
 def test_another_time_of_capture_changes_the_row_without_reading_vectors(tmp_path):
     corpus = open_corpus(tmp_path)
     embed_all(corpus, IDS)
-    _refresh(corpus)
+    refresh(corpus)
     with corpus.ledger(Stage.TEXT) as ledger:
         row = ledger.rows(["v00"])["v00"]
         ledger.record([replace(row, captured_at="2026-03-01T00:00:00.000000Z")])
 
-    result = _refresh(corpus)
+    result = refresh(corpus)
 
     assert (result.changed, result.objects_read) == (True, 0)
     table = pq.read_table(fused_file(corpus, "concat").path, columns=["captured_at"])

@@ -14,9 +14,9 @@ from clipfarm_dagster.ledger.rows import RetryPolicy
 from clipfarm_dagster.settings import load_settings
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.store import ObjectStore
+from clipfarm_dagster_tests.support.hashing_encoder import FIELDS, HashingEncoder
 from clipfarm_dagster_tests.support.raw import put_metadata
 from clipfarm_dagster_tests.support.stages import opened
-from clipfarm_dagster_tests.test_corpus_property import FIELDS, HashingEncoder
 
 OPTIONS = EngineOptions(
     workers=1, item_timeout_seconds=60, max_object_bytes=10_000, retry=RetryPolicy(2, 1e-6)

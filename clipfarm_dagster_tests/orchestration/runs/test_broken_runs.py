@@ -12,7 +12,7 @@ from clipfarm_dagster.corpus import Corpus
 from clipfarm_dagster.orchestration.names import DEFAULT_NAMES
 from clipfarm_dagster.orchestration.runs.broken import MAX_WAIT, launch_again_at, wait_after
 from clipfarm_dagster.stages import Stage
-from clipfarm_dagster_tests.orchestration.sensors.test_embedding import Daemon, requested
+from clipfarm_dagster_tests.orchestration.sensors.daemon import Daemon, requested
 from clipfarm_dagster_tests.support.raw import metadata_row, put_metadata, put_transcript
 
 pytestmark = pytest.mark.parametrize("store", ["folder"], indirect=True)

@@ -9,11 +9,13 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import pytest
+import time_machine
 from dagster._core.events import EngineEventData
 
 from clipfarm_dagster.corpus import Corpus, stage_corpus
@@ -28,6 +30,7 @@ from clipfarm_dagster.orchestration.runs.id_list import id_list, id_list_run_con
 from clipfarm_dagster.orchestration.sensors import embedding as sensors
 from clipfarm_dagster.orchestration.sensors.embedding import LastPlan
 from clipfarm_dagster.stages import Stage
+from clipfarm_dagster_tests.orchestration.sensors.daemon import Daemon, put_texts, requested
 from clipfarm_dagster_tests.support.locks import write_lock_held
 from clipfarm_dagster_tests.support.raw import metadata_row, put_metadata, put_transcript, wav
 from clipfarm_dagster_tests.support.runs import create_run, run_status
@@ -36,69 +39,9 @@ from clipfarm_dagster_tests.support.stages import opened
 pytestmark = pytest.mark.parametrize("store", ["folder"], indirect=True)
 
 
-class Daemon:
-    """Evaluates the sensor as Dagster's daemon does, keeping its cursor."""
-
-    def __init__(self, instance: dg.DagsterInstance) -> None:
-        self.instance = instance
-        self.cursor: str | None = None
-        self.skip: str | None = None
-
-    def tick(self) -> list[dg.RunRequest]:
-        definitions = build_definitions()
-        sensor = definitions.resolve_sensor_def(DEFAULT_NAMES.embedding_sensor)
-        with dg.build_sensor_context(
-            instance=self.instance, cursor=self.cursor, resources=definitions.resources
-        ) as context:
-            result = sensor(context)
-            if isinstance(result, dg.SensorResult):
-                self.cursor, self.skip = result.cursor, None
-                return list(result.run_requests or [])
-            assert isinstance(result, dg.SkipReason)
-            self.cursor, self.skip = context.cursor, result.skip_message
-            return []
-
-    def create_runs(self, requests: list[Any], status: dg.DagsterRunStatus) -> list[dg.DagsterRun]:
-        """Runs of what was requested, that wait or are under way somewhere."""
-        return [
-            create_run(
-                self.instance, request.job_name, status, run_config=request.run_config, tags=request.tags
-            )
-            for request in requests
-        ]
-
-    def run(self, requests: list[dg.RunRequest]) -> list[dg.ExecuteInProcessResult]:
-        return [
-            build_definitions()
-            .resolve_job_def(request.job_name or "")
-            .execute_in_process(
-                instance=self.instance,
-                run_config=request.run_config,
-                tags=request.tags,
-                raise_on_error=False,
-            )
-            for request in requests
-        ]
-
-
-def requested(requests: list[dg.RunRequest]) -> dict[str, list[str]]:
-    return {
-        str(stage): id_list(DEFAULT_NAMES, stage, request.run_config)
-        for request in requests
-        for stage in Stage
-        if request.job_name == DEFAULT_NAMES.embedding_job(stage)
-    }
-
-
 @pytest.fixture
 def daemon(instance: dg.DagsterInstance) -> Daemon:
     return Daemon(instance)
-
-
-def put_texts(corpus: Corpus, *video_ids: str, **row: Any) -> None:
-    put_metadata(corpus, [metadata_row(video_id, **row) for video_id in video_ids])
-    for video_id in video_ids:
-        put_transcript(corpus, video_id, f"said in {video_id}")
 
 
 def test_new_videos_get_partitions_and_runs_and_then_there_is_nothing_to_do(corpus: Corpus, daemon: Daemon):
@@ -347,16 +290,18 @@ def test_a_run_whose_launch_died_gives_its_videos_back_and_a_queued_one_waits(co
         "queued": dg.DagsterRunStatus.QUEUED,
         "starting": dg.DagsterRunStatus.STARTING,
     }
-    overrides = {"run_monitoring": {"enabled": True, "start_timeout_seconds": 1}}
+    overrides = {"run_monitoring": {"enabled": True, "start_timeout_seconds": 60}}
     with dg.instance_for_test(overrides, temp_dir=str(tmp_path)) as instance:
         daemon = Daemon(instance)
         for video_id, status in statuses.items():
             run_config = id_list_run_config(DEFAULT_NAMES, Stage.TEXT, [video_id])
             create_run(instance, DEFAULT_NAMES.embedding_job(Stage.TEXT), status, run_config=run_config)
         assert daemon.tick() == []
-        time.sleep(2)  # the database's timestamps count whole seconds
 
-        assert requested(daemon.tick()) == {"text": ["not-started", "starting"]}
+        with time_machine.travel(datetime.now(UTC) + timedelta(minutes=2)):
+            requests = daemon.tick()
+
+        assert requested(requests) == {"text": ["not-started", "starting"]}
         assert instance.get_runs_count(dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE])) == 2
 
 
