@@ -175,7 +175,7 @@ def test_a_home_that_is_pointed_at_another_store_or_prefix_is_refused(
     other = open_corpus(tmp_path / "one", elsewhere, prefix=prefix)
     put_texts(other, titled("one"), minute=1)
 
-    with pytest.raises(LedgerError, match=r"belongs to another corpus.*CLIPFARM_HOME"):
+    with pytest.raises(LedgerError, match=r"belongs to a corpus other than.*CLIPFARM_HOME"):
         sync_texts(other)
 
     assert elsewhere.list(f"{prefix}/embeddings").num_rows == 0
@@ -195,7 +195,7 @@ def test_a_ledger_in_postgresql_belongs_to_one_store(tmp_path: Path, postgres_ur
             put_transcript(corpus, video_id, f"{video_id}:0")
     assert sync_texts(right).total() == len(IDS)
 
-    with pytest.raises(LedgerError, match=r"belongs to another corpus.*another database"):
+    with pytest.raises(LedgerError, match=r"belongs to a corpus other than.*another database"):
         sync_texts(wrong)
 
 

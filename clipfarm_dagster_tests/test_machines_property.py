@@ -235,7 +235,7 @@ class World:
         other = self.folder / "other-store"
         corpus = machine.corpus(self.contract, str(other))
         with (
-            pytest.raises(LedgerError, match="belongs to another corpus"),
+            pytest.raises(LedgerError, match="belongs to a corpus other than"),
             corpus.ledger(Stage.TEXT),
         ):
             pass
