@@ -6,6 +6,7 @@ import importlib
 import inspect
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import pytest
 import clipfarm_dagster
 from clipfarm_dagster import Corpus, Stage, VectorMatrix, embed_file, read_vectors, search
 from clipfarm_dagster.errors import VideoNotFoundError
+from clipfarm_dagster_tests.support.media import REPOSITORY
 from clipfarm_dagster_tests.support.raw import metadata_row, put_metadata, put_transcript
 
 NAMES = {
@@ -79,6 +81,13 @@ def test_everyday_things_take_a_few_lines(corpus: Corpus, instance):
     assert found.vectors.shape == (3, 768)
     assert search(corpus, like="a", top=1)[0].video_id == "c"
     assert search(corpus, "railway", top=1)[0].video_id == "b"
+
+    names: dict[str, Any] = {}
+    readme = (REPOSITORY / "README.md").read_text()
+    exec(readme.partition("## From Python")[2].split("```")[1].removeprefix("python"), names)
+    assert names["plans"][Stage.TEXT].delta == 0
+    assert np.array_equal(names["vectors"].vectors, found.vectors)
+    assert {match.video_id for match in names["matches"]} == {"a", "b", "c"}
 
     raw = f"{corpus.store.url}/{corpus.keys.raw(Stage.TEXT, 'b')}"
     vector = embed_file(corpus.encoder(Stage.TEXT), raw, corpus.rows(["b"])["b"])
