@@ -142,8 +142,9 @@ class Corpus:
             bind_to_corpus(ledger, self.store, self.keys.corpus_id())
             if ledger.sqlite_path is not None:
                 keys = JournalKeys(self.keys.ledger_snapshot(stage), self.keys.ledger_journal_folder(stage))
-                ledger.journal = Journal(ledger, self.store, keys, prove=partial(self._prove, ledger))
-                ledger.journal.take_in()
+                journal = Journal(ledger, self.store, keys, prove=partial(self._prove, ledger))
+                ledger.journal = journal
+                journal.take_in()
             yield ledger
         finally:
             ledger.close()

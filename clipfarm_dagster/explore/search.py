@@ -16,7 +16,7 @@ from clipfarm_dagster.corpus import Corpus
 from clipfarm_dagster.errors import ManifestError, VideoNotFoundError
 from clipfarm_dagster.manifests.manifest import REPLACE_WRONG
 from clipfarm_dagster.manifests.refresh import modality_vectors
-from clipfarm_dagster.manifests.vector_table import VECTOR_COLUMN, count_vectors, iter_vectors
+from clipfarm_dagster.manifests.vector_table import FUSED_VECTOR_COLUMN, count_vectors, iter_vectors
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.store import cache_files
 from clipfarm_dagster.store.local_copies import LocalFile
@@ -113,12 +113,12 @@ def vector_of(file: LocalFile, video_id: str) -> np.ndarray[Any, Any]:
     import pyarrow.parquet as pq
 
     with file.reading() as path:
-        rows = pq.read_table(path, columns=[VECTOR_COLUMN], filters=[("video_id", "=", video_id)])
+        rows = pq.read_table(path, columns=[FUSED_VECTOR_COLUMN], filters=[("video_id", "=", video_id)])
     if not rows.num_rows:
         raise VideoNotFoundError(
             f"there is no vector for the video {video_id!r} here; `clipfarm status` shows what is done"
         )
-    return np.asarray(rows[VECTOR_COLUMN][0].as_py(), dtype=np.float32)
+    return np.asarray(rows[FUSED_VECTOR_COLUMN][0].as_py(), dtype=np.float32)
 
 
 def nearest(

@@ -52,7 +52,7 @@ from clipfarm_dagster.vectors.contract import Contract
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from clipfarm_dagster.ledger.journal import Journal
+    from clipfarm_dagster.ledger.log import SharedLog
 
 _ROWS_READ_HERE = 20_000
 """Up to so many rows are read in this process; for more, starting another one pays."""
@@ -89,7 +89,7 @@ class Ledger:
             "ledger_corpus", MetaData(schema=self._schema), Column("corpus_id", Text, nullable=False)
         )
         self._unsent = None if self._schema else unsent_table()
-        self.journal: Journal | None = None
+        self.journal: SharedLog | None = None
         """Its end of the log in the store; null where machines share the database, or it stands alone."""
         self.before_first_write: Callable[[], None] | None = None
         self._engine = postgres_engine(url) if self._schema else sqlite_engine(url)

@@ -8,6 +8,7 @@ import sqlite3
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Protocol
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,16 @@ class JournalKeys:
     def head(self) -> str:
         """The object that says what there is."""
         return f"{self.folder}head.json"
+
+
+class SharedLog(Protocol):
+    """How a ledger tells other machines what was written to it (see `journal.Journal`)."""
+
+    def send(self) -> bool:
+        """Append what was written since the last time; tells whether there was anything."""
+
+    def push(self) -> bool:
+        """`send`, and then tidy the log if that is due; tells whether there was anything to send."""
 
 
 @dataclass(frozen=True)

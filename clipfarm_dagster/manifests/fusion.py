@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from clipfarm_dagster.manifests.manifest import Manifest
 from clipfarm_dagster.manifests.strategies import Strategy
-from clipfarm_dagster.manifests.vector_table import CHUNK, VECTOR_COLUMN, matrix, with_vectors
+from clipfarm_dagster.manifests.vector_table import CHUNK, FUSED_VECTOR_COLUMN, matrix, with_vectors
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.store import ObjectStore
 from clipfarm_dagster.store.local_copies import LocalFile
@@ -73,7 +73,7 @@ def fused_schema(strategy: Strategy, dimension: int) -> pa.Schema:
             pa.field("captured_at", pa.timestamp("us", tz="UTC")),
             *(pa.field(f"{stage}_{name}", pa.string()) for stage in strategy.stages for name in _INPUTS),
             pa.field("fused_dim", pa.int32(), nullable=False),
-            pa.field(VECTOR_COLUMN, vector, nullable=False),
+            pa.field(FUSED_VECTOR_COLUMN, vector, nullable=False),
         ],
         metadata={
             STRATEGY: json.dumps({"name": strategy.name, **strategy.parameters}, sort_keys=True).encode()
@@ -140,7 +140,9 @@ class FusionPlan:
             compression="zstd",
             compression_level=1,
             use_dictionary=False,
-            use_byte_stream_split=[f"{VECTOR_COLUMN}.list.element"],  # a sixth smaller than plain float32
+            use_byte_stream_split=[
+                f"{FUSED_VECTOR_COLUMN}.list.element"
+            ],  # a sixth smaller than plain float32
             write_statistics=["video_id"],
         ) as writer:
             for start in range(0, targets.num_rows, CHUNK):
@@ -181,13 +183,13 @@ def _targets(strategy: Strategy, manifests: Mapping[Stage, Manifest], schema: pa
     columns: dict[str, Any] = {
         "video_id": first["video_id"],
         "captured_at": _latest([table["captured_at"] for table in tables.values()]),
-        "fused_dim": pa.repeat(schema.field(VECTOR_COLUMN).type.list_size, first.num_rows),
+        "fused_dim": pa.repeat(schema.field(FUSED_VECTOR_COLUMN).type.list_size, first.num_rows),
     }
     for stage, table in tables.items():
         contract_id = pa.repeat(manifests[stage].contract.id, table.num_rows)
         for name in _INPUTS:
             columns[f"{stage}_{name}"] = contract_id if name == "contract_id" else table[name]
-    fields = [column for column in schema if column.name != VECTOR_COLUMN]
+    fields = [column for column in schema if column.name != FUSED_VECTOR_COLUMN]
     return pa.table(
         [pc.cast(columns[column.name], column.type) for column in fields], schema=pa.schema(fields)
     ).combine_chunks()
@@ -212,7 +214,9 @@ class _Standing:
         self._starts = np.cumsum([0, *sizes])
         """Number of each row group's first row, and behind the last one the number of rows."""
         self._group = functools.lru_cache(maxsize=1)(self._read_group)
-        self.table = file.read(columns=[name for name in file.schema_arrow.names if name != VECTOR_COLUMN])
+        self.table = file.read(
+            columns=[name for name in file.schema_arrow.names if name != FUSED_VECTOR_COLUMN]
+        )
         """All columns but the vector."""
 
     @classmethod
@@ -266,7 +270,7 @@ class _Standing:
 
     def _read_group(self, group: int) -> np.ndarray[Any, Any]:
         with self._source.reading():
-            return matrix(self._file.read_row_group(int(group), columns=[VECTOR_COLUMN]))
+            return matrix(self._file.read_row_group(int(group), columns=[FUSED_VECTOR_COLUMN]))
 
 
 class _Reader:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
 
-VECTOR_COLUMN = "fused_vector"
+FUSED_VECTOR_COLUMN = "fused_vector"
 
 CHUNK = 1024
 """Rows in memory at a time, and in a row group of the file."""
@@ -28,7 +28,7 @@ def iter_vectors(file: LocalFile) -> Iterator[tuple[list[str], np.ndarray[Any, A
     """
     with opened(file) as parquet:
         for group in range(parquet.num_row_groups):
-            table = parquet.read_row_group(group, columns=["video_id", VECTOR_COLUMN])
+            table = parquet.read_row_group(group, columns=["video_id", FUSED_VECTOR_COLUMN])
             if table.num_rows:
                 yield table["video_id"].to_pylist(), matrix(table)
 
@@ -40,7 +40,7 @@ def count_vectors(file: LocalFile) -> tuple[int, int]:
         ManifestError: the file cannot be read.
     """
     with opened(file) as parquet:
-        return parquet.metadata.num_rows, parquet.schema_arrow.field(VECTOR_COLUMN).type.list_size
+        return parquet.metadata.num_rows, parquet.schema_arrow.field(FUSED_VECTOR_COLUMN).type.list_size
 
 
 @contextlib.contextmanager
@@ -49,15 +49,15 @@ def opened(file: LocalFile) -> Iterator[pq.ParquetFile]:
     import pyarrow.parquet as pq
 
     with file.reading() as path, pq.ParquetFile(path) as parquet:
-        if VECTOR_COLUMN not in parquet.schema_arrow.names:
-            raise pa.ArrowInvalid(f"it has no column {VECTOR_COLUMN!r}")
+        if FUSED_VECTOR_COLUMN not in parquet.schema_arrow.names:
+            raise pa.ArrowInvalid(f"it has no column {FUSED_VECTOR_COLUMN!r}")
         yield parquet
 
 
 def with_vectors(rows: pa.Table, vectors: np.ndarray[Any, Any], schema: pa.Schema) -> pa.Table:
     import pyarrow as pa
 
-    kind = schema.field(VECTOR_COLUMN).type
+    kind = schema.field(FUSED_VECTOR_COLUMN).type
     column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), type=kind)
     return pa.table([*rows.columns, column], schema=schema)
 
@@ -65,6 +65,6 @@ def with_vectors(rows: pa.Table, vectors: np.ndarray[Any, Any], schema: pa.Schem
 def matrix(table: pa.Table) -> np.ndarray[Any, Any]:
     import numpy as np
 
-    column = table[VECTOR_COLUMN].combine_chunks()
+    column = table[FUSED_VECTOR_COLUMN].combine_chunks()
     values: np.ndarray[Any, Any] = column.flatten().to_numpy()
     return values.reshape(len(column), -1) if len(column) else np.empty((0, 0), dtype=np.float32)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 ID_COLUMN = "video_id"
 
-VECTOR_COLUMN = "embedding"
+EMBEDDING_COLUMN = "embedding"
 
 BATCH = 500
 """Vectors that are uploaded, and then recorded, at a time."""
@@ -32,7 +32,7 @@ def write_parquet(vectors: LocalFile, output: Path, contract: Contract) -> None:
 
     kind = pa.list_(pa.field("element", pa.float32(), nullable=False), count_vectors(vectors)[1])
     schema = pa.schema(
-        [pa.field(ID_COLUMN, pa.string(), nullable=False), pa.field(VECTOR_COLUMN, kind, nullable=False)],
+        [pa.field(ID_COLUMN, pa.string(), nullable=False), pa.field(EMBEDDING_COLUMN, kind, nullable=False)],
         metadata={CONTRACT: contract.to_json().encode()},
     )
     with pq.ParquetWriter(output, schema, compression="none", use_dictionary=False) as writer:
@@ -53,7 +53,7 @@ def write_npz(vectors: LocalFile, output: Path, contract: Contract) -> None:
             allow_pickle=False,
             **{
                 ID_COLUMN: np.array(ids, dtype=np.str_),
-                VECTOR_COLUMN: matrix.astype(np.float32),
+                EMBEDDING_COLUMN: matrix.astype(np.float32),
                 "contract": np.array(contract.to_json()),
             },
         )
@@ -85,13 +85,13 @@ class VectorFile:
 
         self._parquet = pq.ParquetFile(self.path)
         schema = self._parquet.schema_arrow
-        for name in (ID_COLUMN, VECTOR_COLUMN):
+        for name in (ID_COLUMN, EMBEDDING_COLUMN):
             if name not in schema.names:
                 raise VectorFileError(f"{self.path}: there is no column {name!r}")
-        kind = schema.field(VECTOR_COLUMN).type
+        kind = schema.field(EMBEDDING_COLUMN).type
         lists = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
         if not lists or kind.value_type != pa.float32():
-            raise VectorFileError(f"{self.path}: {VECTOR_COLUMN!r} is {kind}, not a list of float32")
+            raise VectorFileError(f"{self.path}: {EMBEDDING_COLUMN!r} is {kind}, not a list of float32")
         self._contract = (schema.metadata or {}).get(CONTRACT, b"").decode()
 
     def _open_npz(self) -> None:
@@ -101,17 +101,17 @@ class VectorFile:
             arrays = np.load(file, allow_pickle=False)
             if isinstance(arrays, np.ndarray):
                 raise VectorFileError(f"{self.path}: it is a single array without a name, not an .npz file")
-            for name in (ID_COLUMN, VECTOR_COLUMN):
+            for name in (ID_COLUMN, EMBEDDING_COLUMN):
                 if name not in arrays:
                     raise VectorFileError(f"{self.path}: there is no array {name!r}")
-            self._arrays = arrays[ID_COLUMN], arrays[VECTOR_COLUMN]
+            self._arrays = arrays[ID_COLUMN], arrays[EMBEDDING_COLUMN]
             self._contract = str(arrays["contract"]) if "contract" in arrays else ""
         ids, vectors = self._arrays
         if ids.ndim != 1 or ids.dtype.kind != "U":
             raise VectorFileError(f"{self.path}: {ID_COLUMN!r} is not an array of strings")
         if vectors.ndim != 2 or vectors.dtype != np.float32 or len(vectors) != len(ids):
             raise VectorFileError(
-                f"{self.path}: {VECTOR_COLUMN!r} is {vectors.dtype} {vectors.shape},"
+                f"{self.path}: {EMBEDDING_COLUMN!r} is {vectors.dtype} {vectors.shape},"
                 f" not float32 ({len(ids)}, n)"
             )
 
@@ -134,8 +134,8 @@ class VectorFile:
                 yield ids[start : start + BATCH].tolist(), list(vectors[start : start + BATCH])
             return
         try:
-            for batch in self._parquet.iter_batches(BATCH, columns=[ID_COLUMN, VECTOR_COLUMN]):
-                lists = [value.as_py() for value in batch[VECTOR_COLUMN]]
+            for batch in self._parquet.iter_batches(BATCH, columns=[ID_COLUMN, EMBEDDING_COLUMN]):
+                lists = [value.as_py() for value in batch[EMBEDDING_COLUMN]]
                 made = [None if value is None else np.asarray(value, dtype=np.float32) for value in lists]
                 yield [str(value) for value in batch[ID_COLUMN].to_pylist()], made
         except (OSError, pa.ArrowException) as error:

@@ -33,8 +33,9 @@ def machine(
     """The ledger of one machine, brought up to date first as every machine does."""
     ledger = Ledger.open(Stage.VIDEO, state_url="", sqlite_path=folder / "video_embedding.sqlite")
     try:
-        ledger.journal = Journal(ledger, store, KEYS, prove=lambda: prove(ledger))
-        ledger.journal.take_in()
+        journal = Journal(ledger, store, KEYS, prove=lambda: prove(ledger))
+        ledger.journal = journal
+        journal.take_in()
         yield ledger
     finally:
         ledger.close()
