@@ -33,8 +33,7 @@ def machine(
     """The ledger of one machine, brought up to date first as every machine does."""
     ledger = Ledger.open(Stage.VIDEO, state_url="", sqlite_path=folder / "video_embedding.sqlite")
     try:
-        journal = Journal(ledger, store, KEYS, prove=lambda: prove(ledger))
-        ledger.journal = journal
+        ledger.journal = journal = Journal(ledger, store, KEYS, prove=lambda: prove(ledger))
         journal.take_in()
         yield ledger
     finally:
