@@ -105,7 +105,7 @@ def test_prefixes_that_look_alike_give_different_names() -> None:
         ({"settings": {"hom": "x"}}, "'hom' is not a setting of ClipFarm; did you mean 'home'?"),
         ({"settings": {"text": {"modle": "x"}}}, "text: 'modle' is not a setting of ClipFarm"),
         ({"settings": {"text": "x"}}, "'text' takes a mapping"),
-        ({"resource_overrides": {"io_manager": None}}, "no resources of ClipFarm: io_manager"),
+        ({"resource_overrides": {"io_manager": None}}, "unknown resources: io_manager"),
         ({"group_prefix": "my group"}, "group_prefix 'my group' cannot be part"),
     ],
 )

@@ -83,5 +83,5 @@ def _resources(
         Resource.VECTORS: vectors_io_manager(names),
     }
     if unknown := ", ".join(sorted(set(overrides) - set(resources))):
-        raise SettingsError(f"no resources of ClipFarm: {unknown}; there are {', '.join(resources)}")
+        raise SettingsError(f"unknown resources: {unknown}; ClipFarm has {', '.join(resources)}")
     return {names.resource(Resource(name)): value for name, value in {**resources, **overrides}.items()}

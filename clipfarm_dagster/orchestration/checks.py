@@ -32,12 +32,12 @@ CANARY = "canary"
 
 _DESCRIPTIONS = {
     Audit.UNIT_NORM: "Every vector has L2 norm 1.",
-    Audit.FINITE: "Every vector holds finite numbers only.",
+    Audit.FINITE: "Every vector contains only finite numbers.",
     Audit.DIMENSION: "All vectors of a contract have one dimension.",
-    Audit.ONE_CONTRACT: "All vectors were made under one contract; those of different ones do not compare.",
-    Audit.DISTINCT_VECTORS: "No two videos have the same vector, as silence or black film would give.",
+    Audit.ONE_CONTRACT: "All vectors were made under one contract; others cannot be compared with them.",
+    Audit.DISTINCT_VECTORS: "No two videos have the same vector, as silence or black frames would cause.",
     OBJECTS_PRESENT: f"The vectors of up to {SAMPLED_OBJECTS} successes, drawn at random, are in the store.",
-    AGREES_WITH_DAGSTER: "Dagster shows each success of the ledger as materialized, in the same version.",
+    AGREES_WITH_DAGSTER: "Dagster shows each success in the ledger as materialized, in the same version.",
 }
 _WARNINGS = {Audit.DISTINCT_VECTORS, AGREES_WITH_DAGSTER}
 
@@ -82,7 +82,7 @@ def _canary_check(names: CorpusNames, stage: Stage) -> dg.AssetChecksDefinition:
         asset=names.embedding(stage),
         required_resource_keys=names.resources(*CORPUS, Resource.ENCODERS),
         name=CANARY,
-        description="A fixed input still gives the vector that the contract's baseline has.",
+        description="A fixed input still gives the vector in the contract's baseline.",
     )
     def canary(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
         from clipfarm_dagster.canary.check import check_canary

@@ -31,10 +31,10 @@ def disk_line(error: Exception) -> str | None:
     if full:
         where = " and ".join(map(str, full))
         return (
-            f"there is no room in {where}: {trouble or error}; make room, or set another folder, and {again}"
+            f"there is no room in {where}: {trouble or error}; make room or set another folder, and {again}"
         )
     return (
-        f"writing failed, in {_folders()[0]} or another folder that is set: {trouble}; see whether its disk"
+        f"writing failed, in {_folders()[0]} or another folder that is set: {trouble}; check whether its disk"
         f" is full or failing, and {again}"
     )
 

@@ -69,7 +69,7 @@ def checks_job(
     return dg.define_asset_job(
         names.checks_job,
         selection=dg.AssetSelection.checks(*(key for check in checks for key in check.check_keys)),
-        description="Checks all embeddings by what the ledgers tell of them, and each model by its canary.",
+        description="Checks all embeddings by their ledger rows, and each model by its canary.",
         tags=names.run_tags(),
         executor_def=locking_in_process_executor,
     )

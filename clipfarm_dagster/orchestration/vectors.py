@@ -69,7 +69,6 @@ def _matrix(corpus: Corpus, stage: Stage, video_ids: list[str] | None) -> Vector
         named = "; ".join(f"{video_id!r}: {why}" for video_id, why in list(matrix.left_out.items())[:_NAMED])
         raise VideoNotFoundError(
             f"no {stage} vector of {len(matrix.left_out)} videos: {named}. `clipfarm plan --explain VIDEO_ID`"
-            " says why a video has none; `clipfarm verify --repair` makes work of vectors that are missing or"
-            " wrong"
+            " says why a video has none; `clipfarm verify --repair` queues missing and wrong vectors"
         )
     return matrix

@@ -89,7 +89,7 @@ class Preparation:
             raise
         except TimeoutError:
             limit = f"CLIPFARM_ITEM_TIMEOUT_SECONDS={self._limits.seconds:g}"
-            raise PreparationError(f"preparation took more than {limit} and was ended") from None
+            raise PreparationError(f"preparation took more than {limit} and was stopped") from None
         except MemoryError:
             limit = f"CLIPFARM_MAX_PREPARE_BYTES={self._limits.memory_bytes}"
             raise PreparationError(f"preparation took more memory than {limit}") from None
@@ -130,7 +130,7 @@ class _PoolPreparation(Preparation):
 def _workers_lost(error: Exception) -> WorkersLostError:
     return WorkersLostError(
         f"the worker processes that prepare items are lost ({error}); if the machine ran out of memory, set"
-        " CLIPFARM_WORKERS lower"
+        " CLIPFARM_WORKERS to a lower number"
     )
 
 

@@ -134,8 +134,8 @@ class AudioEncoder:
         extractor = Wav2Vec2FeatureExtractor.from_pretrained(folder, local_files_only=True)
         if extractor.sampling_rate != settings.sample_rate:
             raise SettingsError(
-                f"CLIPFARM_AUDIO_SAMPLE_RATE is {settings.sample_rate}, but {checkpoint.model_name} hears"
-                f" {extractor.sampling_rate} samples a second"
+                f"CLIPFARM_AUDIO_SAMPLE_RATE is {settings.sample_rate}, but {checkpoint.model_name} expects"
+                f" {extractor.sampling_rate} samples per second"
             )
         self.preparer = AudioPreparer(
             normalise=bool(extractor.do_normalize),

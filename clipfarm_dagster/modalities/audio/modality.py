@@ -21,13 +21,13 @@ def _load(
 
 _DESCRIPTION = """wav2vec2 over the sound of each clip: mono, 16 kHz, at most 90 seconds, mean over time.
 
-One vector a video, `embeddings/audio/<video_id>.npy`: float32 of unit length. The preview of a partition
+One vector per video, `embeddings/audio/<video_id>.npy`: float32 of unit length. The preview of a partition
 that was materialized alone shows the waveform. `embedding_sensor` keeps it up to date."""
 
 AUDIO = Modality(
     stage=Stage.AUDIO,
     embedding_description=_DESCRIPTION,
-    raw_description="Sound of the clips, `raw/audio/<video_id>.wav` in the store. Made elsewhere and observed"
+    raw_description="Audio of the clips, `raw/audio/<video_id>.wav` in the store. Made elsewhere and observed"
     " here: the data version of a partition is its object's ETag.",
     preprocess_name="librosa",
     preprocess_version=PREPROCESS_VERSION,

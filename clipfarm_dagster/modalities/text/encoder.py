@@ -53,13 +53,13 @@ class TextPreparer:
         try:
             document = json.loads(raw)
         except (ValueError, RecursionError) as error:
-            raise InvalidRawObjectError(f"the transcript is no JSON: {error}") from None
+            raise InvalidRawObjectError(f"the transcript is not JSON: {error}") from None
         transcript = document.get(TRANSCRIPT_FIELD) if isinstance(document, dict) else None
         if not isinstance(transcript, str):
             raise InvalidRawObjectError(f"the JSON has no text in a field {TRANSCRIPT_FIELD!r}")
         if half := _HALF_OF_A_PAIR.search(transcript):  # JSON can escape it; no tokenizer takes it
             raise InvalidRawObjectError(
-                f"the transcript is no Unicode text: half of a surrogate pair at position {half.start()}"
+                f"the transcript is not valid Unicode: half of a surrogate pair at position {half.start()}"
             )
         described = " [SEP] ".join(metadata.get(name) or "" for name in METADATA_TEXT_COLUMNS)
         shown = None

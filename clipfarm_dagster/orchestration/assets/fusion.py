@@ -50,7 +50,7 @@ def fused_asset(names: CorpusNames) -> dg.AssetsDefinition:
         partitions_def=STRATEGY_PARTITIONS,
         group_name=names.group("manifests"),
         description=(
-            "One vector a video that has every modality: `fused/<strategy>/fused_manifest.parquet`."
+            "One vector per video that has every modality: `fused/<strategy>/fused_manifest.parquet`."
         ),
         code_version=CODE_VERSION,
         kinds={"python", "parquet"},

@@ -30,7 +30,7 @@ def overview_metadata(context: dg.AssetExecutionContext, gather: Callable[[], Ov
     except ClipFarmError as error:
         context.log.warning(f"no picture this time: {error}")
         return {}
-    alt = f"{overview.title}: {overview.total} vectors on a plane, coverage, norms and pace"
+    alt = f"{overview.title}: {overview.total} vectors on a plane, coverage, norms and throughput"
     return {"overview": dg.MetadataValue.md(data_uri_markdown(overview_picture(overview), alt))}
 
 

@@ -30,17 +30,18 @@ class ObjectStoreResource(dg.ConfigurableResource["ObjectStoreResource"]):
     )
     settings: dg.ResourceDependency[Mapping[str, Any] | None] = Field(
         default=None,  # type: ignore[arg-type]
-        description="Settings that win over the environment; see `given_settings`.",
+        description="Settings that take precedence over the environment; see `given_settings`.",
     )
     give_up_seconds: float = Field(
-        default=60.0, gt=0, description="A store that stays away this long is given up."
+        default=60.0, gt=0, description="Give up on a store that stays unavailable for this long."
     )
     # Typed loosely, since importing dagster_aws takes longer than loading all definitions.
     s3: dg.ResourceDependency[Any] = Field(
         default=None,  # type: ignore[arg-type]
         description="A `dagster_aws.s3.S3Resource` whose endpoint, region, profile and keys are used; what "
-        "it leaves open, and everything by default, comes the AWS way. Its `max_attempts` and `use_ssl` have "
-        "no effect: `give_up_seconds` bounds retries, and the endpoint's URL says whether it speaks TLS.",
+        "it leaves open, and everything by default, comes from the usual AWS settings. Its "
+        "`max_attempts` and `use_ssl` have no effect: `give_up_seconds` bounds retries, and the endpoint's"
+        " URL says whether it speaks TLS.",
     )
 
     def open(self) -> ObjectStore:

@@ -27,7 +27,7 @@ class StageStateResource(dg.ConfigurableResource["StageStateResource"]):
 
     settings: dg.ResourceDependency[Mapping[str, Any] | None] = Field(
         default=None,  # type: ignore[arg-type]
-        description="Settings that win over the environment; see `given_settings`.",
+        description="Settings that take precedence over the environment; see `given_settings`.",
     )
 
     def corpus(self, object_store: ObjectStoreResource) -> Corpus:

@@ -138,7 +138,7 @@ def _failure(
 ) -> dg.Failure:
     """The failure that ends a run with failed items, saying which and why."""
     rows = [(row.video_id, str(row.status), row.error or "") for row in failures]
-    rows += [(video_id, "not in the metadata", "the metadata CSV has no row of it") for video_id in unknown]
+    rows += [(video_id, "not in the metadata", "the metadata CSV has no row for it") for video_id in unknown]
     listed = "\n".join(
         f"{video_id}: {status}: {error}" for video_id, status, error in rows[:_LISTED_FAILURES]
     )

@@ -116,7 +116,7 @@ def embedding_sensor(names: CorpusNames, jobs: Sequence[dg.JobDefinition]) -> dg
         default_status=dg.DefaultSensorStatus.STOPPED,
         required_resource_keys=names.resources(*CORPUS),
         description=(
-            "Adds a partition for each new video and embeds what is new, changed or due again, by stage."
+            "Adds a partition for each new video and embeds what is new, has changed or is due for a retry."
             " Reads the metadata CSV, the raw listings and the ledgers; launches runs by lists of ids."
         ),
     )
@@ -140,7 +140,7 @@ def _tick(
     deadline, now = time.monotonic() + TICK_SECONDS, datetime.now(UTC)
     last = LastPlan.from_cursor(context.cursor)
     for run_id in fail_dead_runs(context.instance, names):
-        context.log.warning(f"run {run_id} was killed; what it left undone is work again")
+        context.log.warning(f"run {run_id} was killed; its unfinished items are due again")
     in_flight = videos_in_flight(context.instance, names)
     with corpus.stages(list(Stage)) as stages:
         inputs = _look(corpus, stages, in_flight)
@@ -292,4 +292,4 @@ def _resting(last: LastPlan, in_flight: Mapping[Stage, set[str]]) -> str:
         return f"nothing new; in runs now: {busy}"
     if last.next_attempt_at is not None:
         return f"nothing new; the next failed item is due at {last.next_attempt_at}"
-    return "nothing new: metadata, raw objects and contracts are as they were"
+    return "nothing new: metadata, raw objects and contracts are unchanged"

@@ -80,23 +80,21 @@ def decide(
     overdue = timestamp(now - LONGEST_WAIT) >= seen.since
     if versions == seen.done:
         if failed and overdue and not refreshing:
-            return Decision(launch, True, "the last run failed; another try")
-        return Decision(
-            replace(seen, last=versions), False, "the manifests are made of what the ledgers hold"
-        )
+            return Decision(launch, True, "the last run failed; trying again")
+        return Decision(replace(seen, last=versions), False, "the manifests are up to date with the ledgers")
     changed_now = seen.last == seen.done
     waiting = LastManifests(seen.done, versions, timestamp(now) if changed_now else seen.since)
     if refreshing:
-        return Decision(waiting, False, "manifests are being made; the next tick looks again")
+        return Decision(waiting, False, "manifests are being made; the next tick checks again")
     if overdue and not changed_now:
-        return Decision(launch, True, f"changed since {seen.since}, and not at rest")
+        return Decision(launch, True, f"changed since {seen.since}, and still changing")
     if busy:
         return Decision(waiting, False, "embeddings are being made; manifests follow when they are done")
     if versions != seen.last:
         return Decision(
-            waiting, False, "the ledgers have changed; manifests follow once they rest for a tick"
+            waiting, False, "the ledgers have changed; manifests follow once they are unchanged for a tick"
         )
-    return Decision(launch, True, "the ledgers have changed and rest")
+    return Decision(launch, True, "the ledgers have changed and settled")
 
 
 def corpus_versions(corpus: Corpus) -> dict[str, str]:
@@ -128,8 +126,8 @@ def manifest_sensor(names: CorpusNames, job: "UnresolvedAssetJobDefinition") -> 
         default_status=dg.DefaultSensorStatus.STOPPED,
         required_resource_keys=names.resources(*CORPUS),
         description=(
-            "Brings manifests and fused vectors up to date once embeddings have landed and come to rest: one"
-            " run a burst. While embeddings never rest, every"
+            "Brings manifests and fused vectors up to date once the ledgers have stopped changing: one"
+            " run per burst of embeddings. If they never stop, every"
             f" {LONGEST_WAIT // timedelta(minutes=1)} minutes."
         ),
     )
@@ -150,7 +148,7 @@ def _tick(
     context: dg.SensorEvaluationContext, names: CorpusNames, corpus: Corpus
 ) -> dg.SensorResult | dg.SkipReason:
     for run_id in fail_dead_runs(context.instance, names):
-        context.log.warning(f"run {run_id} was killed; what it left undone is work again")
+        context.log.warning(f"run {run_id} was killed; its unfinished items are due again")
     decision = decide(
         LastManifests.from_cursor(context.cursor),
         corpus_versions(corpus),

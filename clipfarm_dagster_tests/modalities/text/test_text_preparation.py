@@ -18,11 +18,11 @@ def test_metadata_and_transcript_are_the_two_texts() -> None:
 @pytest.mark.parametrize(
     ("raw", "message"),
     [
-        (b"\xff\xfe{", "no JSON"),
-        (b"[" * 100_000, "no JSON"),
+        (b"\xff\xfe{", "not JSON"),
+        (b"[" * 100_000, "not JSON"),
         (b'["transcript"]', "'transcript'"),
         (b'{"transcript": 1}', "'transcript'"),
-        (rb'{"transcript": "half \ud83d of a pair"}', r"no Unicode text: .* position 5\b"),
+        (rb'{"transcript": "half \ud83d of a pair"}', r"not valid Unicode: .* position 5\b"),
     ],
 )
 def test_what_has_no_transcript_is_the_raw_objects_fault(raw: bytes, message: str) -> None:
