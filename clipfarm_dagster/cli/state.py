@@ -124,8 +124,8 @@ def retry(
 ) -> None:
     """Retry failed, invalid and quarantined videos now, and forget their failures.
 
-    The next sync, or the sensor's next tick, embeds them. Exit code 1 means that a given video has not
-    failed.
+    The next sync, or the sensor's next tick, embeds them. Exit code 1 means that one of the given
+    videos has not failed.
     """
     if bool(video_ids) == everything:
         raise ClipFarmError("name the videos to retry, or give --all")
