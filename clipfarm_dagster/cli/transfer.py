@@ -77,9 +77,9 @@ def import_(
 ) -> None:
     """Store vectors that were made elsewhere, and record how they were made.
 
-    Use --model and its companions, or --configured, to say how; files from `clipfarm export` contain it. Vectors
-    whose contract is not the configured one are embedded again by the next sync. Videos that have a vector
-    keep it, unless --replace is given.
+    Use --model and its companions, or --configured, to say how; files from `clipfarm export` contain it.
+    Vectors whose contract is not the configured one are embedded again by the next sync. Videos that have a
+    vector keep it, unless --replace is given.
     """
     settings = load_settings()
     corpus = Corpus.open(settings)
