@@ -14,7 +14,7 @@ from clipfarm_dagster.errors import SettingsError
 from clipfarm_dagster.modalities.registry import load_encoder, stage_contract
 from clipfarm_dagster.settings import load_settings
 from clipfarm_dagster.stages import Stage
-from clipfarm_dagster.vectors.contract import Contract
+from clipfarm_dagster.vectors.contract import Contract, canonical_ids
 from clipfarm_dagster_tests.support.models import model_settings
 
 OTHER_SETTINGS: list[tuple[Stage, dict[str, Any]]] = [
@@ -82,22 +82,54 @@ def test_frames_that_fill_no_tubelet_are_refused(models: dict[Stage, Path], tmp_
         load_encoder(Stage.VIDEO, settings)
 
 
-def test_every_field_counts_and_the_serialisation_comes_back(
-    models: dict[Stage, Path], tmp_path: Path
-) -> None:
-    contract = stage_contract(Stage.VIDEO, model_settings(models, tmp_path))
-    assert Contract.from_json(contract.to_json()) == contract
-    others = [
-        replace(contract, stage=Stage.AUDIO),
-        replace(contract, model_name="other"),
-        replace(contract, model_revision="f" * 40),
-        replace(contract, preprocess_name="other"),
-        replace(contract, preprocess_version="other"),
-        replace(contract, preprocess_params={**contract.preprocess_params, "new": 1}),
-        replace(contract, pooling="mean"),
-        replace(contract, dtype="float16"),
-    ]
-    assert len({contract.id, *(other.id for other in others)}) == 1 + len(others)
+def test_every_field_counts_and_the_serialisation_comes_back(tmp_path: Path) -> None:
+    contract = stage_contract(Stage.VIDEO, load_settings(home=tmp_path))
+    back = Contract.from_json(contract.to_json())
+    assert (back, back.to_json(), hash(back)) == (contract, contract.to_json(), hash(contract))
+    others = {
+        "stage": replace(contract, stage=Stage.AUDIO),
+        "model_name": replace(contract, model_name="other"),
+        "model_revision": replace(contract, model_revision="f" * 40),
+        "preprocess_name": replace(contract, preprocess_name="other"),
+        "preprocess_version": replace(contract, preprocess_version="other"),
+        "preprocess_params": replace(contract, preprocess_params={**contract.preprocess_params, "new": 1}),
+        "pooling": replace(contract, pooling="mean"),
+        "dtype": replace(contract, dtype="float16"),
+    }
+    assert len({contract.id, *(other.id for other in others.values())}) == 1 + len(others)
+    for name, other in others.items():
+        assert other != contract
+        assert contract.differences(other) == [name]
+
+
+def test_the_name_of_a_folder_is_a_label(tmp_path: Path) -> None:
+    hub = stage_contract(Stage.VIDEO, load_settings(home=tmp_path))
+    first = replace(hub, model_name="first", model_revision=f"sha256:{'a' * 64}")
+    renamed, changed = (
+        replace(first, model_name="second"),
+        replace(first, model_revision=f"sha256:{'b' * 64}"),
+    )
+
+    assert (renamed, renamed.id, hash(renamed)) == (first, first.id, hash(first))
+    assert first.differences(renamed) == []
+    assert (renamed.model_name, Contract.from_json(renamed.to_json()).model_name) == ("second", "second")
+    assert first != changed
+    assert first.differences(changed) == ["model_revision"]
+    assert hub.differences(first) == first.differences(hub) == ["model_name", "model_revision"]
+    assert first != replace(hub, model_name="first")
+
+
+def test_records_under_the_ids_of_earlier_versions_are_recognised(tmp_path: Path) -> None:
+    hub = stage_contract(Stage.VIDEO, load_settings(home=tmp_path))
+    first = replace(hub, model_name="first", model_revision=f"sha256:{'a' * 64}")
+    renamed = replace(first, model_name="second")
+
+    assert hub.former_id == hub.id
+    assert len({first.id, first.former_id, renamed.former_id}) == 3
+    assert first.former_id == "bb8ef1b972c8f716"
+    recorded = {each.former_id: each.to_json() for each in (hub, first, renamed)}
+    assert canonical_ids(recorded) == {first.former_id: first.id, renamed.former_id: first.id}
+    assert canonical_ids({first.id: first.to_json(), "0" * 16: first.to_json()}) == {}
 
 
 def test_the_default_contracts_keep_their_ids(tmp_path: Path) -> None:
