@@ -37,6 +37,11 @@ class StageSettings(BaseModel, extra="forbid"):
 
     model: str
     revision: str
+    model_path: str = Field(
+        "",
+        description="Folder with the files of the hub model that model and revision name; by default the hub"
+        " and its cache.",
+    )
     batch_size: int | None = Field(
         None, ge=1, description="Items per forward pass; by default depends on the device."
     )
@@ -46,6 +51,11 @@ class StageSettings(BaseModel, extra="forbid"):
     source_columns: str = Field(
         "", description="Metadata columns that the source hash covers, separated by commas."
     )
+
+    @field_validator("model_path")
+    @classmethod
+    def _absolute_model_path(cls, path: str) -> str:
+        return str(Path(path).expanduser().absolute()) if path else ""
 
     def columns(self) -> tuple[str, ...]:
         """`source_columns` as a tuple, in the order given."""

@@ -8,6 +8,7 @@ is compared with it once, before it writes.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,15 +19,16 @@ from typing import Any
 
 from clipfarm_dagster.canary.baseline import Baseline, Step, StepDeviation, compare, weights_sha256
 from clipfarm_dagster.canary.environment import Environment
-from clipfarm_dagster.errors import BaselineError, DriftError, ObjectMissingError, PreconditionFailedError
+from clipfarm_dagster.errors import BaselineError, DriftError, PreconditionFailedError
 from clipfarm_dagster.modalities.encoder import Encoder
 from clipfarm_dagster.modalities.registry import MODALITIES
 from clipfarm_dagster.modalities.text.encoder import METADATA_TEXT_COLUMNS
 from clipfarm_dagster.stages import Stage
-from clipfarm_dagster.store import ObjectStore
+from clipfarm_dagster.store import ObjectStore, StoredObject
 from clipfarm_dagster.store.home import Home
 from clipfarm_dagster.store.keys import Keys
 from clipfarm_dagster.timestamps import timestamp
+from clipfarm_dagster.vectors.contract import Contract
 
 _METADATA_FILE = "text.json"
 """Holds the metadata of the canary of every stage, beside the transcript of text's."""
@@ -102,6 +104,8 @@ def measure(encoder: Encoder, environment: Environment) -> Baseline:
 def check_canary(encoder: Encoder, environment: Environment, store: ObjectStore, keys: Keys) -> Report:
     """Compare an encoder with the baseline of its contract; store the baseline where there is none yet.
 
+    One under the id that earlier versions gave the contract is the baseline, and is copied to the present id.
+
     Raises:
         BaselineError: the stored baseline cannot be read.
         StoreError: the store cannot be read or written.
@@ -109,9 +113,8 @@ def check_canary(encoder: Encoder, environment: Environment, store: ObjectStore,
     contract = encoder.contract
     key = keys.canary_baseline(contract.stage, contract.id)
     now = measure(encoder, environment)
-    try:
-        stored = store.get(key)
-    except ObjectMissingError:
+    stored = _stored_baseline(contract, store, keys)
+    if stored is None:
         try:
             etag = store.put_if_unchanged(key, now.to_npz(), None)
         except PreconditionFailedError:  # another machine was first, by a moment
@@ -166,6 +169,17 @@ def check_before_writing(
     done.parent.mkdir(parents=True, exist_ok=True)
     done.write_text(f"{store.url} {report.baseline_etag}")
     return report
+
+
+def _stored_baseline(contract: Contract, store: ObjectStore, keys: Keys) -> StoredObject | None:
+    """The baseline of a contract, from under its former id if need be; `None` where there is none."""
+    key, former = (keys.canary_baseline(contract.stage, i) for i in (contract.id, contract.former_id))
+    if store.head(key) is None:
+        if former == key or store.head(former) is None:
+            return None
+        with contextlib.suppress(PreconditionFailedError):  # another machine was first, by a moment
+            store.put_if_unchanged(key, store.get(former).data, None)
+    return store.get(key)
 
 
 def _report(

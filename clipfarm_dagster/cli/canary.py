@@ -30,12 +30,14 @@ def canary(
     """
     from clipfarm_dagster.canary.check import accept_canary, check_canary
     from clipfarm_dagster.canary.environment import current_environment
-    from clipfarm_dagster.modalities.registry import load_encoder
+    from clipfarm_dagster.checkpoints.content_check import check_content
+    from clipfarm_dagster.modalities.registry import load_encoder, stage_checkpoint
 
     corpus = Corpus.open(load_settings())
     look = accept_canary if accept else check_canary
     reports = []
     for chosen in stage or list(Stage):
+        check_content(stage_checkpoint(chosen, corpus.settings), corpus.store, corpus.keys)
         encoder = load_encoder(chosen, corpus.settings)
         reports.append(look(encoder, current_environment(encoder.device), corpus.store, corpus.keys))
     if as_json:

@@ -13,6 +13,7 @@ import dagster as dg
 import typer
 from filelock import FileLock, Timeout
 
+from clipfarm_dagster.checkpoints.content_check import check_content
 from clipfarm_dagster.cli.output import (
     Json,
     Stages,
@@ -102,7 +103,7 @@ def sync_corpus(
                 left[stage] += len(theirs)
                 plan = opened.plan(latest, in_flight=theirs)
                 if plan.work.num_rows:  # a model that cannot be had is told before anything is written
-                    stage_checkpoint(stage, corpus.settings).download()
+                    check_content(stage_checkpoint(stage, corpus.settings), corpus.store, corpus.keys)
                 settle(instance, DEFAULT_NAMES, opened, plan)
                 opened.ledger.push()
             left[stage] += _embed(

@@ -44,6 +44,9 @@ class Modality:
     preprocess_params: Callable[[Settings], Mapping[str, Any]]
     """The settings of preparation that decide a vector."""
     pooling: Callable[[Settings], str]
+    deciding_settings: Callable[[Contract], Mapping[str, Any]]
+    """The inverse of these two: the stage's settings, by name, that give a contract's parameters and
+    pooling."""
     load: Callable[[Contract, Settings, Checkpoint, Path, str], Encoder]
     """Loads the model of a contract from a checkpoint's folder onto a device."""
     dimension: Callable[[Checkpoint], int | None]

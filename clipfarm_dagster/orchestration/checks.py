@@ -87,8 +87,11 @@ def _canary_check(names: CorpusNames, stage: Stage) -> dg.AssetChecksDefinition:
     def canary(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
         from clipfarm_dagster.canary.check import check_canary
         from clipfarm_dagster.canary.environment import current_environment
+        from clipfarm_dagster.checkpoints.content_check import check_content
+        from clipfarm_dagster.modalities.registry import stage_checkpoint
 
         corpus = take_corpus(context.resources, names)
+        check_content(stage_checkpoint(stage, corpus.settings), corpus.store, corpus.keys)
         encoder = take_encoders(context.resources, names).load(stage, corpus.settings)
         report = check_canary(encoder, current_environment(encoder.device), corpus.store, corpus.keys)
         return dg.AssetCheckResult(

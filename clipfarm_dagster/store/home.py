@@ -29,6 +29,11 @@ class Home:
         return self.state / "model_revisions.json"
 
     @property
+    def model_folders(self) -> Path:
+        """Which folders of this machine hold which models."""
+        return self.state / "model_folders.json"
+
+    @property
     def metadata_cache(self) -> Path:
         """The folder of the latest metadata rows."""
         return self.folder / "cache"

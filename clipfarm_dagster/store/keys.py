@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import dataclass
 
@@ -69,6 +70,11 @@ class Keys:
     def corpus_id(self) -> str:
         """The random id by which ledgers know this store and prefix."""
         return f"{self.prefix}/state/corpus.json"
+
+    def model_content(self, stage: Stage, model_name: str, revision: str) -> str:
+        """What the files of a hub model at a revision hold, by hash."""
+        name = hashlib.sha256(f"{model_name}@{revision}".encode()).hexdigest()[:16]
+        return f"{self.prefix}/state/models/{stage}/{name}.json"
 
     def manifest(self, stage: Stage) -> str:
         """A modality's manifest."""

@@ -167,6 +167,24 @@ def npz_of(arrays: dict[str, np.ndarray[Any, Any]]) -> bytes:
     return buffer.getvalue()
 
 
+def test_a_baseline_under_the_id_that_earlier_versions_gave_a_folder_counts(
+    load: Callable[..., Encoder], environment: Environment, folder_store: ObjectStore, tmp_path: Path
+) -> None:
+    encoder = load(Stage.AUDIO)
+    contract = encoder.contract
+    key, former = (KEYS.canary_baseline(Stage.AUDIO, i) for i in (contract.id, contract.former_id))
+    assert key != former
+    folder_store.put(former, canary.measure(encoder, environment).to_npz())
+
+    assert check_canary(encoder, environment, folder_store, KEYS).result == Result.AGREES
+    assert folder_store.get(key).data == folder_store.get(former).data
+
+    folder_store.delete(key)
+    change_one_tensor(encoder)
+    with pytest.raises(DriftError, match="'model'"):
+        check_before_writing(encoder, environment, folder_store, KEYS, Home(tmp_path / "home"))
+
+
 # drift
 
 

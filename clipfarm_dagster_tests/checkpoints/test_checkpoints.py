@@ -19,7 +19,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from clipfarm_dagster.checkpoints.checkpoint import Checkpoint, folder_revision, resolve_checkpoint
+from clipfarm_dagster.checkpoints.checkpoint import Checkpoint, resolve_checkpoint
+from clipfarm_dagster.checkpoints.content import folder_revision
 from clipfarm_dagster.errors import ModelUnavailableError, SettingsError
 from clipfarm_dagster.modalities.registry import load_encoder
 from clipfarm_dagster.stages import Stage

@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +23,11 @@ from clipfarm_dagster.checkpoints.checkpoint import Checkpoint
 from clipfarm_dagster.checkpoints.dimension import sentence_dimension
 from clipfarm_dagster.demo.checkpoints import minilm_folder
 from clipfarm_dagster.engine.options import EngineOptions
-from clipfarm_dagster.errors import InvalidRawObjectError
+from clipfarm_dagster.errors import InvalidRawObjectError, ModelUnavailableError
 from clipfarm_dagster.ledger.schema import Status
 from clipfarm_dagster.modalities.encoder import Prepared, Trace
 from clipfarm_dagster.modalities.modality import CanaryInput, Modality
-from clipfarm_dagster.modalities.registry import MODALITIES, load_encoder, stage_contract
+from clipfarm_dagster.modalities.registry import MODALITIES, load_encoder, settings_for, stage_contract
 from clipfarm_dagster.settings import Settings, StageSettings, load_settings
 from clipfarm_dagster.stages import _RAW_SUFFIX, Stage
 from clipfarm_dagster.store import ObjectStore
@@ -56,6 +58,97 @@ def test_what_a_modality_names_is_there(stage: Stage, tmp_path: Path) -> None:
     for name in modality.size_limits:
         assert getattr(EngineOptions.from_settings(settings), name) == getattr(settings, name)
     assert [name for name in modality.worker_imports if importlib.util.find_spec(name) is None] == []
+
+
+OTHER_SETTINGS: list[tuple[Stage, dict[str, Any]]] = [
+    *((stage, {}) for stage in Stage),
+    *((stage, {"dtype": "bfloat16"}) for stage in Stage),
+    (Stage.VIDEO, {"frames": 8, "unknown_count": "count", "pooling": "mean"}),
+    (Stage.AUDIO, {"sample_rate": 8000, "max_seconds": 1.5}),
+    *((stage, {"model": "owner/model", "revision": "f" * 40}) for stage in Stage),
+]
+
+
+@pytest.mark.parametrize(("stage", "of_stage"), OTHER_SETTINGS, ids=str)
+@pytest.mark.parametrize("hub", [True, False], ids=["hub", "folder"])
+def test_a_contract_leads_back_to_its_settings(
+    stage: Stage, of_stage: dict[str, Any], hub: bool, models: dict[Stage, Path], tmp_path: Path
+) -> None:
+    now = load_settings(
+        home=tmp_path,
+        run_size=7,
+        video={"batch_size": 3, "frames": 4, "dtype": "float16"},
+        audio={"batch_size": 3, "max_seconds": 3.0, "dtype": "float16"},
+        text={"batch_size": 3, "dtype": "float16", "source_columns": "title"},
+    )
+    of_stage = of_stage if hub else {**of_stage, "model": str(models[stage])}
+    contract = stage_contract(stage, load_settings(home=tmp_path, **{str(stage): of_stage}))
+
+    found = settings_for(contract, now)
+
+    assert stage_contract(stage, now) != contract
+    assert stage_contract(stage, found) == contract
+    assert (found.run_size, found.stage(stage).batch_size) == (7, 3)
+    assert found.stage(stage).source_columns == now.stage(stage).source_columns
+    others = [other for other in Stage if other != stage]
+    assert [found.stage(other) for other in others] == [now.stage(other) for other in others]
+    assert settings_for(contract, found) == found
+
+
+def test_a_local_model_is_found_where_this_machine_last_saw_it(
+    models: dict[Stage, Path], tmp_path: Path
+) -> None:
+    home, folder = tmp_path / "home", Path(shutil.copytree(models[Stage.AUDIO], tmp_path / "first"))
+    contract = stage_contract(Stage.AUDIO, load_settings(home=home, audio={"model": str(folder)}))
+    now = load_settings(home=home)
+    assert settings_for(contract, now).audio.model == str(folder)
+
+    renamed = folder.rename(tmp_path / "second")
+    with pytest.raises(ModelUnavailableError, match=rf"{folder} no longer has it.*CLIPFARM_AUDIO_MODEL"):
+        settings_for(contract, now)
+    stage_contract(Stage.AUDIO, load_settings(home=home, audio={"model": str(renamed)}))
+    assert settings_for(contract, now).audio.model == str(renamed)
+
+    (renamed / "config.json").write_text("{}")
+    with pytest.raises(ModelUnavailableError, match=rf"{renamed} no longer has it"):
+        settings_for(contract, now)
+
+
+def test_a_local_model_of_another_machine_is_named(models: dict[Stage, Path], tmp_path: Path) -> None:
+    there = load_settings(home=tmp_path / "there", audio={"model": str(models[Stage.AUDIO])})
+    contract = stage_contract(Stage.AUDIO, there)
+
+    with pytest.raises(ModelUnavailableError, match=rf"wav2vec2 at sha256:.*{contract.id}.*no folder that"):
+        settings_for(contract, load_settings(home=tmp_path / "here"))
+
+    here = load_settings(home=tmp_path / "here", audio={"model": str(models[Stage.AUDIO]), "max_seconds": 1})
+    assert stage_contract(Stage.AUDIO, settings_for(contract, here)) == contract
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"preprocess_version": "0"}, r"\(preprocess_version\); install"),
+        ({"preprocess_name": "another"}, r"\(preprocess_name\); install"),
+        ({"preprocess_params": {"frames": 16}}, r"\(unknown_count\); install"),
+        (
+            {"preprocess_params": {"frames": 16, "unknown_count": "first", "more": 1}},
+            r"\(preprocess_params\)",
+        ),
+        ({"pooling": "max"}, r"\(pooling\); install"),
+        ({"dtype": "int8"}, r"\(dtype\); install"),
+        ({"model_revision": "main"}, "full commit SHA"),
+    ],
+    ids=str,
+)
+def test_a_contract_of_another_making_is_refused_with_what_is_different(
+    change: dict[str, Any], told: str, tmp_path: Path
+) -> None:
+    settings = load_settings(home=tmp_path)
+    contract = replace(stage_contract(Stage.VIDEO, settings), **change)
+
+    with pytest.raises(ModelUnavailableError, match=rf"{contract.model_name}.*{contract.id}.*{told}"):
+        settings_for(contract, settings)
 
 
 def test_describing_modalities_loads_no_decoder_and_no_model() -> None:
@@ -136,6 +229,7 @@ def letters(monkeypatch: pytest.MonkeyPatch) -> Stage:
         preprocess_version="1",
         preprocess_params=lambda settings: {"alphabet": "a-z"},
         pooling=lambda settings: settings.stage(stage).pooling,  # type: ignore[attr-defined]
+        deciding_settings=lambda contract: {"pooling": contract.pooling},
         load=load,
         dimension=sentence_dimension,
         isolated=False,

@@ -37,6 +37,10 @@ AUDIO = Modality(
         "resampler": RESAMPLER,
     },
     pooling=lambda settings: "mean",
+    deciding_settings=lambda contract: {
+        "sample_rate": contract.preprocess_params.get("sample_rate"),
+        "max_seconds": contract.preprocess_params.get("max_seconds"),
+    },
     load=_load,
     dimension=hidden_size,
     isolated=True,

@@ -39,6 +39,7 @@ TEXT = Modality(
     preprocess_version=PREPROCESS_VERSION,
     preprocess_params=lambda settings: {"longest_text": LONGEST_TEXT},
     pooling=lambda settings: "concat",
+    deciding_settings=lambda contract: {},
     load=_load,
     dimension=_dimension,
     isolated=False,

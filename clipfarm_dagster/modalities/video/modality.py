@@ -44,6 +44,11 @@ VIDEO = Modality(
         "unknown_count": settings.video.unknown_count,
     },
     pooling=lambda settings: settings.video.pooling,
+    deciding_settings=lambda contract: {
+        "frames": contract.preprocess_params.get("frames"),
+        "unknown_count": contract.preprocess_params.get("unknown_count"),
+        "pooling": contract.pooling,
+    },
     load=_load,
     dimension=hidden_size,
     isolated=True,

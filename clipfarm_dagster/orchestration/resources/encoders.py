@@ -27,7 +27,8 @@ class EncodersResource(dg.ConfigurableResource["EncodersResource"]):
         """
         if self.device is not None:
             settings = settings.model_copy(update={"device": self.device})
-        wanted = (stage_contract(stage, settings).id, settings.device, settings.stage(stage).batch_size)
+        contract_id, chosen = stage_contract(stage, settings).id, settings.stage(stage)
+        wanted = (contract_id, chosen.model_path, settings.device, chosen.batch_size)
         with _lock:
             if stage not in _loaded or _loaded[stage][0] != wanted:
                 _loaded.pop(stage, None)  # the old model's memory is free before the new one needs it

@@ -10,12 +10,14 @@ import dagster as dg
 
 from clipfarm_dagster.canary.check import check_before_writing
 from clipfarm_dagster.canary.environment import current_environment
+from clipfarm_dagster.checkpoints.content_check import check_content
 from clipfarm_dagster.corpus import Corpus
 from clipfarm_dagster.engine.engine import EngineOptions, Progress, embed_items
 from clipfarm_dagster.engine.outcomes import Outcome, OutcomeKind
 from clipfarm_dagster.errors import StoreError
 from clipfarm_dagster.ledger.schema import LedgerRow
 from clipfarm_dagster.modalities.encoder import Encoder
+from clipfarm_dagster.modalities.registry import stage_checkpoint
 from clipfarm_dagster.orchestration.events import outcome_events
 from clipfarm_dagster.orchestration.names import (
     BROKEN_TAG,
@@ -113,12 +115,14 @@ def _breakage_tagged(context: Context) -> Iterator[None]:
 
 
 def _checked_encoder(context: Context, stage: Stage, corpus: Corpus, encoders: EncodersResource) -> Encoder:
-    """The stage's encoder, once its canary agrees; the run is told contract and environment.
+    """The stage's encoder, its files compared with those the corpus knows, its canary with the baseline; the
+    run is told contract and environment.
 
     Raises:
-        ModelUnavailableError: it cannot be loaded.
+        ModelUnavailableError: it cannot be loaded, or has other files than the corpus knows it with.
         DriftError: it no longer makes the vectors that it made before.
     """
+    check_content(stage_checkpoint(stage, corpus.settings), corpus.store, corpus.keys)
     encoder = encoders.load(stage, corpus.settings)
     environment, contract = current_environment(encoder.device), encoder.contract
     tags = {CONTRACT_TAG: contract.id, ENVIRONMENT_TAG: environment.id}
