@@ -13,28 +13,29 @@ from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import Any, TypeVar
 
+K = TypeVar("K")
 T = TypeVar("T")
 
 
 def as_they_come(
-    keys: Iterable[str],
-    request: Callable[[str], Coroutine[Any, Any, T]],
+    asked: Iterable[K],
+    request: Callable[[K], Coroutine[Any, Any, T]],
     *,
     max_concurrency: int,
     wake_seconds: float | None = None,
-) -> Generator[tuple[str, Future[T]] | None]:
-    """Request many keys; gives each with its done future, the fastest first.
+) -> Generator[tuple[K, Future[T]] | None]:
+    """Request many things, such as keys; gives each with its done future, the fastest first.
 
-    Keys are taken as it goes: at most `max_concurrency` are under way or wait to be taken. Closing the
+    They are taken as it goes: at most `max_concurrency` are under way or wait to be taken. Closing the
     iterator ends what is under way. With `wake_seconds`, None is given whenever nothing has come for so long.
     """
     loop = asyncio.new_event_loop()
     thread = Thread(target=loop.run_forever, name="clipfarm-fetch", daemon=True)
     thread.start()
     done: SimpleQueue[Future[T]] = SimpleQueue()
-    under_way: dict[Future[T], str] = {}
+    under_way: dict[Future[T], K] = {}
 
-    def take(most_left: int) -> Generator[tuple[str, Future[T]] | None]:
+    def take(most_left: int) -> Generator[tuple[K, Future[T]] | None]:
         while len(under_way) > most_left:
             try:
                 future = done.get(timeout=wake_seconds)
@@ -44,10 +45,10 @@ def as_they_come(
                 yield under_way.pop(future), future
 
     try:
-        for key in keys:
+        for one in asked:
             yield from take(max_concurrency - 1)
-            future = asyncio.run_coroutine_threadsafe(request(key), loop)
-            under_way[future] = key
+            future = asyncio.run_coroutine_threadsafe(request(one), loop)
+            under_way[future] = one
             future.add_done_callback(done.put)
         yield from take(0)
     finally:

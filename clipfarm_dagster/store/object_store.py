@@ -10,33 +10,25 @@ written within the same tick (some milliseconds) of the file system's clock.
 from __future__ import annotations
 
 import asyncio
-import re
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass
-from datetime import datetime
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING
+from itertools import islice
+from typing import Protocol, TypeVar
 
 from clipfarm_dagster.errors import (
     ObjectMissingError,
     PreconditionFailedError,
     StoreError,
-    StoreUnavailableError,
 )
-from clipfarm_dagster.store.backend import Backend, checked, folder_of, local_path
+from clipfarm_dagster.store.backend import checked, folder_of, local_path
 from clipfarm_dagster.store.fetching import as_they_come
 from clipfarm_dagster.store.integrity import contradicts
-from clipfarm_dagster.store.listing import ETAG_WRAPPING, Skipped, list_bucket, list_folder, to_table
 from clipfarm_dagster.store.s3 import SLOWEST_BYTES_PER_SECOND, S3Options
-from clipfarm_dagster.store.whole_files import written_whole
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-    from obstore import ObjectMeta, PutMode
+from clipfarm_dagster.store.single_objects import ObjectInfo, SingleObjects, StoredObject, info_of
 
 __all__ = ["ObjectInfo", "ObjectStore", "S3Options", "StoredObject", "local_path"]
 
@@ -47,34 +39,45 @@ FETCH_SECONDS = 120.0
 """Most that an object may take by default, besides what its size needs; more than a store that is away is
 waited for."""
 
+COPIES_AT_ONCE = 64
+"""Copies that `copy_each` keeps under way by default: more are no faster."""
+
 _HEADS_AT_ONCE = 16
-_SMALL_BYTES = 1 << 20
-"""An upload of so many bytes takes no time to speak of."""
+_KEYS_A_DELETION = 1000
+"""The most that S3 removes by one request."""
+_BATCHES_AT_ONCE = 4
 
-_LISTED_AT_ONCE = 16
-_LOCK_NAME = ".lock#0"
-"""Lock file of a folder. obstore never lists a name that ends in `#` and digits."""
+
+class Copy(Protocol):
+    """What is copied where, as `ObjectStore.copy_each` is told."""
+
+    @property
+    def source_key(self) -> str:
+        """The object that is copied."""
+
+    @property
+    def target_key(self) -> str:
+        """Where to."""
+
+    @property
+    def target_etag(self) -> str | None:
+        """The version that is replaced; None to copy only where there is no object."""
 
 
 @dataclass(frozen=True)
-class ObjectInfo:
-    """What a store knows of one version of an object; `size` in bytes."""
+class Copied:
+    """An object has the bytes that were to be copied to it."""
 
-    key: str
     etag: str
-    size: int
-    last_modified: datetime
+    already_there: bool = False
+    """Whether it had them before, so that nothing was written."""
 
 
-@dataclass(frozen=True)
-class StoredObject:
-    """An object's bytes and the version that they are."""
-
-    data: bytes
-    info: ObjectInfo
+C = TypeVar("C", bound=Copy)
+P = TypeVar("P")
 
 
-class ObjectStore(Backend):
+class ObjectStore(SingleObjects):
     """A bucket or a folder. Threads may share one; pickling takes the address along and connects anew.
 
     A child process must be spawned, not forked: in a fork of a process that has used a store, calls hang.
@@ -112,16 +115,6 @@ class ObjectStore(Backend):
     def __reduce__(self) -> tuple[Callable[..., ObjectStore], tuple[str, S3Options]]:
         return ObjectStore, (self.url, self._s3)
 
-    def head(self, key: str) -> ObjectInfo | None:
-        """The object's current version, or None if there is no object."""
-        import obstore
-
-        try:
-            with self._errors_named(key):
-                return _info(obstore.head(self._backend, checked(key)))
-        except ObjectMissingError:
-            return None
-
     def head_each(
         self, keys: Sequence[str], *, max_concurrency: int = _HEADS_AT_ONCE
     ) -> list[ObjectInfo | StoreError | None]:
@@ -139,30 +132,6 @@ class ObjectStore(Backend):
             if isinstance(answer, StoreError):
                 self._check_own_trouble(key, answer)
         return answers
-
-    def listed_etag(self, key: str) -> str | None:
-        """The object's current version as a listing tells it, which takes no right to read the object."""
-        if self._root is not None:
-            info = self.head(key)
-            return None if info is None else info.etag
-        with self._errors_named(key):
-            page = self._s3_connection.list_page(checked(key), None, keys=1)
-        return _etag(page.etags[0]) if list(page.keys) == [key] else None
-
-    def get(self, key: str, *, max_bytes: int | None = None) -> StoredObject:
-        """Read an object whole; one that is larger than `max_bytes` comes without its data.
-
-        Raises:
-            ObjectMissingError: there is none.
-        """
-        import obstore
-
-        with self._errors_named(key):
-            result = obstore.get(self._reading_backend, checked(key))
-            info = _info(result.meta)
-            if max_bytes is not None and info.size > max_bytes:
-                return StoredObject(b"", info)
-            return StoredObject(bytes(result.bytes()), info)
 
     def get_many(
         self, keys: Iterable[str], *, max_concurrency: int = CONCURRENCY, max_bytes: int | None = None
@@ -240,7 +209,7 @@ class ObjectStore(Backend):
         try:
             async with asyncio.timeout_at(began + timeout_seconds) as limit:
                 result = await obstore.get_async(self._reading_backend, checked(key))
-                info = _info(result.meta)
+                info = info_of(result.meta)
                 if max_bytes is not None and info.size > max_bytes:
                     return StoredObject(b"", info), False
                 limit.reschedule(began + timeout_seconds + info.size / SLOWEST_BYTES_PER_SECOND)
@@ -252,10 +221,6 @@ class ObjectStore(Backend):
                 f"{self.url}: {key!r}: fetching it took longer than CLIPFARM_FETCH_TIMEOUT_SECONDS="
                 f"{timeout_seconds:g}, plus one second for each {SLOWEST_BYTES_PER_SECOND // 1024} KiB"
             ) from None
-
-    def put(self, key: str, data: bytes) -> str:
-        """Write an object and return its ETag. Readers see the old or the new content, each whole."""
-        return self._put(key, data)
 
     def put_many(
         self, items: Sequence[tuple[str, bytes]], *, max_concurrency: int = CONCURRENCY
@@ -291,152 +256,111 @@ class ObjectStore(Backend):
                 self._check_own_trouble(key, answer, written=data)
         return answers
 
-    def put_if_unchanged(self, key: str, data: bytes, etag: str | None) -> str:
-        """Write an object only if its current ETag is `etag` (None: only if there is no object).
+    def copy_each(
+        self,
+        copies: Iterable[C],
+        problem: Callable[[C, bytes], P | None],
+        *,
+        max_concurrency: int = COPIES_AT_ONCE,
+    ) -> Generator[tuple[C, Copied | P | StoreError]]:
+        """Copy many small objects within the store, each over the version of the target that was named, and
+        give what became of each as soon as it is known.
 
-        Returns the new ETag. In a folder this holds among programs that write by this class.
+        The bytes that are read are the bytes that are written, unless `problem` says what is wrong with
+        them; that is given then, and nothing is written. Also given, not raised: a source that is missing
+        (ObjectMissingError), a target that somebody else has changed meanwhile (PreconditionFailedError),
+        and trouble with one key alone. A target that holds the same bytes counts as copied, so a copy may be
+        repeated, and it does not matter whether the answer to a request was lost.
 
-        Raises:
-            PreconditionFailedError: somebody else has written, or removed, the object in between; or, rarely,
-                S3's answer was lost and the repeated request met its own write.
+        Copies are taken as it goes; at most `max_concurrency` are under way or wait to be taken, in a folder
+        one. Closing the iterator ends what is under way, of which some may have been written.
         """
-        return self._put_if_unchanged(key, data, len(data), etag)
+        # conditional writes into a folder wait for one lock
+        at_once = max_concurrency if self._root is None else 1
+        request = partial(self._copy, problem=problem)
+        asked = map(_checked_copy, copies)
+        with closing(as_they_come(asked, request, max_concurrency=at_once)) as answers:
+            for done in answers:
+                if done is None:
+                    continue
+                copy, future = done
+                answer, written = future.result()
+                if isinstance(answer, StoreError) and not isinstance(answer, PreconditionFailedError):
+                    key = copy.source_key if written is None else copy.target_key
+                    self._check_own_trouble(key, answer, written=written)
+                yield copy, answer
 
-    def copy(self, key: str, to: str) -> None:
-        """Copy an object within the store, whatever lies at `to`.
-
-        Raises:
-            ObjectMissingError: there is none.
-        """
-        import obstore
-
-        with self._errors_named(key):
-            obstore.copy(self._backend, checked(key), checked(to), overwrite=True)
-
-    def put_stream(self, key: str, parts: Iterator[bytes]) -> str:
-        """Write an object, as `put` does, of parts that may be yet to come; nothing is written if they end in
-        an error, which is raised."""
-        return self._put(key, parts)
-
-    def put_file_if_unchanged(self, key: str, path: Path, etag: str | None) -> str:
-        """Upload a file as `put_if_unchanged` does. For S3 the file is held in memory meanwhile."""
-        return self._put_if_unchanged(key, path, path.stat().st_size, etag)
-
-    def download(self, key: str, path: Path) -> ObjectInfo:
-        """Stream an object into the file `path`, which appears, or is replaced, only once it is whole.
-
-        Raises:
-            ObjectMissingError: there is none.
-        """
-        import obstore
-
-        with self._errors_named(key):
-            result = obstore.get(self._reading_backend, checked(key))
-            chunks = iter(result.stream())
-        with written_whole(path) as part, part.open("wb") as file:
-            while True:
-                with self._errors_named(key):
-                    chunk = next(chunks, None)
-                if chunk is None:
-                    break
-                file.write(chunk)
-        return _info(result.meta)
-
-    def list(self, prefix: str = "", *, split_at: Iterable[str] = ()) -> pa.Table:
-        """All objects below the folder `prefix` and its subfolders; `""` lists the whole store.
-
-        Args:
-            split_at: keys, wherever, between which S3 is listed at the same time. A server gives a thousand
-                keys an answer, one answer after the other, so that a million takes minutes otherwise.
-
-        Returns a table of `key` (string), `etag` (string) and `size` (int64, bytes), in no special order,
-        with no rows if nothing is there.
-        """
-        folder = prefix.removesuffix("/")
-        if folder:
-            checked(folder)
-        if self._root is not None:
-            self._check_there(folder)
-            skipped = Skipped()
-            with self._errors_named(folder):
-                return to_table(list_folder(self._backend, self._root, folder, skipped), skipped)
-        bounds = [None, *sorted(set(split_at)), None]
-        with ThreadPoolExecutor(_LISTED_AT_ONCE, thread_name_prefix="clipfarm-list") as executor:
-            parts = list(executor.map(partial(self._list_between, folder), bounds[:-1], bounds[1:]))
-        skipped = Skipped()
-        for _, left_out in parts:
-            skipped.add(left_out)
-        return to_table([batch for batches, _ in parts for batch in batches], skipped)
-
-    def _list_between(
-        self, folder: str, after: str | None, last: str | None
-    ) -> tuple[Sequence[pa.RecordBatch], Skipped]:
-        skipped = Skipped()
-        with self._errors_named(folder):
-            list_page = self._s3_connection.list_page
-            return list(list_bucket(self._backend, list_page, folder, after, last, skipped)), skipped
-
-    def delete(self, key: str) -> None:
-        """Remove an object; that there is none is no error."""
-        import obstore
-
+    async def _copy(
+        self, copy: C, problem: Callable[[C, bytes], P | None]
+    ) -> tuple[Copied | P | StoreError, bytes | None]:
+        """What became of a copy, and the bytes that were, or were to be, written."""
+        data: bytes | None = None
         try:
-            with self._errors_named(key):
-                obstore.delete(self._backend, checked(key))
-        except ObjectMissingError:
-            return
+            source = await self.get_async(copy.source_key)
+            wrong = problem(copy, source.data)
+            if wrong is not None:
+                return wrong, None
+            data = source.data
+            return Copied(await self.put_if_unchanged_async(copy.target_key, data, copy.target_etag)), data
+        except StoreError as error:
+            # an earlier try, or another machine, may have written them, and so may a request that seems to
+            # have failed
+            found = None if data is None else await self._etag_if_holding(copy.target_key, data)
+            return error if found is None else Copied(found, already_there=True), data
 
-    def _put(self, key: str, data: bytes | Path | Iterator[bytes]) -> str:
+    async def _etag_if_holding(self, key: str, data: bytes) -> str | None:
+        """The object's version if it can be read and has these very bytes."""
+        try:
+            found = await self.get_async(key)
+        except StoreError:
+            return None  # the caller has the error that led here
+        return found.info.etag if found.data == data else None
+
+    def delete_each(self, keys: Iterable[str]) -> dict[str, StoreError]:
+        """Remove many objects, a thousand a request; that one is not there is no error.
+
+        Returns those that could not be removed, while the store as a whole can be used, each with its error.
+        On an error that is raised, some have been removed.
+        """
+        batches = iter(partial(_taken, map(checked, keys)), [])
+        refused: dict[str, StoreError] = {}
+        with closing(as_they_come(batches, self._delete, max_concurrency=_BATCHES_AT_ONCE)) as answers:
+            for done in answers:
+                if done is not None:
+                    refused |= self._delete_singly(*done)
+        return refused
+
+    async def _delete(self, keys: Sequence[str]) -> None:
         import obstore
 
-        with self._errors_named(key):
-            return _etag(obstore.put(self._backend, checked(key), data)["e_tag"])
+        await obstore.delete_async(self._backend, keys)
 
-    def _put_if_unchanged(self, key: str, data: bytes | Path, size: int, etag: str | None) -> str:
-        import obstore
-
-        if self._root is not None and etag is not None:
-            with self._locked(self._root):
-                current = self.head(key)
-                if current is None or current.etag != etag:
-                    raise self._lost(key)
-                return self._put(key, data)
-        mode: PutMode = "create" if etag is None else {"e_tag": f'"{etag}"'}
-        with self._errors_named(key):
-            # A conditional upload is one request, so its time limit grows with its size.
-            large = self._root is None and size > _SMALL_BYTES
-            backend = self._s3_connection.connect(size) if large else self._backend
+    def _delete_singly(self, keys: Sequence[str], at_once: Future[None]) -> dict[str, StoreError]:
+        """Remove the objects one by one where they could not be removed at once: the answer tells of one
+        that failed, and the others may have gone or not."""
+        try:
+            with self._errors_named(keys[0]):
+                at_once.result()
+            return {}
+        except ObjectMissingError:  # a folder's only
+            pass
+        except StoreError as error:
+            self._check_own_trouble(keys[0], error)
+        refused: dict[str, StoreError] = {}
+        for key in keys:
             try:
-                return _etag(obstore.put(backend, checked(key), data, mode=mode)["e_tag"])
-            except FileNotFoundError:
-                self._check_there(key)
-                raise self._lost(key) from None
-
-    @contextmanager
-    def _locked(self, root: Path) -> Iterator[None]:
-        from filelock import FileLock, Timeout
-
-        lock = FileLock(root / _LOCK_NAME, timeout=self._s3.give_up_seconds)
-        try:
-            lock.acquire()
-        except Timeout:
-            raise StoreUnavailableError(
-                f"{self.url}: another program has held {lock.lock_file} for {self._s3.give_up_seconds:g} s"
-            ) from None
-        except OSError as error:
-            raise StoreError(f"{self.url}: cannot lock the folder: {error}") from error
-        try:
-            yield
-        finally:
-            lock.release()
+                self.delete(key)
+            except StoreError as error:
+                self._check_own_trouble(key, error)
+                refused[key] = error
+        return refused
 
 
-def _etag(raw: str | None) -> str:
-    """The one form of an ETag: without quotes and weak mark. Listings do the same in bulk."""
-    if raw is None:
-        raise StoreError("the store gives no ETags, which ClipFarm needs")
-    return re.sub(ETAG_WRAPPING, "", raw)
+def _checked_copy(copy: C) -> C:
+    checked(copy.source_key)
+    checked(copy.target_key)
+    return copy
 
 
-def _info(meta: ObjectMeta) -> ObjectInfo:
-    return ObjectInfo(meta["path"], _etag(meta["e_tag"]), meta["size"], meta["last_modified"])
+def _taken(keys: Iterator[str]) -> list[str]:
+    return list(islice(keys, _KEYS_A_DELETION))

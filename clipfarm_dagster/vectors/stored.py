@@ -22,7 +22,16 @@ def checked_vector(
     """
     if isinstance(answer, ObjectMissingError):
         raise VectorProblem("there is no such object")
-    vector = from_npy(answer.data, dimension=dimension)
+    return recorded_vector(answer.data, dimension, sha256)
+
+
+def recorded_vector(data: bytes, dimension: int | None, sha256: str | None) -> np.ndarray[Any, Any]:
+    """The vector in an object's bytes, which must have the SHA-256 that was recorded, where one was.
+
+    Raises:
+        VectorProblem: it is no such vector.
+    """
+    vector = from_npy(data, dimension=dimension)
     if sha256 is not None and vector_sha256(vector) != sha256:
         raise VectorProblem("another vector than the one that was recorded")
     return vector

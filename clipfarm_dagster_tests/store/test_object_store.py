@@ -19,6 +19,8 @@ from clipfarm_dagster.errors import (
     StoreUnavailableError,
 )
 from clipfarm_dagster.store import ObjectStore, StoredObject
+from clipfarm_dagster_tests.support.s3_proxy import refuse, refuse_in_bulk, s3_proxy
+from workbench.seaweedfs import S3Server
 
 BIG = os.urandom(11 * 2**20)
 """More than two parts of a multi-part upload."""
@@ -340,3 +342,42 @@ class TestFolder:
             store.put("a/b/c", b"")
         assert not isinstance(caught.value, StoreUnavailableError)
         assert "\n" not in str(caught.value)
+
+
+class TestDeleteEach:
+    def test_all_are_removed_and_nothing_else(self, store: ObjectStore) -> None:
+        store.put_many([(f"a/{number}", b"1") for number in range(1005)])
+        kept = store.put("a/kept", b"1")
+        assert store.delete_each(f"a/{number}" for number in range(1005)) == {}
+        assert _listed(store, "") == {"a/kept": (kept, 1)}
+
+    def test_what_is_not_there_is_no_error(self, store: ObjectStore) -> None:
+        assert store.delete_each([]) == {}
+        store.put_many([("a/1", b""), ("a/2", b"")])
+        assert store.delete_each(["a/0", "a/1", "a/1", "a/2", "a/3", "b/none"]) == {}
+        assert store.list().num_rows == 0
+        assert store.delete_each(["a/1", "a/2"]) == {}
+
+    def test_a_dangerous_key_is_refused(self, store: ObjectStore) -> None:
+        store.put("a/1", b"")
+        with pytest.raises(StoreError, match=r"'\.\./x' is refused"):
+            store.delete_each(["a/1", "../x"])
+        assert store.head("a/1") is not None
+
+    def test_trouble_with_one_key_is_told_and_the_others_go(self, s3_environment: S3Server) -> None:
+        keys = [f"a/{number}" for number in range(20)]
+        with s3_proxy(s3_environment) as proxy:
+            store = ObjectStore.open(proxy.server.url, s3=proxy.server.options(give_up_seconds=3))
+            kept = store.put("a/kept", b"1")
+            store.put_many([(key, b"") for key in keys])
+            proxy.break_("POST", "", refuse_in_bulk("a/7"))
+            refused = store.delete_each(keys)
+            assert list(refused) == ["a/7"]
+            assert "AccessDenied" in str(refused["a/7"])
+            assert _listed(store, "") == {"a/kept": (kept, 1)}
+            proxy.break_("POST", "", refuse("AccessDenied"))
+            proxy.break_("GET", "", refuse("AccessDenied"))
+            with pytest.raises(StoreUnavailableError, match="AccessDenied"):
+                store.delete_each(keys)
+            proxy.mend()
+            store.delete("a/kept")

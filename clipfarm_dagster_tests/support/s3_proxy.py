@@ -50,6 +50,13 @@ def refuse(code: str, status: int = 403) -> Fault:
     return lambda _: Answer(status, {"Content-Type": "application/xml"}, body)
 
 
+def refuse_in_bulk(key: str) -> Fault:
+    """S3's answer to a deletion of many that one of them may not be removed."""
+    removed = f"<Deleted><Key>{key}</Key></Deleted>".encode()
+    kept = f"<Error><Key>{key}</Key><Code>AccessDenied</Code><Message>no</Message></Error>".encode()
+    return lambda answer: replace(answer, body=answer.body.replace(removed, kept))
+
+
 def cut(answer: Answer) -> Answer:
     """Half of the body, and the end of the connection."""
     return replace(answer, sent=len(answer.body) // 2)

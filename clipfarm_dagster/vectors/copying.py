@@ -1,0 +1,58 @@
+"""Copies stored vectors within the store, each proved and none over what somebody else has written."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable
+from contextlib import closing
+from dataclasses import dataclass
+
+from clipfarm_dagster.errors import ObjectMissingError, StoreError
+from clipfarm_dagster.store import ObjectStore
+from clipfarm_dagster.store.object_store import COPIES_AT_ONCE, Copied
+from clipfarm_dagster.vectors.npy import VectorProblem
+from clipfarm_dagster.vectors.stored import recorded_vector
+
+
+@dataclass(frozen=True)
+class VectorCopy:
+    """One vector to be copied."""
+
+    source_key: str
+    target_key: str
+    sha256: str | None
+    """`vector_sha256` of the vector that was recorded; None where none was."""
+    dimension: int | None
+    """Its numbers; None where they were not recorded."""
+    target_etag: str | None = None
+    """The version of the target that is replaced; None to copy only where there is no object."""
+
+
+def copy_vectors(
+    store: ObjectStore, copies: Iterable[VectorCopy], *, max_concurrency: int = COPIES_AT_ONCE
+) -> Generator[tuple[VectorCopy, Copied | VectorProblem | StoreError]]:
+    """Copy many vectors, and give what became of each as soon as it is known, in no special order.
+
+    - `Copied`: the target holds the source's bytes, now or from an earlier try.
+    - `VectorProblem`: the source is missing, or is not the vector that was recorded. Nothing was written.
+    - `PreconditionFailedError`: the target is another version than the one named, and holds other bytes.
+    - another `StoreError`: trouble with one of the two keys alone.
+
+    Copies are taken as it goes, so any number may be given; at most `max_concurrency` are under way.
+
+    Raises:
+        StoreUnavailableError: the store as a whole cannot be used. What was given before has been done.
+    """
+    with closing(store.copy_each(copies, _problem, max_concurrency=max_concurrency)) as answers:
+        for copy, answer in answers:
+            if isinstance(answer, ObjectMissingError):
+                yield copy, VectorProblem(f"there is no object {copy.source_key!r}")
+            else:
+                yield copy, answer
+
+
+def _problem(copy: VectorCopy, data: bytes) -> VectorProblem | None:
+    try:
+        recorded_vector(data, copy.dimension, copy.sha256)
+    except VectorProblem as problem:
+        return problem
+    return None
