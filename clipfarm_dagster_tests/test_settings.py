@@ -48,6 +48,14 @@ def test_every_documented_variable_is_read(monkeypatch: pytest.MonkeyPatch):
     assert settings.stage(Stage.TEXT).columns() == ("title", "query")
 
 
+def test_a_relative_model_path_means_the_same_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("CLIPFARM_VIDEO_MODEL_PATH", "models/video")
+
+    settings = load_settings()
+
+    assert (settings.video.model_path, settings.text.model_path) == (str(tmp_path / "models" / "video"), "")
+
+
 @pytest.mark.parametrize("name", ["what?", "a#b", "100%"])
 def test_a_home_folder_that_dagster_would_take_for_a_uri_is_refused(tmp_path: Path, name: str):
     """SQLite read the part before the mark as the path, and made files beside the home folder."""

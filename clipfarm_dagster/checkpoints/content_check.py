@@ -68,8 +68,8 @@ def _difference(
     return (
         f"the {checkpoint.stage} model {checkpoint.model_name} at {checkpoint.revision} in {folder} is not"
         f" what {store.url} has recorded of it: its content is {combined_hash(hashes)}, and {key!r} has"
-        f" {combined_hash(recorded)} (different, missing or added: {shown}). Nothing was written. Fetch all"
-        f" files of that revision again (`hf download {checkpoint.model_name} --revision"
+        f" {combined_hash(recorded)} (different, missing or added: {shown}). Nothing was written with it."
+        f" Fetch all files of that revision again (`hf download {checkpoint.model_name} --revision"
         f" {checkpoint.revision} --force-download{into}`); or, if these are right and what was recorded is"
         " not, delete that object"
     )

@@ -188,6 +188,41 @@ def test_neither_folder_nor_hub_id_is_named(model: str, tmp_path: Path) -> None:
         resolve_checkpoint(Stage.TEXT, model, SHA, frozen=True, record=tmp_path / "r.json")
 
 
+# a hub model whose files lie in a folder
+
+
+def test_a_hub_model_in_a_folder_is_the_hub_model_and_asks_nobody(
+    hub: Hub, models: dict[Stage, Path], tmp_path: Path
+) -> None:
+    folder, record = str(models[Stage.VIDEO]), tmp_path / "r.json"
+    found = resolve_checkpoint(Stage.VIDEO, "owner/model", SHA, folder, frozen=True, record=record)
+    assert (found.model_name, found.revision, found.is_local) == ("owner/model", SHA, False)
+    assert found.download() == models[Stage.VIDEO]
+    assert hub.asked == []
+
+
+def test_a_model_path_that_is_no_folder_is_named_when_the_model_is_needed(tmp_path: Path) -> None:
+    path, record = str(tmp_path / "nowhere"), tmp_path / "r.json"
+    found = resolve_checkpoint(Stage.VIDEO, "owner/model", SHA, path, frozen=True, record=record)
+    with pytest.raises(ModelUnavailableError, match=rf"no folder {path}.*CLIPFARM_VIDEO_MODEL_PATH"):
+        found.download()
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+@pytest.mark.parametrize("revision", ["main", "", SHA[:12]])
+def test_a_model_path_needs_a_full_sha(revision: str, frozen: bool, hub: Hub, tmp_path: Path) -> None:
+    record = tmp_path / "r.json"
+    with pytest.raises(SettingsError, match=r"CLIPFARM_TEXT_MODEL_PATH.*CLIPFARM_TEXT_REVISION.*full commit"):
+        resolve_checkpoint(Stage.TEXT, "owner/model", revision, "/models/text", frozen=frozen, record=record)
+    assert hub.asked == []
+
+
+def test_a_model_path_beside_a_folder_is_refused(models: dict[Stage, Path], tmp_path: Path) -> None:
+    folder, record = str(models[Stage.VIDEO]), tmp_path / "r.json"
+    with pytest.raises(SettingsError, match=r"CLIPFARM_VIDEO_MODEL_PATH.*a hub model.*without"):
+        resolve_checkpoint(Stage.VIDEO, folder, SHA, folder, frozen=True, record=record)
+
+
 # folders
 
 

@@ -24,6 +24,17 @@ def test_it_is_that_of_the_loaded_model(tmp_path, checkpoints, stage):
 
 
 @pytest.mark.parametrize("stage", Stage)
+def test_a_hub_model_in_a_folder_tells_it_without_the_hub(tmp_path, checkpoints, stage):
+    folder = checkpoints[f"CLIPFARM_{stage.upper()}_MODEL"]
+    chosen = {"model": "owner/model", "revision": "e" * 40, "model_path": folder}
+    settings = load_settings(home=tmp_path, device="cpu", **{str(stage): chosen})
+
+    told = MODALITIES[stage].dimension(stage_checkpoint(stage, settings))
+
+    assert told == load_encoder(stage, settings).dimension
+
+
+@pytest.mark.parametrize("stage", Stage)
 def test_a_checkpoint_that_is_not_on_this_machine_tells_nothing(stage):
     assert (
         MODALITIES[stage].dimension(Checkpoint(stage, "somebody/no-model-of-this-machine", "e" * 40)) is None

@@ -125,6 +125,26 @@ def test_a_local_model_of_another_machine_is_named(models: dict[Stage, Path], tm
     assert stage_contract(Stage.AUDIO, settings_for(contract, here)) == contract
 
 
+def test_a_hub_model_in_a_folder_is_found_there_under_another_models_settings(
+    models: dict[Stage, Path], tmp_path: Path
+) -> None:
+    def settings(revision: str, path: Path | str) -> Settings:
+        chosen = {"model": "owner/model", "revision": revision, "model_path": str(path)}
+        return load_settings(home=tmp_path / "home", audio=chosen)
+
+    first = Path(shutil.copytree(models[Stage.AUDIO], tmp_path / "first"))
+    contract = stage_contract(Stage.AUDIO, settings("a" * 40, first))
+    of_the_hub = stage_contract(Stage.AUDIO, settings("a" * 40, ""))
+    assert contract == of_the_hub
+
+    elsewhere = settings_for(contract, settings("b" * 40, models[Stage.AUDIO]))
+    assert (elsewhere.audio.revision, elsewhere.audio.model_path) == ("a" * 40, str(first))
+    assert settings_for(contract, settings("a" * 40, "")).audio.model_path == ""
+    assert settings_for(contract, settings("b" * 40, first)).audio.model_path == ""
+    first.rename(tmp_path / "renamed")
+    assert settings_for(contract, settings("b" * 40, "")).audio.model_path == ""
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [
