@@ -9,7 +9,7 @@ PIP_INSTALL = .venv/bin/python -m pip install --quiet --disable-pip-version-chec
 
 .DEFAULT_GOAL := help
 .PHONY: help demo dev test test-slow chaos property fuzz browser lint lock clean \
-	bench bench-text bench-delta bench-ticks bench-frames bench-fusion bench-recording bench-precision
+	bench bench-text bench-delta bench-ticks bench-frames bench-fusion bench-migration bench-recording bench-precision
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 20
@@ -79,6 +79,9 @@ bench-ticks: .venv/installed-dev ## Sensor ticks over a hundred thousand partiti
 
 bench-fusion: .venv/installed-dev ## Fusing a hundred thousand videos
 	.venv/bin/python benchmarks/fusion.py
+
+bench-migration: .venv/installed-dev ## Copying a hundred thousand vectors within a store
+	.venv/bin/python benchmarks/migration.py
 
 bench-precision: .venv/installed-dev ## What lower precision costs and saves
 	.venv/bin/python benchmarks/precision.py
