@@ -55,8 +55,10 @@ class Contract:
 
     def differences(self, other: Contract) -> list[str]:
         """Names of the fields in which the two differ; none if they are equal."""
-        mine, theirs = self._deciding(), other._deciding()
-        return [name for name in asdict(self) if _canonical(mine.get(name)) != _canonical(theirs.get(name))]
+        mine, theirs = asdict(self), asdict(other)
+        if self.is_local and other.is_local:
+            del mine["model_name"]
+        return [name for name in mine if _canonical(mine[name]) != _canonical(theirs[name])]
 
     @classmethod
     def from_json(cls, text: str) -> Contract:

@@ -116,7 +116,9 @@ def test_the_name_of_a_folder_is_a_label(tmp_path: Path) -> None:
     assert first != changed
     assert first.differences(changed) == ["model_revision"]
     assert hub.differences(first) == first.differences(hub) == ["model_name", "model_revision"]
-    assert first != replace(hub, model_name="first")
+    namesake = replace(hub, model_name="first")
+    assert first != namesake
+    assert first.differences(namesake) == ["model_revision"]
 
 
 def test_records_under_the_ids_of_earlier_versions_are_recognised(tmp_path: Path) -> None:
