@@ -9,7 +9,13 @@ import typer
 from clipfarm_dagster.cli.output import Json, console, print_json, table
 from clipfarm_dagster.corpus import Corpus
 from clipfarm_dagster.errors import SettingsError
-from clipfarm_dagster.explore.search import near_duplicates, nearest, vector_of, words_vector
+from clipfarm_dagster.explore.search import (
+    DUPLICATE_COSINE,
+    near_duplicates,
+    nearest,
+    vector_of,
+    words_vector,
+)
 from clipfarm_dagster.manifests.refresh import fused_file, modality_vectors
 from clipfarm_dagster.manifests.strategies import make_strategy
 from clipfarm_dagster.settings import load_settings
@@ -81,7 +87,9 @@ def search(
 def duplicates(
     modality: Annotated[Stage, typer.Option(help="Modality of the vectors.")] = Stage.VIDEO,
     strategy: Annotated[str, typer.Option(help="Compare vectors fused by this strategy instead.")] = "",
-    threshold: Annotated[float, typer.Option(min=-1, max=1, help="Minimum cosine of a pair.")] = 0.98,
+    threshold: Annotated[
+        float, typer.Option(min=-1, max=1, help="Minimum cosine of a pair.")
+    ] = DUPLICATE_COSINE,
     limit: Annotated[int, typer.Option(min=1, help="List at most this many pairs, the nearest.")] = 1000,
     exact: Exact = False,
     as_json: Json = False,

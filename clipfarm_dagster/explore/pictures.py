@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import numpy as np
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 INK = "#7e8692"
 ACCENT = "#26948c"
@@ -68,11 +69,16 @@ def overview_picture(overview: Overview) -> bytes:
         [["places", "coverage"], ["places", "norms"], ["places", "pace"]], width_ratios=[1.55, 1]
     )
     for axes in panels.values():
-        _plain(axes)
+        plain(axes)
     _draw_places(panels["places"], overview)
     _draw_coverage(panels["coverage"], overview.coverage)
     _draw_norms(panels["norms"], overview.norms)
     _draw_pace(panels["pace"], overview.processed_at)
+    return png_of(figure)
+
+
+def png_of(figure: Figure) -> bytes:
+    """A figure on a clear background as PNG."""
     file = io.BytesIO()
     with warnings.catch_warnings():
         # a letter that the font lacks is drawn as a box
@@ -81,46 +87,68 @@ def overview_picture(overview: Overview) -> bytes:
     return _quantized(file)
 
 
-def _plain(axes: Axes) -> None:
+def plain(axes: Axes) -> None:
+    """Give axes the look that they all have."""
     axes.patch.set_alpha(0)
     axes.tick_params(colors=INK, labelsize=8, length=3)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(INK)
 
 
-def _title(axes: Axes, text: str) -> None:
+def without_scales(axes: Axes) -> None:
+    """Leave out ticks and frame."""
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.spines[:].set_visible(False)
+
+
+def titled(axes: Axes, text: str) -> None:
+    """Give axes a title."""
     axes.set_title(text, loc="left", fontsize=10, color=INK, fontweight="bold")
 
 
 def _draw_places(axes: Axes, overview: Overview) -> None:
-    import numpy as np
-
     count = len(overview.places)
     shown = "" if count == overview.total else f", {count:,} of them drawn"
-    _title(axes, f"{overview.title}: {overview.total:,} vectors{shown}")
-    axes.set_xticks([])
-    axes.set_yticks([])
-    axes.spines[:].set_visible(False)
+    titled(axes, f"{overview.title}: {overview.total:,} vectors{shown}")
+    without_scales(axes)
     if not count:
-        _say(axes, "nothing is done yet")
+        say(axes, "nothing is done yet")
         return
-    size = float(np.clip(6000 / count, 1.5, 60))
-    opacity = float(np.clip(4000 / count, 0.25, 0.9))
-    groups = np.array(overview.groups or [""] * count, dtype=object)
-    frequent = [name for name, _ in Counter(g for g in groups if g).most_common(len(GROUPS))]
-    colours = dict(zip(frequent, GROUPS, strict=False))
+    colours = group_colours(overview.groups)
+    scatter(axes, overview.places, overview.groups, colours)
+    axes.set_xlabel("first and second principal component", color=INK, fontsize=8, loc="left")
+    draw_legend(axes, overview.groups, colours)
+
+
+def group_colours(groups: Sequence[str]) -> dict[str, str]:
+    """Colours of the most frequent groups."""
+    frequent = Counter(group for group in groups if group).most_common(len(GROUPS))
+    return dict(zip([name for name, _ in frequent], GROUPS, strict=False))
+
+
+def scatter(
+    axes: Axes, places: np.ndarray[Any, Any], groups: Sequence[str], colours: Mapping[str, str]
+) -> None:
+    """Draw vectors on a plane, (vectors, 2), in the colours of their groups; `groups` may be empty."""
+    import numpy as np
+
+    count = len(places)
     order = np.random.default_rng(0).permutation(count)  # no group lies on top of all others
     axes.scatter(
-        overview.places[order, 0],
-        overview.places[order, 1],
-        s=size,
-        c=[colours.get(groups[i], OTHER if frequent else ACCENT) for i in order],
-        alpha=opacity,
+        places[order, 0],
+        places[order, 1],
+        s=float(np.clip(6000 / count, 1.5, 60)),
+        c=[colours.get(groups[i], OTHER) if colours else ACCENT for i in order],
+        alpha=float(np.clip(4000 / count, 0.25, 0.9)),
         linewidths=0,
     )
     axes.margins(0.06)
-    axes.set_xlabel("first and second principal component", color=INK, fontsize=8, loc="left")
-    if not frequent:
+
+
+def draw_legend(axes: Axes, groups: Sequence[str], colours: Mapping[str, str]) -> None:
+    """Say below the axes which colour is which query."""
+    if not colours:
         return
     entries = [(_short(name), colour) for name, colour in colours.items()]
     if any(group not in colours for group in groups):
@@ -145,10 +173,10 @@ def _draw_coverage(axes: Axes, coverage: Mapping[str, Mapping[str, int]]) -> Non
     stages = list(coverage)
     done = sum(counts.get("success", 0) for counts in coverage.values())
     total = sum(sum(counts.values()) for counts in coverage.values())
-    _title(axes, f"Done: {done / total:.1%}" if total else "Done")
+    titled(axes, f"Done: {done / total:.1%}" if total else "Done")
     if not total:
         axes.set_axis_off()
-        _say(axes, "no videos")
+        say(axes, "no videos")
         return
     statuses = [*_STATUS, *sorted({s for counts in coverage.values() for s in counts} - set(_STATUS))]
     left = [0.0] * len(stages)
@@ -163,7 +191,7 @@ def _draw_coverage(axes: Axes, coverage: Mapping[str, Mapping[str, int]]) -> Non
     axes.set_xlim(0, max(left))
     axes.spines["left"].set_visible(False)
     axes.tick_params(axis="y", length=0)
-    _whole_numbers(axes, "x")
+    whole_numbers(axes, "x")
     axes.set_ylim(len(stages) - 0.4, -0.7 - 0.3 * len(stages) * (1 + lines))
     axes.legend(
         fontsize=7, labelcolor=INK, frameon=False, loc="upper left", ncols=3, handlelength=0.8,
@@ -174,17 +202,17 @@ def _draw_coverage(axes: Axes, coverage: Mapping[str, Mapping[str, int]]) -> Non
 def _draw_norms(axes: Axes, norms: np.ndarray[Any, Any]) -> None:
     import numpy as np
 
-    _title(axes, "L2 norms, less 1, in millionths")
+    titled(axes, "L2 norms, less 1, in millionths")
     if not len(norms):
         axes.set_axis_off()
-        _say(axes, "no vectors")
+        say(axes, "no vectors")
         return
     away = (norms - 1) * 1e6
     reach = max(float(np.abs(away).max()) * 1.1, 0.2)
     axes.hist(away, bins=np.linspace(-reach, reach, 42).tolist(), color=ACCENT)
     axes.set_xlim(-reach, reach)
     axes.locator_params(axis="x", nbins=5)
-    _whole_numbers(axes, "y")
+    whole_numbers(axes, "y")
 
 
 def _draw_pace(axes: Axes, moments: np.ndarray[Any, Any]) -> None:
@@ -192,15 +220,15 @@ def _draw_pace(axes: Axes, moments: np.ndarray[Any, Any]) -> None:
     import numpy as np
 
     if not len(moments):
-        _title(axes, "Pace")
+        titled(axes, "Pace")
         axes.set_axis_off()
-        _say(axes, "no vectors")
+        say(axes, "no vectors")
         return
     first, last = float(moments.min()), float(moments.max())
     step, unit = next(
         ((seconds, name) for seconds, name in _STEPS if (last - first) / seconds <= _BARS), _STEPS[-1]
     )
-    _title(axes, f"Vectors {unit} (UTC)")
+    titled(axes, f"Vectors {unit} (UTC)")
     start = first // step * step
     edges = np.arange(start, max(last, start + 9 * step) + 2 * step, step)
     edges = edges[: 10 * _BARS]
@@ -212,10 +240,11 @@ def _draw_pace(axes: Axes, moments: np.ndarray[Any, Any]) -> None:
     axes.xaxis.set_major_locator(locator)
     axes.xaxis.set_major_formatter(mdates.ConciseDateFormatter(locator))  # type: ignore[no-untyped-call]
     axes.xaxis.get_offset_text().set(color=INK, fontsize=8)
-    _whole_numbers(axes, "y")
+    whole_numbers(axes, "y")
 
 
-def _whole_numbers(axes: Axes, which: str) -> None:
+def whole_numbers(axes: Axes, which: str) -> None:
+    """Mark few and whole numbers on the axis `x` or `y`."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     axis = axes.xaxis if which == "x" else axes.yaxis
@@ -223,7 +252,8 @@ def _whole_numbers(axes: Axes, which: str) -> None:
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
 
 
-def _say(axes: Axes, text: str) -> None:
+def say(axes: Axes, text: str) -> None:
+    """Write a text in the middle of empty axes."""
     axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=INK, fontsize=9)
 
 

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 INDEX_FROM = 200_000
 """From so many vectors on, an index is used: an exact search through fewer takes a second or two."""
 
+DUPLICATE_COSINE = 0.98
+"""From this cosine on two videos count as near duplicates by default."""
+
 _INDEXED_SHARE = 0.1
 _NEIGHBOURS = 32
 """How many neighbours of each vector are looked at for duplicates, where an index is used."""
