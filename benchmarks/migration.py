@@ -4,7 +4,8 @@ Starts SeaweedFS on free ports of 127.0.0.1 and stores 100,000 vectors of 768 nu
 other folders by `copy_vectors`, which reads each, compares it with its recorded hash and writes it on
 condition, and by boto3's `copy_object` in threads, which does neither: the server copies. A tenth of the
 vectors decides how many threads boto3 is given. Each copying is a process of its own, whose peak memory is
-read when it ends. Server and client share the machine, so the processor time of both is shown.
+read when it ends. Server and client share the machine's cores, so what the server needs for a vector bounds
+both; the processor time is that of the client alone.
 """
 
 from __future__ import annotations
