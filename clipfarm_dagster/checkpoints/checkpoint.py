@@ -99,8 +99,8 @@ class Checkpoint:
         return ModelUnavailableError(
             f"the {self.stage} model {self.model!r} at revision {self.revision} is neither cached nor"
             f" reachable ({type(error).__name__}: {cause}); with a network connection, run"
-            f" `hf download {self.model} --revision {self.revision}`, or set CLIPFARM_{name}_MODEL to a local"
-            f" folder and CLIPFARM_{name}_REVISION to a revision that exists"
+            f" `hf download {self.model} --revision {self.revision}`, or set CLIPFARM_{name}_MODEL_PATH to a"
+            f" folder that has its files; check CLIPFARM_{name}_MODEL and CLIPFARM_{name}_REVISION, too"
         )
 
 
