@@ -19,6 +19,7 @@ ClipFarmError
 ├── DriftError
 ├── BaselineError
 ├── VideoNotFoundError
+├── ErasureError
 └── ServiceEndedError
 """
 
@@ -126,6 +127,10 @@ class BaselineError(ClipFarmError):
 
 class VideoNotFoundError(ClipFarmError):
     """There is no vector, or no row, of a video that was named."""
+
+
+class ErasureError(ClipFarmError):
+    """A video cannot be removed from what is stored, or not yet: the storage is not known, or in use."""
 
 
 class ServiceEndedError(ClipFarmError):

@@ -1,6 +1,7 @@
 """What orchestration takes from Dagster that is not public, to look at when Dagster is upgraded.
 
-Recording events, the executor, the event log and the web server reach in at more places, each in its module.
+Recording events, erasing, the executor, the event log and the web server reach in at more places, each in its
+module.
 """
 
 import dagster as dg

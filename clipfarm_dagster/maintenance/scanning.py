@@ -1,0 +1,215 @@
+"""Looks for what is left of erased videos: their ids in the bytes of files, and in tables of databases.
+
+What a file compresses is not seen, except for columns of a database that hold a zlib stream. An id of fewer
+than six characters can stand in binary data by chance.
+"""
+
+from __future__ import annotations
+
+import mmap
+import re
+import sqlite3
+import zlib
+from collections.abc import Iterator
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from clipfarm_dagster.maintenance.id_text import IdText
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+_SQLITE_MAGIC = b"SQLite format 3\0"
+_LOG_SUFFIXES = ("-wal", "-journal")
+_SURE = 6
+"""Characters of an id that bytes without boundaries are searched for."""
+_AROUND = 160
+"""Bytes on either side of a find that tell whether it stands as a whole: more than an id is long."""
+_TEXT_TYPES = ("text", "character varying", "character", "json", "jsonb", "bytea", "ARRAY", "USER-DEFINED")
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Ids that are still there."""
+
+    place: str
+    """The path of a file, with table and column where it is a database; or table and column of a server."""
+    count: int
+
+
+def scan_folder(folder: Path, ids: IdText) -> list[Trace]:
+    """What is left in the files of a folder: names, contents and write-ahead logs. Links are not followed.
+
+    Places that have an id in their own name are given with its tombstone.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    traces = []
+    for path in sorted(folder.rglob("*")):
+        named = len(list(ids.spans(path.name)))
+        if named:
+            traces.append(Trace(f"{path}: its name", named))
+        if path.is_file() and not path.is_symlink():
+            traces += scan_file(path, ids)
+    return [Trace(ids.masked(trace.place), trace.count) for trace in traces]
+
+
+def scan_file(path: Path, ids: IdText) -> list[Trace]:
+    """What is left in one file; none if it has gone meanwhile.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            if not path.stat().st_size or path.name.endswith("-shm"):
+                return []
+            is_sqlite = file.read(len(_SQLITE_MAGIC)) == _SQLITE_MAGIC
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                packed = is_sqlite or path.name.endswith(_LOG_SUFFIXES)
+                count = _count_packed(data, ids) if packed else _count_whole(data, ids)
+    except FileNotFoundError:
+        return []
+    in_tables = _scan_sqlite(path, ids) if is_sqlite else []
+    return in_tables or ([Trace(str(path), count)] if count else [])
+
+
+def scan_postgres(connection: Connection, ids: IdText) -> list[Trace]:
+    """What is left in the tables of a PostgreSQL database, of all schemas that the user may read.
+
+    Dead rows that no query returns, and that no dump has, are not seen.
+    """
+    from sqlalchemy import text
+
+    columns = connection.execute(
+        text(
+            """SELECT table_schema, table_name, column_name, data_type FROM information_schema.columns
+            JOIN information_schema.tables USING (table_schema, table_name)
+            WHERE table_type = 'BASE TABLE' AND table_schema NOT IN ('pg_catalog', 'information_schema')
+              AND data_type = ANY(:types) ORDER BY 1, 2, ordinal_position"""
+        ),
+        {"types": list(_TEXT_TYPES)},
+    ).fetchall()
+    quote = connection.dialect.identifier_preparer.quote
+    traces = []
+    for schema, table, column, kind in columns:
+        name = quote(column)
+        value, condition = (name, "true") if kind == "bytea" else (f"{name}::text", _any_of(ids, name))
+        query = f"SELECT {value} FROM {quote(schema)}.{quote(table)} WHERE {condition}"  # noqa: S608 - quoted
+        values = (
+            row[0]
+            for row in connection.execution_options(yield_per=100).execute(
+                text(query), {} if kind == "bytea" else _bound(ids)
+            )
+        )
+        count = sum(_count_value(value, ids) for value in values)
+        if count:
+            traces.append(Trace(f"{schema}.{table}.{column}", count))
+    return traces
+
+
+def bytes_hold(path: Path, ids: IdText, *, within_others: bool = True) -> bool:
+    """Whether the bytes of a file have one of the ids anywhere, short or long, as a whole or not.
+
+    Args:
+        within_others: also inside other videos' ids. Without it, an id is missed where what follows it
+            happens to make it another video's.
+    """
+    try:
+        with path.open("rb") as file:
+            if not path.stat().st_size:
+                return False
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                return any(
+                    data.find(video_id.encode()) >= 0
+                    and (within_others or any(True for _ in _packed(data, video_id, ids)))
+                    for video_id in ids.tombstones
+                )
+    except FileNotFoundError:
+        return False
+
+
+def _scan_sqlite(path: Path, ids: IdText) -> list[Trace]:
+    """What is left in the rows of a SQLite file; what its pages hold besides is for the bytes to tell."""
+    traces = []
+    with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=30)) as connection:
+        connection.text_factory = lambda data: data.decode("utf-8", "replace")
+        for table, column in _sqlite_columns(connection):
+            name = '"' + column.replace('"', '""') + '"'
+            table_name = '"' + table.replace('"', '""') + '"'
+            conditions = " OR ".join(
+                [f"typeof({name}) = 'blob'"] + [f"instr({name}, ?)"] * len(ids.tombstones)
+            )
+            query = f"SELECT {name} FROM {table_name} WHERE {conditions}"  # noqa: S608 - quoted
+            count = sum(_count_value(value, ids) for (value,) in connection.execute(query, [*ids.tombstones]))
+            if count:
+                traces.append(Trace(f"{path}: {table}.{column}", count))
+    return traces
+
+
+def _sqlite_columns(connection: sqlite3.Connection) -> list[tuple[str, str]]:
+    return connection.execute(
+        """SELECT m.name, c.name FROM sqlite_master AS m JOIN pragma_table_info(m.name) AS c
+        WHERE m.type = 'table' ORDER BY m.name, c.cid"""
+    ).fetchall()
+
+
+def _count_value(value: object, ids: IdText) -> int:
+    if isinstance(value, (bytes, memoryview)):
+        data = bytes(value)
+        with suppress(zlib.error):  # one that is no zlib stream is searched as it is
+            data = zlib.decompress(data)
+        return len(list(ids.spans(data.decode("latin-1"))))
+    return len(list(ids.spans(str(value))))
+
+
+def _count_whole(data: mmap.mmap, ids: IdText) -> int:
+    """Ids that stand in bytes as wholes."""
+    count = 0
+    for video_id in ids.tombstones:
+        for at in _finds(data, video_id.encode()):
+            start = max(0, at - _AROUND)
+            window = data[start : at + len(video_id) + _AROUND].decode("latin-1")
+            count += any(found == (at - start) for found, _, _ in ids.spans(window))
+    return count
+
+
+def _count_packed(data: mmap.mmap, ids: IdText) -> int:
+    """Ids in bytes that have no boundaries, as where one column of a row follows another.
+
+    Short ids count as wholes only, and an id within another video's is not counted.
+    """
+    count = 0
+    for video_id in ids.tombstones:
+        if len(video_id) < _SURE:
+            count += _count_whole(data, IdText({video_id: ""}, ids.longer_than(video_id)))
+            continue
+        if data.find(video_id.encode()) < 0:
+            continue
+        count += sum(1 for _ in _packed(data, video_id, ids))
+    return count
+
+
+def _packed(data: mmap.mmap, video_id: str, ids: IdText) -> Iterator[int]:
+    """Where an id stands in bytes, other than inside another video's."""
+    candidates = [*ids.longer_than(video_id), video_id]
+    pattern = re.compile("|".join(map(re.escape, candidates)).encode())
+    return (match.start() for match in pattern.finditer(data) if match[0] == video_id.encode())
+
+
+def _finds(data: mmap.mmap, wanted: bytes) -> Iterator[int]:
+    at = data.find(wanted)
+    while at >= 0:
+        yield at
+        at = data.find(wanted, at + 1)
+
+
+def _any_of(ids: IdText, column: str) -> str:
+    return " OR ".join(f"strpos({column}::text, :id{n}) > 0" for n in range(len(ids.tombstones))) or "false"
+
+
+def _bound(ids: IdText) -> dict[str, str]:
+    return {f"id{n}": video_id for n, video_id in enumerate(ids.tombstones)}

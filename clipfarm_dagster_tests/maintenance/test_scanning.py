@@ -1,0 +1,89 @@
+"""What is left of an id is found, in files and in databases, and other videos' ids are not taken for it."""
+
+from __future__ import annotations
+
+import sqlite3
+import zlib
+from contextlib import closing
+from pathlib import Path
+
+import sqlalchemy
+
+from clipfarm_dagster.maintenance.id_text import IdText
+from clipfarm_dagster.maintenance.scanning import Trace, bytes_hold, scan_folder, scan_postgres
+from clipfarm_dagster_tests.support.postgres import new_database
+
+IDS = IdText({"clip-0001": "…"}, {"clip-00012", "x-clip-0001"})
+
+
+def found(folder: Path) -> dict[str, int]:
+    return {trace.place.removeprefix(f"{folder}/"): trace.count for trace in scan_folder(folder, IDS)}
+
+
+def test_files_and_their_names(tmp_path: Path):
+    (tmp_path / "clip-0001.npy").write_bytes(b"\0\1")
+    (tmp_path / "text").write_bytes(b"clip-00012 x-clip-0001 'clip-0001' \\nclip-0001: \xff clip-0001.")
+    (tmp_path / "others").write_bytes(b"clip-00012 x-clip-0001")
+    (tmp_path / "empty").touch()
+    (tmp_path / "link").symlink_to("text")
+
+    assert found(tmp_path) == {"….npy: its name": 1, "text": 3}
+
+
+def test_rows_of_sqlite_and_what_was_deleted(tmp_path: Path):
+    path = tmp_path / "some.db"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute('CREATE TABLE "a table" (name TEXT, "the id" TEXT, body BLOB)')
+        rows: list[tuple[str, str, bytes | None]]
+        rows = [(f"video_id{n}", "clip-0001" if n == 3 else f"clip-1{n}", None) for n in range(200)]
+        rows += [("b", "clip-00012", zlib.compress(b"x" * 300 + b" clip-0001 "))]
+        connection.executemany('INSERT INTO "a table" VALUES (?, ?, ?)', rows)
+        connection.commit()
+
+        assert found(tmp_path) == {"some.db: a table.the id": 1, "some.db: a table.body": 1}
+
+        connection.execute("PRAGMA secure_delete=OFF")
+        connection.execute("""DELETE FROM "a table" WHERE "the id" IN ('clip-0001', 'clip-00012')""")
+        connection.commit()
+        assert found(tmp_path) == {"some.db": 1}
+        assert bytes_hold(path, IDS)
+
+        connection.execute("VACUUM")
+        assert found(tmp_path) == {}
+        assert not bytes_hold(path, IDS)
+
+
+def test_the_write_ahead_log_counts(tmp_path: Path):
+    with closing(sqlite3.connect(tmp_path / "some.db")) as connection:
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("CREATE TABLE t (a TEXT, b TEXT)")
+        connection.execute("INSERT INTO t VALUES ('joined', 'clip-0001')")
+        connection.commit()
+        assert found(tmp_path) == {"some.db: t.b": 1, "some.db-wal": 1}
+        connection.execute("PRAGMA secure_delete=ON")
+        connection.execute("DELETE FROM t")
+        connection.commit()
+        assert found(tmp_path) == {"some.db-wal": 1}
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        assert found(tmp_path) == {}
+
+
+def test_columns_of_postgresql(postgres_url: str):
+    engine = sqlalchemy.create_engine(new_database(postgres_url))
+    with engine.begin() as connection:
+        connection.exec_driver_sql('CREATE SCHEMA "Other"; CREATE TABLE "Other"."T" ("A b" jsonb, n int)')
+        connection.exec_driver_sql("CREATE TABLE t (a text[], b bytea)")
+        connection.exec_driver_sql(
+            """INSERT INTO "Other"."T" VALUES ('{"id": "clip-0001"}', 1), ('["clip-00012"]', 2)"""
+        )
+        connection.exec_driver_sql(
+            "INSERT INTO t VALUES (ARRAY['clip-0001', 'x'], %s)", (zlib.compress(b"clip-0001"),)
+        )
+    with engine.connect() as connection:
+        assert scan_postgres(connection, IDS) == [
+            Trace("Other.T.A b", 1),
+            Trace("public.t.a", 1),
+            Trace("public.t.b", 1),
+        ]
+        assert scan_postgres(connection, IdText({"clip-1": ""})) == []
+    engine.dispose()
