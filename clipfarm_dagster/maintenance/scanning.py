@@ -10,9 +10,10 @@ import mmap
 import re
 import sqlite3
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,9 @@ _SURE = 6
 """Characters of an id that bytes without boundaries are searched for."""
 _AROUND = 160
 """Bytes on either side of a find that tell whether it stands as a whole: more than an id is long."""
+_BATCH = 500
+"""Values or chunks that are searched at a time."""
+_CHUNK = 1 << 16
 _TEXT_TYPES = ("text", "character varying", "character", "json", "jsonb", "bytea", "ARRAY", "USER-DEFINED")
 
 
@@ -97,15 +101,14 @@ def scan_postgres(connection: Connection, ids: IdText) -> list[Trace]:
     traces = []
     for schema, table, column, kind in columns:
         name = quote(column)
-        value, condition = (name, "true") if kind == "bytea" else (f"{name}::text", _any_of(ids, name))
+        in_server = kind != "bytea" and ids.are_few
+        value = name if kind == "bytea" else f"{name}::text"
+        condition = _any_of(ids, name) if in_server else f"{name} IS NOT NULL"
         query = f"SELECT {value} FROM {quote(schema)}.{quote(table)} WHERE {condition}"  # noqa: S608 - quoted
-        values = (
-            row[0]
-            for row in connection.execution_options(yield_per=100).execute(
-                text(query), {} if kind == "bytea" else _bound(ids)
-            )
+        rows = connection.execution_options(yield_per=_BATCH).execute(
+            text(query), _bound(ids) if in_server else {}
         )
-        count = sum(_count_value(value, ids) for value in values)
+        count = _count_values((row[0] for row in rows), ids)
         if count:
             traces.append(Trace(f"{schema}.{table}.{column}", count))
     return traces
@@ -123,11 +126,8 @@ def bytes_hold(path: Path, ids: IdText, *, within_others: bool = True) -> bool:
             if not path.stat().st_size:
                 return False
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                return any(
-                    data.find(video_id.encode()) >= 0
-                    and (within_others or any(True for _ in _packed(data, video_id, ids)))
-                    for video_id in ids.tombstones
-                )
+                held = _held(data, ids)
+                return any(within_others or any(True for _ in _packed(data, one, ids)) for one in held)
     except FileNotFoundError:
         return False
 
@@ -140,11 +140,11 @@ def _scan_sqlite(path: Path, ids: IdText) -> list[Trace]:
         for table, column in _sqlite_columns(connection):
             name = '"' + column.replace('"', '""') + '"'
             table_name = '"' + table.replace('"', '""') + '"'
-            conditions = " OR ".join(
-                [f"typeof({name}) = 'blob'"] + [f"instr({name}, ?)"] * len(ids.tombstones)
-            )
-            query = f"SELECT {name} FROM {table_name} WHERE {conditions}"  # noqa: S608 - quoted
-            count = sum(_count_value(value, ids) for (value,) in connection.execute(query, [*ids.tombstones]))
+            wanted = [*ids.tombstones] if ids.are_few else []
+            conditions = " OR ".join([f"typeof({name}) = 'blob'"] + [f"instr({name}, ?)"] * len(wanted))
+            condition = conditions if wanted else f"{name} IS NOT NULL"
+            query = f"SELECT {name} FROM {table_name} WHERE {condition}"  # noqa: S608 - quoted
+            count = _count_values((value for (value,) in connection.execute(query, wanted)), ids)
             if count:
                 traces.append(Trace(f"{path}: {table}.{column}", count))
     return traces
@@ -157,19 +157,28 @@ def _sqlite_columns(connection: sqlite3.Connection) -> list[tuple[str, str]]:
     ).fetchall()
 
 
-def _count_value(value: object, ids: IdText) -> int:
-    if isinstance(value, (bytes, memoryview)):
-        data = bytes(value)
-        with suppress(zlib.error):  # one that is no zlib stream is searched as it is
-            data = zlib.decompress(data)
-        return len(list(ids.spans(data.decode("latin-1"))))
-    return len(list(ids.spans(str(value))))
+def _count_values(values: Iterable[object], ids: IdText) -> int:
+    """Ids that stand in the values of a column."""
+    count, texts = 0, map(_text_of, values)
+    while batch := list(islice(texts, _BATCH)):
+        held = ids.held_in(batch)
+        count += sum(len(list(ids.spans(text))) for text, has in zip(batch, held, strict=True) if has)
+    return count
+
+
+def _text_of(value: object) -> str:
+    if not isinstance(value, (bytes, memoryview)):
+        return str(value)
+    data = bytes(value)
+    with suppress(zlib.error):  # one that is no zlib stream is searched as it is
+        data = zlib.decompress(data)
+    return data.decode("latin-1")
 
 
 def _count_whole(data: mmap.mmap, ids: IdText) -> int:
     """Ids that stand in bytes as wholes."""
     count = 0
-    for video_id in ids.tombstones:
+    for video_id in _held(data, ids):
         for at in _finds(data, video_id.encode()):
             start = max(0, at - _AROUND)
             window = data[start : at + len(video_id) + _AROUND].decode("latin-1")
@@ -183,11 +192,9 @@ def _count_packed(data: mmap.mmap, ids: IdText) -> int:
     Short ids count as wholes only, and an id within another video's is not counted.
     """
     count = 0
-    for video_id in ids.tombstones:
+    for video_id in _held(data, ids):
         if len(video_id) < _SURE:
             count += _count_whole(data, IdText({video_id: ""}, ids.longer_than(video_id)))
-            continue
-        if data.find(video_id.encode()) < 0:
             continue
         count += sum(1 for _ in _packed(data, video_id, ids))
     return count
@@ -198,6 +205,19 @@ def _packed(data: mmap.mmap, video_id: str, ids: IdText) -> Iterator[int]:
     candidates = [*ids.longer_than(video_id), video_id]
     pattern = re.compile("|".join(map(re.escape, candidates)).encode())
     return (match.start() for match in pattern.finditer(data) if match[0] == video_id.encode())
+
+
+def _held(data: mmap.mmap, ids: IdText) -> list[str]:
+    """The ids that bytes have anywhere, within others too."""
+    if ids.are_few:
+        return [video_id for video_id in ids.tombstones if data.find(video_id.encode()) >= 0]
+    held: dict[str, None] = {}
+    starts = iter(range(0, len(data), _CHUNK))
+    while batch := [data[start : start + _CHUNK + _AROUND] for start in islice(starts, _BATCH)]:
+        for chunk, has in zip(batch, ids.held_in(batch), strict=True):
+            if has:
+                held.update(dict.fromkeys(one for one in ids.tombstones if one.encode() in chunk))
+    return list(held)
 
 
 def _finds(data: mmap.mmap, wanted: bytes) -> Iterator[int]:

@@ -7,30 +7,41 @@ import zlib
 from contextlib import closing
 from pathlib import Path
 
+import pytest
 import sqlalchemy
 
 from clipfarm_dagster.maintenance.id_text import IdText
 from clipfarm_dagster.maintenance.scanning import Trace, bytes_hold, scan_folder, scan_postgres
 from clipfarm_dagster_tests.support.postgres import new_database
 
-IDS = IdText({"clip-0001": "…"}, {"clip-00012", "x-clip-0001"})
+OTHERS = {"clip-00012", "x-clip-0001"}
 
 
-def found(folder: Path) -> dict[str, int]:
-    return {trace.place.removeprefix(f"{folder}/"): trace.count for trace in scan_folder(folder, IDS)}
+@pytest.fixture(params=[1, 700])
+def ids(request: pytest.FixtureRequest) -> IdText:
+    """The id to find, alone and among many that are not there."""
+    absent = {f"absent-{n}": "" for n in range(request.param - 1)}
+    ids = IdText({**absent, "clip-0001": "…"}, OTHERS)
+    assert ids.are_few == (request.param == 1)
+    return ids
 
 
-def test_files_and_their_names(tmp_path: Path):
+def found(folder: Path, ids: IdText) -> dict[str, int]:
+    return {trace.place.removeprefix(f"{folder}/"): trace.count for trace in scan_folder(folder, ids)}
+
+
+def test_files_and_their_names(tmp_path: Path, ids: IdText):
     (tmp_path / "clip-0001.npy").write_bytes(b"\0\1")
     (tmp_path / "text").write_bytes(b"clip-00012 x-clip-0001 'clip-0001' \\nclip-0001: \xff clip-0001.")
     (tmp_path / "others").write_bytes(b"clip-00012 x-clip-0001")
     (tmp_path / "empty").touch()
+    (tmp_path / "long").write_bytes(b" " * 65_530 + b"clip-0001")  # in two of the pieces that are searched
     (tmp_path / "link").symlink_to("text")
 
-    assert found(tmp_path) == {"….npy: its name": 1, "text": 3}
+    assert found(tmp_path, ids) == {"….npy: its name": 1, "long": 1, "text": 3}
 
 
-def test_rows_of_sqlite_and_what_was_deleted(tmp_path: Path):
+def test_rows_of_sqlite_and_what_was_deleted(tmp_path: Path, ids: IdText):
     path = tmp_path / "some.db"
     with closing(sqlite3.connect(path)) as connection:
         connection.execute('CREATE TABLE "a table" (name TEXT, "the id" TEXT, body BLOB)')
@@ -40,35 +51,35 @@ def test_rows_of_sqlite_and_what_was_deleted(tmp_path: Path):
         connection.executemany('INSERT INTO "a table" VALUES (?, ?, ?)', rows)
         connection.commit()
 
-        assert found(tmp_path) == {"some.db: a table.the id": 1, "some.db: a table.body": 1}
+        assert found(tmp_path, ids) == {"some.db: a table.the id": 1, "some.db: a table.body": 1}
 
         connection.execute("PRAGMA secure_delete=OFF")
         connection.execute("""DELETE FROM "a table" WHERE "the id" IN ('clip-0001', 'clip-00012')""")
         connection.commit()
-        assert found(tmp_path) == {"some.db": 1}
-        assert bytes_hold(path, IDS)
+        assert found(tmp_path, ids) == {"some.db": 1}
+        assert bytes_hold(path, ids)
 
         connection.execute("VACUUM")
-        assert found(tmp_path) == {}
-        assert not bytes_hold(path, IDS)
+        assert found(tmp_path, ids) == {}
+        assert not bytes_hold(path, ids)
 
 
-def test_the_write_ahead_log_counts(tmp_path: Path):
+def test_the_write_ahead_log_counts(tmp_path: Path, ids: IdText):
     with closing(sqlite3.connect(tmp_path / "some.db")) as connection:
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("CREATE TABLE t (a TEXT, b TEXT)")
         connection.execute("INSERT INTO t VALUES ('joined', 'clip-0001')")
         connection.commit()
-        assert found(tmp_path) == {"some.db: t.b": 1, "some.db-wal": 1}
+        assert found(tmp_path, ids) == {"some.db: t.b": 1, "some.db-wal": 1}
         connection.execute("PRAGMA secure_delete=ON")
         connection.execute("DELETE FROM t")
         connection.commit()
-        assert found(tmp_path) == {"some.db-wal": 1}
+        assert found(tmp_path, ids) == {"some.db-wal": 1}
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        assert found(tmp_path) == {}
+        assert found(tmp_path, ids) == {}
 
 
-def test_columns_of_postgresql(postgres_url: str):
+def test_columns_of_postgresql(postgres_url: str, ids: IdText):
     engine = sqlalchemy.create_engine(new_database(postgres_url))
     with engine.begin() as connection:
         connection.exec_driver_sql('CREATE SCHEMA "Other"; CREATE TABLE "Other"."T" ("A b" jsonb, n int)')
@@ -80,7 +91,7 @@ def test_columns_of_postgresql(postgres_url: str):
             "INSERT INTO t VALUES (ARRAY['clip-0001', 'x'], %s)", (zlib.compress(b"clip-0001"),)
         )
     with engine.connect() as connection:
-        assert scan_postgres(connection, IDS) == [
+        assert scan_postgres(connection, ids) == [
             Trace("Other.T.A b", 1),
             Trace("public.t.a", 1),
             Trace("public.t.b", 1),

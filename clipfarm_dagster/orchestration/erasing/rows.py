@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
+from operator import add
 from typing import Any
 
 import sqlalchemy
@@ -15,6 +17,7 @@ from clipfarm_dagster.orchestration.erasing.databases import Database
 from clipfarm_dagster.orchestration.erasing.scope import Scope
 
 _ROWS_AT_A_TIME = 200
+_READ_AT_A_TIME = 1000
 _IDS_AT_A_TIME = 100
 PARTITIONS_TABLE = "dynamic_partitions"
 """Where the partitions are: the last to go, so that what was broken off before can be seen."""
@@ -56,6 +59,8 @@ def clear_rows(database: Database, ids: IdText, asset_keys: frozenset[str], scop
         if table.name not in present or table.name == PARTITIONS_TABLE:
             continue
         columns = _columns(database, table)
+        if not columns:
+            continue
         for keys in _rows_with(database, table, columns, ids):
             with database.writing() as connection:
                 rows = connection.execute(
@@ -184,10 +189,17 @@ def _rows_with(database: Database, table: Table, columns: Sequence[Any], ids: Id
     position = sqlalchemy.func.strpos if database.path is None else sqlalchemy.func.instr
     found: set[int] = set()
     with database.reading() as connection:
-        for chunk in _chunks(list(ids.tombstones), _IDS_AT_A_TIME):
-            conditions = [position(column, video_id) > 0 for column in columns for video_id in chunk]
-            query = select(table.c.id).where(sqlalchemy.or_(sqlalchemy.false(), *conditions))
-            found.update(connection.execute(query).scalars())
+        if ids.are_few:
+            conditions = [position(column, video_id) > 0 for column in columns for video_id in ids.tombstones]
+            found.update(connection.execute(select(table.c.id).where(sqlalchemy.or_(*conditions))).scalars())
+        else:
+            together = reduce(add, (sqlalchemy.func.coalesce(column, "") + " " for column in columns))
+            rows = connection.execution_options(yield_per=_READ_AT_A_TIME).execute(
+                select(table.c.id, together)
+            )
+            for batch in rows.partitions():
+                held = ids.held_in([text for _, text in batch])
+                found.update(row_id for (row_id, _), has in zip(batch, held, strict=True) if has)
     yield from _chunks(sorted(found), _ROWS_AT_A_TIME)
 
 
