@@ -4,7 +4,8 @@
     <stage>_embedding.journal/head.json             which segments follow; replaced by conditional puts
     <stage>_embedding.journal/<number>-….jsonl.gz   a segment: rows that one machine wrote
 
-`send` appends the rows that were written here since. Whoever finds that the head has moved takes in what
+All generations of a stage share the log; each row in it names its own. `send` appends the rows that were
+written here since. Whoever finds that the head has moved takes in what
 others have appended (`take_in`), and tries again: so all machines see one order, and no clock has a say. When
 segments hold more than a tenth of all rows, the snapshot is made anew and they are removed.
 
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import itertools
 import json
 import secrets
 import sqlite3
@@ -28,7 +30,8 @@ from typing import Any
 from filelock import FileLock
 
 from clipfarm_dagster.errors import LedgerError, ObjectMissingError, PreconditionFailedError
-from clipfarm_dagster.ledger.ledger import Ledger, new_version
+from clipfarm_dagster.ledger.generations import serving_of, tables_of
+from clipfarm_dagster.ledger.ledger import Ledger
 from clipfarm_dagster.ledger.log import (
     Head,
     JournalKeys,
@@ -38,7 +41,20 @@ from clipfarm_dagster.ledger.log import (
     read_position,
     write_position,
 )
-from clipfarm_dagster.ledger.merging import doubt_all, merge_rows, merge_table, offer_all, settle_offers
+from clipfarm_dagster.ledger.merging import drop_generation, forget_unlisted, merge_rows, merge_table
+from clipfarm_dagster.ledger.migrations import new_version
+from clipfarm_dagster.ledger.schema import SERVING_ITEMS, UNNAMED
+from clipfarm_dagster.ledger.unsent import (
+    SentRow,
+    doubt_all,
+    dropped_generations,
+    has_unsent,
+    note_sent,
+    offer_all,
+    send_all,
+    settle_offers,
+    unsent_rows,
+)
 from clipfarm_dagster.store import ObjectStore
 
 _ATTEMPTS = 20
@@ -116,9 +132,8 @@ class Journal:
         with self._lock:
             for _ in range(_ATTEMPTS):
                 with self._connect() as connection:
-                    (unsent,) = connection.execute("SELECT count(*) FROM unsent").fetchone()
-                if not unsent:
-                    return False
+                    if not has_unsent(connection):
+                        return False
                 try:
                     self._append(self._position())
                 except PreconditionFailedError:
@@ -157,7 +172,7 @@ class Journal:
                 self._store.download(self._keys.snapshot, copy)
                 _check_snapshot(copy, self._keys.snapshot)
                 start = head.snapshot_number
-            segments = [self._read_segment(s) for s in head.segments if s.number > start]
+            segments = [(s, self._read_segment(s)) for s in head.segments if s.number > start]
             with self._connect() as connection:
                 if copy.exists():
                     connection.execute("ATTACH DATABASE ? AS snapshot", (str(copy),))
@@ -167,7 +182,9 @@ class Journal:
                 if rewound:
                     doubt_all(connection)
                 changed = self._merge_snapshot(connection) if copy.exists() else 0
-                for contracts, rows in segments:
+                for segment, (contracts, rows) in segments:
+                    if segment.dropped is not None:
+                        changed += drop_generation(connection, segment.dropped)
                     changed += merge_rows(connection, rows)
                     _add_contracts(connection, contracts)
                 settle_offers(connection)
@@ -202,6 +219,8 @@ class Journal:
                 connection.execute("COMMIT")
 
     def _read_segment(self, segment: Segment) -> tuple[dict[str, str], list[dict[str, Any]]]:
+        if not segment.key:
+            return {}, []
         try:
             lines = gzip.decompress(self._store.get(segment.key).data).decode().splitlines()
             contracts, *rows = (json.loads(line) for line in lines)
@@ -211,8 +230,12 @@ class Journal:
 
     def _merge_snapshot(self, connection: sqlite3.Connection) -> int:
         try:
-            changed = merge_table(connection, "snapshot", "processed_items")
+            changed = 0
+            for generation, table in tables_of(connection, "snapshot").items():
+                changed += merge_table(connection, "snapshot", table, generation or serving_of(connection))
             tables = connection.execute("SELECT name FROM snapshot.sqlite_master").fetchall()
+            if ("generations",) in tables:
+                changed += forget_unlisted(connection, "snapshot")
             if ("contracts",) in tables:
                 found = connection.execute("SELECT contract_id, contract FROM snapshot.contracts")
                 _add_contracts(connection, dict(found.fetchall()))
@@ -228,7 +251,7 @@ class Journal:
     def _begin_anew(self, lost: _LostError) -> None:
         """Let the next push begin a new log with all rows of this ledger, once they are proved."""
         with self._connect() as connection:
-            (rows,) = connection.execute("SELECT count(*) FROM processed_items").fetchone()
+            rows = _count_rows(connection)
         if not rows:
             raise LedgerError(
                 f"{self._store.url}: the {self._ledger.stage} ledger cannot be restored: {lost}. Use a"
@@ -240,7 +263,7 @@ class Journal:
         info = self._store.head(self._keys.head)
         with self._connect() as connection:
             connection.execute("BEGIN IMMEDIATE")
-            connection.execute("INSERT OR IGNORE INTO unsent SELECT video_id, 0 FROM processed_items")
+            send_all(connection)
             etag = None if info is None else info.etag
             anew = Position(position.number, etag, lost=lost.key, log_id=position.log_id)
             self._finish(connection, anew, 0)
@@ -252,16 +275,21 @@ class Journal:
         if position.lost is not None and self._store.head(position.lost) is not None:
             name = position.lost.rpartition("/")[2]
             self._store.copy(position.lost, f"{self._keys.folder}damaged/{name}")
-        head, contracts, rows = self._base(position), *self._unsent_rows()
-        segments = list(head.segments)
+        head = self._base(position)
+        with self._connect() as connection:
+            connection.execute("BEGIN")
+            contracts, rows, dropped = *unsent_rows(connection), dropped_generations(connection)
+        numbers = itertools.count(head.number + 1)
+        segments = [*head.segments, *(Segment(next(numbers), "", 0, generation) for generation in dropped)]
         for start in range(0, len(rows), _SEGMENT_ROWS):
-            part, number = rows[start : start + _SEGMENT_ROWS], head.number + 1 + start // _SEGMENT_ROWS
+            part, number = rows[start : start + _SEGMENT_ROWS], next(numbers)
             key = f"{self._keys.folder}{number:012d}-{secrets.token_hex(8)}.jsonl.gz"
             lines = [json.dumps(line) for line in (contracts, *part)]
             self._store.put(key, gzip.compress("\n".join(lines).encode(), compresslevel=3))
             segments.append(Segment(number, key, len(part)))
         following = replace(head, number=segments[-1].number, segments=tuple(segments))
-        self._put_head(position, following, [(row["video_id"], row["row_version"]) for row in rows])
+        sent = [SentRow(row.get("generation", UNNAMED), row["video_id"], row["row_version"]) for row in rows]
+        self._put_head(position, following, sent, dropped)
 
     def _base(self, position: Position) -> Head:
         """What to append to."""
@@ -284,7 +312,7 @@ class Journal:
         position = self._position()
         head = Head.from_json(position.head or "")
         with self._connect() as connection:
-            (total,) = connection.execute("SELECT count(*) FROM processed_items").fetchone()
+            total = _count_rows(connection)
         if sum(segment.rows for segment in head.segments) * _SNAPSHOT_SHARE <= total:
             return
         maker = secrets.token_hex(8)
@@ -323,36 +351,16 @@ class Journal:
             for table in ("unsent", "journal_position", "snapshot_base"):
                 connection.execute(f"DROP TABLE IF EXISTS {table}")
 
-    def _put_head(self, position: Position, head: Head, sent: Sequence[tuple[str, int]]) -> None:
-        """The moment at which rows are in the log."""
+    def _put_head(
+        self, position: Position, head: Head, sent: Sequence[SentRow], dropped: Sequence[str] = ()
+    ) -> None:
+        """The moment at which rows are in the log, and generations gone from it."""
         etag = self._store.put_if_unchanged(self._keys.head, head.to_json(), position.head_etag)
         with self._connect() as connection:
             connection.execute("BEGIN IMMEDIATE")
-            connection.execute("CREATE TEMP TABLE sent (video_id TEXT PRIMARY KEY, row_version INTEGER)")
-            connection.executemany("INSERT INTO sent VALUES (?, ?)", sent)
-            connection.execute(
-                """DELETE FROM unsent WHERE EXISTS (
-                    SELECT 1 FROM sent JOIN processed_items USING (video_id, row_version)
-                    WHERE sent.video_id = unsent.video_id)"""
-            )
-            connection.execute(  # written again since
-                """UPDATE unsent SET base_version = sent.row_version FROM sent
-                WHERE sent.video_id = unsent.video_id"""
-            )
+            note_sent(connection, sent, dropped)
             self._finish(connection, Position.at(head, etag), 0)
             connection.execute("COMMIT")
-
-    def _unsent_rows(self) -> tuple[dict[str, str], list[dict[str, Any]]]:
-        with self._connect() as connection:
-            connection.row_factory = sqlite3.Row
-            connection.execute("BEGIN")
-            found = connection.execute(
-                "SELECT processed_items.* FROM unsent JOIN processed_items USING (video_id)"
-            )
-            rows = [dict(row) for row in found]
-            named = {row[name] for row in rows for name in ("contract_id", "vector_contract_id")}
-            contracts = dict(connection.execute("SELECT contract_id, contract FROM contracts").fetchall())
-        return {i: text for i, text in contracts.items() if i in named}, rows
 
     # inside
 
@@ -383,16 +391,28 @@ class Journal:
 
 
 def _check_snapshot(path: Path, key: str) -> None:
-    """Refuse what is not a plain table of rows: a view or a virtual table would run what its maker wrote."""
+    """Refuse what is not plain tables of rows: a view or a virtual table would run what its maker wrote."""
     try:
         with open_database(path) as connection:
-            row = connection.execute(
-                "SELECT type, rootpage FROM sqlite_master WHERE name = 'processed_items'"
-            ).fetchone()
+            plain = connection.execute(
+                "SELECT name FROM sqlite_master WHERE type = 'table' AND rootpage <> 0"
+            ).fetchall()
+            named = connection.execute("SELECT name FROM sqlite_master").fetchall()
+            items = tables_of(connection).values() if ("generations",) in plain else [SERVING_ITEMS]
     except sqlite3.DatabaseError as error:
         raise _LostError(key, f"it is not a ledger snapshot ({error})") from None
-    if row is None or row[0] != "table" or not row[1]:
-        raise _LostError(key, "it is not a ledger snapshot (it has no table processed_items)")
+    read = {*items, SERVING_ITEMS, *({"generations", "contracts"} & {name for (name,) in named})}
+    if missing := read - {name for (name,) in plain}:
+        raise _LostError(key, f"it is not a ledger snapshot (it has no table {', '.join(sorted(missing))})")
+
+
+def _count_rows(connection: sqlite3.Connection) -> int:
+    """Rows of all generations."""
+    counted = [
+        connection.execute(f"SELECT count(*) FROM main.{table}").fetchone()  # noqa: S608 - names are checked
+        for table in tables_of(connection).values()
+    ]
+    return sum(count for (count,) in counted)
 
 
 def _add_contracts(connection: sqlite3.Connection, contracts: dict[str, str]) -> None:

@@ -37,11 +37,14 @@ class SharedLog(Protocol):
 
 @dataclass(frozen=True)
 class Segment:
-    """Some rows of the log."""
+    """Some rows of the log, or that a generation was dropped."""
 
     number: int
     key: str
+    """Of the object with the rows; empty where there are none."""
     rows: int
+    dropped: str | None = None
+    """Contract id of the generation whose rows up to here count no longer."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,10 @@ class Head:
             ValueError, TypeError, KeyError: it is something else.
         """
         told = json.loads(data)
-        segments = tuple(Segment(int(s["number"]), str(s["key"]), int(s["rows"])) for s in told["segments"])
+        segments = tuple(
+            Segment(int(s["number"]), str(s["key"]), int(s["rows"]), s.get("dropped"))
+            for s in told["segments"]
+        )
         number, snapshot_number = int(told["number"]), int(told["snapshot_number"])
         return cls(str(told["log_id"]), number, snapshot_number, segments, told.get("maker"))
 

@@ -14,94 +14,145 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from clipfarm_dagster.ledger.schema import LEDGER_COLUMNS, LedgerRow
+from sqlalchemy.dialects import sqlite
+from sqlalchemy.schema import CreateIndex, CreateTable
+
+from clipfarm_dagster.ledger.generations import items_name, serving_of, tables_of
+from clipfarm_dagster.ledger.schema import LEDGER_COLUMNS, SERVING_ITEMS, UNNAMED, LedgerRow, items_table
+from clipfarm_dagster.ledger.unsent import OF_ANOTHER_LOG
 from clipfarm_dagster.ledger.versions import merged, next_version
 
 _COLUMN_NAME = re.compile(r"[a-z_][a-z0-9_]{0,62}")
-_OF_ANOTHER_LOG = -1
-"""Base version of rows that another log had, until it is known whether this one has them."""
-_CLAIM = ("vector_source_hash", "vector_contract_id", "artifact_sha256")
+_CLAIM = ("vector_source_hash", "vector_contract_id", "artifact_sha256", "artifact_key")
 
 
-def merge_table(connection: sqlite3.Connection, schema: str, table: str) -> int:
-    """Merge the rows of a table of the store's; tells how many rows are another than before.
+def merge_table(connection: sqlite3.Connection, schema: str, table: str, generation: str) -> int:
+    """Merge the rows of a generation from a table of the store's; tells how many rows are another than
+    before.
 
     Columns that this version of ClipFarm does not know are kept as they are.
     """
+    ours = own_table(connection, generation)
     columns = _columns(connection, schema, table)
-    _add_columns(connection, columns)
+    _add_columns(connection, ours, columns)
     source = f"{schema}.{table}"
     theirs = "coalesce(s.row_version, 0)" if "row_version" in columns else "0"
     connection.execute(
         f"""DELETE FROM unsent
-        WHERE base_version = {_OF_ANOTHER_LOG} AND video_id IN (SELECT video_id FROM {source})"""
+        WHERE generation = ? AND base_version = {OF_ANOTHER_LOG}
+            AND video_id IN (SELECT video_id FROM {source})""",
+        [generation],
     )
     connection.execute(
-        f"""DELETE FROM unsent WHERE EXISTS (
-            SELECT 1 FROM {source} s JOIN main.processed_items m USING (video_id)
-            WHERE s.video_id = unsent.video_id AND {theirs} = m.row_version AND m.row_version <> 0)"""
+        f"""DELETE FROM unsent WHERE generation = ? AND EXISTS (
+            SELECT 1 FROM {source} s JOIN {ours} m USING (video_id)
+            WHERE s.video_id = unsent.video_id AND {theirs} = m.row_version AND m.row_version <> 0)""",
+        [generation],
     )
-    changed = _merge_conflicts(connection, source, theirs, columns)
+    changed = _merge_conflicts(connection, ours, generation, source, theirs, columns)
     names = ", ".join(columns)
     changes = ", ".join(f"{name} = excluded.{name}" for name in columns if name != "video_id")
     return (
         changed
         + connection.execute(
-            f"""INSERT INTO main.processed_items ({names})
+            f"""INSERT INTO {ours} ({names})
             SELECT {names} FROM {source} s
-            WHERE s.video_id IS NOT NULL AND s.video_id NOT IN (SELECT video_id FROM unsent)
-                AND NOT EXISTS (SELECT 1 FROM main.processed_items m
+            WHERE s.video_id IS NOT NULL
+                AND s.video_id NOT IN (SELECT video_id FROM unsent WHERE generation = ?)
+                AND NOT EXISTS (SELECT 1 FROM {ours} m
                     WHERE m.video_id = s.video_id AND m.row_version = {theirs} AND m.row_version <> 0)
-            ON CONFLICT (video_id) DO UPDATE SET {changes}"""
+            ON CONFLICT (video_id) DO UPDATE SET {changes}""",
+            [generation],
         ).rowcount
     )
 
 
 def merge_rows(connection: sqlite3.Connection, rows: Sequence[Mapping[str, Any]]) -> int:
-    """Merge rows as `merge_table` does; all have the same columns."""
-    if not rows:
-        return 0
-    names = [name for name in rows[0] if _COLUMN_NAME.fullmatch(name)]
+    """Merge rows as `merge_table` does, each into its `generation`; those that name none are of the one that
+    serves. All of a generation have the same columns."""
+    by_generation: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        by_generation.setdefault(str(row.get("generation") or UNNAMED), []).append(row)
+    return sum(_merge_some(connection, some, of) for of, some in by_generation.items())
+
+
+def _merge_some(connection: sqlite3.Connection, rows: Sequence[Mapping[str, Any]], generation: str) -> int:
+    names = [name for name in rows[0] if _COLUMN_NAME.fullmatch(name) and name != "generation"]
     connection.execute(f"CREATE TEMP TABLE theirs ({', '.join(names)})")
     try:
         connection.executemany(
             f"INSERT INTO temp.theirs VALUES ({', '.join('?' * len(names))})",
             [[row[name] for name in names] for row in rows],
         )
-        return merge_table(connection, "temp", "theirs")
+        return merge_table(connection, "temp", "theirs", generation or serving_of(connection))
     finally:
         connection.execute("DROP TABLE temp.theirs")
 
 
-def offer_all(connection: sqlite3.Connection) -> None:
-    """Let rows that another log had give way to those of this one; `settle_offers` has the others sent."""
-    connection.execute(
-        f"INSERT OR IGNORE INTO unsent SELECT video_id, {_OF_ANOTHER_LOG} FROM processed_items"
-    )
+def own_table(connection: sqlite3.Connection, generation: str) -> str:
+    """Name of the table of a generation's rows here, made where there is none."""
+    tables = tables_of(connection)
+    if generation not in tables:
+        name = items_name(generation)
+        table = items_table(name=name)
+        connection.execute(str(CreateTable(table).compile(dialect=sqlite.dialect())))
+        for index in table.indexes:
+            connection.execute(str(CreateIndex(index).compile(dialect=sqlite.dialect())))
+        connection.execute("INSERT OR REPLACE INTO generations VALUES (?, ?)", [generation, name])
+        return f"main.{name}"
+    return f"main.{tables[generation]}"
 
 
-def settle_offers(connection: sqlite3.Connection) -> None:
-    """Send the offered rows that nothing was merged with."""
-    connection.execute(f"UPDATE unsent SET base_version = 0 WHERE base_version = {_OF_ANOTHER_LOG}")
+def forget_unlisted(connection: sqlite3.Connection, schema: str) -> int:
+    """Remove what a snapshot no longer has, since its generation was dropped: rows that were sent, of
+    generations that do not serve."""
+    theirs, removed = tables_of(connection, schema), 0
+    for generation, table in tables_of(connection).items():
+        if table == SERVING_ITEMS:
+            continue
+        listed = (
+            f"UNION ALL SELECT video_id FROM {schema}.{theirs[generation]}" if generation in theirs else ""
+        )
+        removed += connection.execute(
+            f"""DELETE FROM main.{table}
+            WHERE video_id NOT IN (SELECT video_id FROM unsent WHERE generation = ? {listed})""",
+            [generation],
+        ).rowcount
+    return removed
 
 
-def doubt_all(connection: sqlite3.Connection) -> None:
-    """Let every row count as written on both sides, unless the store has the very same version of it."""
-    connection.execute(
-        """INSERT INTO unsent SELECT video_id, NULL FROM processed_items WHERE true
-        ON CONFLICT (video_id) DO UPDATE SET base_version = NULL"""
-    )
+def drop_generation(connection: sqlite3.Connection, generation: str) -> int:
+    """Forget a generation that another machine has dropped, unless it serves; tells how many rows went."""
+    table = tables_of(connection).get(generation)
+    if table == SERVING_ITEMS:
+        return 0
+    connection.execute("DELETE FROM generations WHERE contract_id = ?", [generation])
+    connection.execute("DELETE FROM unsent WHERE generation = ?", [generation])
+    if table is None:
+        return 0
+    (count,) = connection.execute(f"SELECT count(*) FROM main.{table}").fetchone()
+    connection.execute(f"DROP TABLE main.{table}")
+    return int(count) + 1
 
 
-def _merge_conflicts(connection: sqlite3.Connection, source: str, theirs: str, columns: Sequence[str]) -> int:
+def _merge_conflicts(
+    connection: sqlite3.Connection,
+    ours_table: str,
+    generation: str,
+    source: str,
+    theirs: str,
+    columns: Sequence[str],
+) -> int:
     # rows of before there were versions are alike if they claim the same vector
     differing = " OR ".join(f"s.{name} IS NOT m.{name}" for name in _CLAIM if name in columns) or "true"
     known = [name for name in LEDGER_COLUMNS if name in columns]
     selected = [f"s.{name}" for name in known] + [f"m.{name}" for name in LEDGER_COLUMNS]
     found = connection.execute(
         f"""SELECT {", ".join(selected)}
-        FROM {source} s JOIN unsent u USING (video_id) JOIN main.processed_items m USING (video_id)
-        WHERE {theirs} IS NOT u.base_version OR ({theirs} = 0 AND ({differing}))"""
+        FROM {source} s JOIN unsent u USING (video_id) JOIN {ours_table} m USING (video_id)
+        WHERE u.generation = ?
+            AND ({theirs} IS NOT u.base_version OR ({theirs} = 0 AND ({differing})))""",
+        [generation],
     ).fetchall()
     both = [
         (
@@ -111,7 +162,7 @@ def _merge_conflicts(connection: sqlite3.Connection, source: str, theirs: str, c
         for values in found
     ]
     connection.executemany(
-        f"UPDATE main.processed_items SET {', '.join(f'{n} = :{n}' for n in LEDGER_COLUMNS)}"
+        f"UPDATE {ours_table} SET {', '.join(f'{n} = :{n}' for n in LEDGER_COLUMNS)}"
         " WHERE video_id = :video_id",
         [
             asdict(
@@ -121,8 +172,8 @@ def _merge_conflicts(connection: sqlite3.Connection, source: str, theirs: str, c
         ],
     )
     connection.executemany(
-        "UPDATE unsent SET base_version = ? WHERE video_id = ?",
-        [(other.row_version or 0, other.video_id) for _, other in both],
+        "UPDATE unsent SET base_version = ? WHERE generation = ? AND video_id = ?",
+        [(other.row_version or 0, generation, other.video_id) for _, other in both],
     )
     return len(both)
 
@@ -132,8 +183,8 @@ def _columns(connection: sqlite3.Connection, schema: str, table: str) -> list[st
     return [name for _, name, *_ in found if _COLUMN_NAME.fullmatch(name)]
 
 
-def _add_columns(connection: sqlite3.Connection, names: Sequence[str]) -> None:
-    known = _columns(connection, "main", "processed_items")
+def _add_columns(connection: sqlite3.Connection, ours: str, names: Sequence[str]) -> None:
+    known = _columns(connection, *ours.split("."))
     for name in names:
         if name not in known:
-            connection.execute(f"ALTER TABLE main.processed_items ADD COLUMN {name}")
+            connection.execute(f"ALTER TABLE {ours} ADD COLUMN {name}")

@@ -13,6 +13,12 @@ from typing import Any
 from sqlalchemy import BigInteger, Column, Float, Index, Integer, MetaData, Table, Text
 from sqlalchemy.types import TypeEngine
 
+SERVING_ITEMS = "processed_items"
+"""The table of the generation that serves."""
+
+UNNAMED = ""
+"""Stands for the contract of the first generation until that is known (see `Ledger.name_serving`)."""
+
 
 class Status(StrEnum):
     """Outcome of the latest attempt at one video in one stage."""
@@ -85,15 +91,16 @@ _TYPES: dict[str, TypeEngine[Any]] = {
 """The columns that are not text."""
 
 
-def processed_items_table(schema: str | None = None) -> Table:
-    """The table `processed_items`; PostgreSQL keeps one per stage, each in a schema of its own."""
+def items_table(schema: str | None = None, name: str = SERVING_ITEMS) -> Table:
+    """A table of ledger rows: `processed_items`, or that of a generation which does not serve (see
+    `generations`). PostgreSQL keeps those of a stage in a schema of their own."""
     columns: list[Column[Any]] = [
         Column(name, _TYPES.get(name, Text()), primary_key=name == "video_id", nullable=name != "video_id")
         for name in LEDGER_COLUMNS
     ]
-    table = Table("processed_items", MetaData(schema=schema), *columns)
-    Index("processed_items_status", table.c.status)
-    Index("processed_items_processed_at", table.c.processed_at)
+    table = Table(name, MetaData(schema=schema), *columns)
+    Index(f"{name}_status", table.c.status)
+    Index(f"{name}_processed_at", table.c.processed_at)
     return table
 
 
@@ -103,9 +110,53 @@ def unsent_table() -> Table:
     return Table(
         "unsent",
         MetaData(),
+        Column("generation", Text, primary_key=True, nullable=False),
         Column("video_id", Text, primary_key=True, nullable=False),
         Column("base_version", BigInteger()),
     )
+
+
+@dataclass(frozen=True)
+class Tables:
+    """The tables of a ledger's database, besides those of generations that do not serve."""
+
+    items: Table
+    """Of the generation that serves."""
+    generations: Table
+    """`table_name` of each generation's rows; null of one that was dropped, until other machines know."""
+    contracts: Table
+    versions: Table
+    corpus: Table
+    unsent: Table | None
+    """None on PostgreSQL, where machines share the database."""
+
+    @classmethod
+    def of(cls, schema: str | None) -> Tables:
+        """The tables in a schema of PostgreSQL's, or in an SQLite file."""
+        metadata = MetaData(schema=schema)
+        return cls(
+            items=items_table(schema),
+            generations=Table(
+                "generations",
+                metadata,
+                Column("contract_id", Text, primary_key=True, nullable=False),
+                Column("table_name", Text),
+            ),
+            contracts=Table(
+                "contracts",
+                metadata,
+                Column("contract_id", Text, primary_key=True),
+                Column("contract", Text, nullable=False),
+            ),
+            versions=Table("ledger_version", metadata, Column("token", Text, nullable=False)),
+            corpus=Table("ledger_corpus", metadata, Column("corpus_id", Text, nullable=False)),
+            unsent=None if schema else unsent_table(),
+        )
+
+    def all(self) -> list[Table]:
+        """All of them."""
+        tables = (self.items, self.generations, self.contracts, self.versions, self.corpus, self.unsent)
+        return [table for table in tables if table is not None]
 
 
 FAILED_STATUSES = (Status.FAIL, Status.INVALID_RAW_OBJECT, Status.QUARANTINED)

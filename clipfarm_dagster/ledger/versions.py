@@ -45,8 +45,8 @@ def to_write(row: LedgerRow, current: LedgerRow | None) -> LedgerRow:
     return replace(row, row_version=next_version(row.row_version, there))
 
 
-def _claim(row: LedgerRow) -> tuple[str | None, str | None, str | None]:
-    """What a row says of the vector in the store; the SHA-256 alone claims nothing."""
+def _claim(row: LedgerRow) -> tuple[str | None, ...]:
+    """What a row says of the vector in the store; SHA-256 and key alone claim nothing."""
     if row.vector_source_hash is None or row.vector_contract_id is None:
-        return None, None, None
-    return row.vector_source_hash, row.vector_contract_id, row.artifact_sha256
+        return None, None, None, None
+    return row.vector_source_hash, row.vector_contract_id, row.artifact_sha256, row.artifact_key

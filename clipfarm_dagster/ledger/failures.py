@@ -1,0 +1,59 @@
+"""What a ledger says of its database's errors."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import quote
+
+from sqlalchemy import URL, Connection
+from sqlalchemy.exc import SQLAlchemyError
+
+from clipfarm_dagster.errors import LedgerError
+from clipfarm_dagster.ledger.postgres import hint
+from clipfarm_dagster.stages import Stage
+
+_DAMAGED = ("file is not a database", "database disk image is malformed")
+"""What SQLite says of a file that it cannot read."""
+
+
+class Guarded:
+    """A SQLAlchemy connection whose errors become what `failure` makes of them."""
+
+    def __init__(self, connect: Any, failure: Callable[[Exception], LedgerError]) -> None:
+        self._connect, self._failure = connect, failure
+
+    def __enter__(self) -> Connection:
+        try:
+            self._context = self._connect()
+            connection: Connection = self._context.__enter__()
+            return connection
+        except SQLAlchemyError as error:
+            raise self._failure(error) from None
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        try:
+            self._context.__exit__(kind, error, trace)
+        except SQLAlchemyError as failure:
+            raise self._failure(failure) from None
+        if isinstance(error, SQLAlchemyError):
+            raise self._failure(error) from None
+
+
+def database_error(stage: Stage, url: URL, name: str, action: str, error: Exception) -> LedgerError:
+    """The error of a stage's ledger, without its password, and with a way out where one is known.
+
+    Args:
+        name: where the ledger lies, for people.
+        action: what was tried, such as `read`.
+    """
+    cause = str(getattr(error, "orig", None) or error).strip()
+    for password in (url.password, *url.normalized_query.get("password", ())):
+        for form in {password, quote(password, safe="")} if password else ():
+            cause = cause.replace(form, "***")
+    if isinstance(getattr(error, "orig", None), sqlite3.DatabaseError) and cause in _DAMAGED:
+        cause += "; move the file away, and it is restored from its snapshot in the store"
+    elif advice := hint(getattr(error, "orig", None) or error):
+        cause += f"; {advice}"
+    return LedgerError(f"cannot {action} the {stage} ledger at {name}: {cause}")
