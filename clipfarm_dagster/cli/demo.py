@@ -158,7 +158,7 @@ def _describe(corpus: Corpus, embedded: dict[Stage, int]) -> dict[str, Any]:
         with corpus.ledger(stage) as ledger:
             vectors = ledger.counts().get(Status.SUCCESS, 0)
         stages[str(stage)] = {"vectors": vectors, "embedded": embedded.get(stage, 0)}
-    path, _ = modality_vectors(corpus, Stage.TEXT)
+    path = modality_vectors(corpus, Stage.TEXT).file
     titles = {
         video_id: row["title"] for video_id, row in corpus.rows(corpus.latest_rows().video_ids()).items()
     }

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from clipfarm_dagster.cli.output import Json, console, print_json, table
+from clipfarm_dagster.cli.output import Generation, Json, console, print_json, table
 from clipfarm_dagster.corpus import Corpus
 from clipfarm_dagster.errors import SettingsError
 from clipfarm_dagster.explore.search import (
@@ -17,7 +17,7 @@ from clipfarm_dagster.explore.search import (
     words_vector,
 )
 from clipfarm_dagster.manifests.refresh import fused_file, modality_vectors
-from clipfarm_dagster.manifests.strategies import make_strategy
+from clipfarm_dagster.manifests.vector_table import vector_keys
 from clipfarm_dagster.settings import load_settings
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.store.local_copies import LocalFile
@@ -42,6 +42,7 @@ def search(
     strategy: Annotated[str, typer.Option(help="With --like: compare vectors fused by this strategy.")] = "",
     top: Annotated[int, typer.Option(min=1, help="Number of videos to list.")] = 10,
     exact: Exact = False,
+    generation: Generation = None,
     as_json: Json = False,
 ) -> None:
     """Find videos by words, over the text vectors, or by similarity to another video."""
@@ -51,27 +52,26 @@ def search(
         raise SettingsError("words are compared with text vectors; use --modality and --strategy with --like")
     if modality is not None and strategy:
         raise SettingsError("give --modality or --strategy, not both")
+    if generation is not None and strategy:
+        raise SettingsError("fused vectors are of the generations that serve; omit --generation")
     corpus = Corpus.open(load_settings())
     file: LocalFile
     if strategy:
         file = fused_file(corpus, strategy)
     else:
-        file, fusion = modality_vectors(corpus, modality or Stage.TEXT)
-        _warn(len(fusion.dropped))
-    if words:
-        from clipfarm_dagster.modalities.registry import load_encoder
-
-        query = words_vector(load_encoder(Stage.TEXT, corpus.settings), words)
-    else:
-        query = vector_of(file, like)
+        vectors = modality_vectors(corpus, modality or Stage.TEXT, generation)
+        file = vectors.file
+        _warn(len(vectors.fusion.dropped))
+    query = words_vector(corpus.encoder(Stage.TEXT, generation), words) if words else vector_of(file, like)
     found = nearest(file, query, top, without=like or None, exact=exact)
     titles = _titles(corpus, [match.video_id for match in found])
+    keys = vector_keys(file, [match.video_id for match in found])
     results: list[dict[str, Any]] = [
         {
             "video_id": match.video_id,
             "title": titles[match.video_id],
             "score": round(match.score, 6),
-            "keys": _keys(corpus, match.video_id, modality or Stage.TEXT, strategy),
+            "keys": keys[match.video_id],
         }
         for match in found
     ]
@@ -92,6 +92,7 @@ def duplicates(
     ] = DUPLICATE_COSINE,
     limit: Annotated[int, typer.Option(min=1, help="List at most this many pairs, the nearest.")] = 1000,
     exact: Exact = False,
+    generation: Generation = None,
     as_json: Json = False,
 ) -> None:
     """List pairs of nearly identical videos."""
@@ -100,7 +101,8 @@ def duplicates(
     if strategy:
         file = fused_file(corpus, strategy)
     else:
-        file, fusion = modality_vectors(corpus, modality)
+        vectors = modality_vectors(corpus, modality, generation)
+        file, fusion = vectors.file, vectors.fusion
         _warn(len(fusion.dropped))
     pairs, count = near_duplicates(file, threshold, limit=limit, exact=exact)
     titles = _titles(corpus, list({name for pair in pairs for name in (pair.first, pair.second)}))
@@ -126,11 +128,6 @@ def duplicates(
 def _titles(corpus: Corpus, video_ids: list[str]) -> dict[str, str]:
     rows = corpus.rows(video_ids)
     return {video_id: rows.get(video_id, {}).get("title", "") for video_id in video_ids}
-
-
-def _keys(corpus: Corpus, video_id: str, modality: Stage, strategy: str) -> list[str]:
-    stages = make_strategy(strategy, corpus.settings.fusion_weights).stages if strategy else [modality]
-    return [corpus.keys.embedding(stage, video_id) for stage in stages]
 
 
 def _warn(dropped: int) -> None:

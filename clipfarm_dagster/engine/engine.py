@@ -20,6 +20,7 @@ from clipfarm_dagster.engine.steps import find_up_to_date
 from clipfarm_dagster.errors import ModelUnavailableError
 from clipfarm_dagster.ledger.ledger import Ledger
 from clipfarm_dagster.ledger.rows import WorkItem
+from clipfarm_dagster.ledger.serving import VectorPlace
 from clipfarm_dagster.modalities.encoder import Encoder
 from clipfarm_dagster.modalities.registry import MODALITIES
 from clipfarm_dagster.store import ObjectStore
@@ -44,13 +45,15 @@ def embed_items(
     ledger: Ledger,
     options: EngineOptions,
     on_recorded: Callable[[Sequence[Outcome]], None],
+    place: VectorPlace | None = None,
     progress: Progress | None = None,
 ) -> Progress:
     """Bring the vectors of `items` up to date and record each item's outcome.
 
     `on_recorded` gets batches of outcomes that the ledger holds already. An interrupt, or a store that stays
     away, ends the run after what has begun in the model is finished and recorded. `load_encoder` is called
-    only where there is something to embed, and before anything is written.
+    only where there is something to embed, and before anything is written. `place` says where vectors are
+    put; by default under `embeddings/`.
 
     Raises:
         ModelUnavailableError: from `load_encoder`, or its encoder has another contract; nothing was written.
@@ -63,6 +66,7 @@ def embed_items(
         Settlement(contract, keys, options.retry),
         store,
         ledger,
+        place or VectorPlace(keys, contract.stage, contract.id),
         on_recorded,
         progress,
         every_items=RECORD_EVERY_ITEMS,

@@ -103,7 +103,7 @@ class Settlement:
         if stored.refused is not None:
             error = f"the vector cannot be stored, while others can: {stored.refused.problem}"
             return Outcome(OutcomeKind.FAILED, self._failure(stored.item, result, now, error))
-        row = self._success(stored.item, result, result.vector, now)
+        row = self._success(stored, result, result.vector, now)
         if stored.contested:
             return Outcome(OutcomeKind.FAILED, contested_row(row), result.preview)
         return Outcome(result.kind, row, result.preview)
@@ -118,8 +118,9 @@ class Settlement:
         )
 
     def _success(
-        self, item: WorkItem, result: ItemResult, vector: np.ndarray[Any, Any], now: datetime
+        self, stored: Stored, result: ItemResult, vector: np.ndarray[Any, Any], now: datetime
     ) -> LedgerRow:
+        item = stored.item
         return success_row(
             item,
             self.contract,
@@ -127,7 +128,7 @@ class Settlement:
             source_hash=source_hash(item.metadata_hash, result.raw_etag),
             raw_etag=result.raw_etag,
             raw_sha256=result.raw_sha256,
-            artifact_key=self.keys.embedding(self.contract.stage, item.video_id),
+            artifact_key=stored.key,
             vector=vector,
             seconds=result.seconds,
             note=result.note,

@@ -14,6 +14,7 @@ from clipfarm_dagster.engine.progress import Progress
 from clipfarm_dagster.engine.storing import NewVector, store_vectors
 from clipfarm_dagster.ledger.ledger import Ledger
 from clipfarm_dagster.ledger.rows import WorkItem
+from clipfarm_dagster.ledger.serving import VectorPlace
 from clipfarm_dagster.store import ObjectStore
 from clipfarm_dagster.vectors.npy import to_npy
 
@@ -37,13 +38,14 @@ class Recorder:
         settlement: Settlement,
         store: ObjectStore,
         ledger: Ledger,
+        place: VectorPlace,
         on_recorded: Callable[[Sequence[Outcome]], None],
         progress: Progress,
         *,
         every_items: int,
         every_seconds: float,
     ) -> None:
-        self._settlement, self._store, self._ledger = settlement, store, ledger
+        self._settlement, self._store, self._ledger, self._place = settlement, store, ledger, place
         self._on_recorded, self._progress = on_recorded, progress
         self._every_items, self._every_seconds = every_items, every_seconds
         self._hand: list[_InHand] = []
@@ -91,14 +93,13 @@ class Recorder:
             raise
 
     def _write_in_order(self, batch: Sequence[_InHand]) -> None:
-        keys, stage = self._settlement.keys, self._settlement.contract.stage
         vectors = [
-            NewVector(done.item, keys.embedding(stage, done.item.video_id), to_npy(done.result.vector))
+            NewVector(done.item, to_npy(done.result.vector))
             for done in batch
             if done.result.vector is not None
         ]
         with self._progress.timed("store"):
-            stored = store_vectors(self._store, self._ledger, vectors)
+            stored = store_vectors(self._store, self._ledger, self._place, vectors)
         outcomes = [
             self._settlement.outcome(done.item, done.result, done.finished, stored.get(done.item.video_id))
             for done in batch

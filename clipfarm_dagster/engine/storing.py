@@ -15,6 +15,7 @@ from clipfarm_dagster.errors import ObjectMissingError, PreconditionFailedError,
 from clipfarm_dagster.ledger.ledger import Ledger
 from clipfarm_dagster.ledger.rows import WorkItem
 from clipfarm_dagster.ledger.schema import LedgerRow, Status
+from clipfarm_dagster.ledger.serving import VectorPlace
 from clipfarm_dagster.ledger.versions import forgotten
 from clipfarm_dagster.store import ObjectStore
 
@@ -24,7 +25,6 @@ class NewVector:
     """A vector on its way to its key."""
 
     item: WorkItem
-    key: str
     npy: bytes
 
 
@@ -34,25 +34,29 @@ class Stored:
 
     item: WorkItem
     """With the row that the ledger has by now: what is to be recorded is derived from it."""
+    key: str
     refused: StoreError | None = None
     """The store refuses this key alone."""
     contested: bool = False
     """Others kept writing the key at the same time; it was left to them."""
 
 
-def store_vectors(store: ObjectStore, ledger: Ledger, vectors: Sequence[NewVector]) -> dict[str, Stored]:
+def store_vectors(
+    store: ObjectStore, ledger: Ledger, place: VectorPlace, vectors: Sequence[NewVector]
+) -> dict[str, Stored]:
     """Store vectors, and tell by `video_id` what became of each. The caller records the rows.
 
     Raises:
         StoreError: the store as a whole cannot be read or written.
         LedgerError: the ledger cannot be written.
     """
-    stored = {vector.item.video_id: Stored(vector.item) for vector in vectors}
+    keys = _keys(place, vectors)
+    stored = {v.item.video_id: Stored(v.item, key) for v, key in zip(vectors, keys, strict=True)}
     new = [vector for vector in vectors if _is_new(vector.item)]
     changed_meanwhile = _put(store, [(vector, None) for vector in new], stored)
     known = [vector for vector in vectors if not _is_new(vector.item)]
-    changed_meanwhile += _overwrite(store, ledger, known, stored)
-    for vector in _overwrite(store, ledger, changed_meanwhile, stored):
+    changed_meanwhile += _overwrite(store, ledger, place, known, stored)
+    for vector in _overwrite(store, ledger, place, changed_meanwhile, stored):
         video_id = vector.item.video_id
         stored[video_id] = replace(stored[video_id], contested=True)
     return stored
@@ -79,27 +83,51 @@ def _marked(item: WorkItem, version: int | None) -> WorkItem:
     return replace(item, previous=replace(forgotten(previous), row_version=version))
 
 
+def _keys(place: VectorPlace, vectors: Sequence[NewVector]) -> list[str]:
+    known = [vector.item.previous for vector in vectors]
+    return place.keys_now(
+        [
+            (vector.item.video_id, None if row is None else row.artifact_key)
+            for vector, row in zip(vectors, known, strict=True)
+        ]
+    )
+
+
 def _refused(stored: Stored, error: StoreError) -> Stored:
     # a request that seems to have failed may have been done
     version = 0 if stored.item.previous is None else stored.item.previous.row_version
-    return Stored(_marked(stored.item, version), refused=error)
+    return Stored(_marked(stored.item, version), stored.key, refused=error)
 
 
 def _overwrite(
-    store: ObjectStore, ledger: Ledger, vectors: Sequence[NewVector], stored: dict[str, Stored]
+    store: ObjectStore,
+    ledger: Ledger,
+    place: VectorPlace,
+    vectors: Sequence[NewVector],
+    stored: dict[str, Stored],
 ) -> list[NewVector]:
     """Mark, then write over what was there before; returns those that somebody has changed in between."""
+    if not vectors:
+        return []
     writable: list[tuple[NewVector, str | None]] = []
-    for vector, seen in zip(vectors, store.head_each([vector.key for vector in vectors]), strict=True):
+    moved: list[NewVector] = []
+    keys = _keys(place, vectors)
+    seen_objects = store.head_each(keys)
+    # Asked again once the objects were seen: if another generation began to serve after that, what it puts
+    # there has another ETag than what was seen.
+    for vector, key, seen, key_now in zip(vectors, keys, seen_objects, _keys(place, vectors), strict=True):
         video_id = vector.item.video_id
+        stored[video_id] = replace(stored[video_id], key=key)
         if isinstance(seen, StoreError):
             stored[video_id] = _refused(stored[video_id], seen)
+        elif key != key_now:
+            moved.append(vector)
         else:
             writable.append((vector, None if seen is None else seen.etag))
     versions = ledger.mark_overwriting([vector.item.video_id for vector, _ in writable])
     for video_id, version in versions.items():
-        stored[video_id] = Stored(_marked(stored[video_id].item, version))
-    return _put(store, writable, stored)
+        stored[video_id] = replace(stored[video_id], item=_marked(stored[video_id].item, version))
+    return moved + _put(store, writable, stored)
 
 
 def _put(
@@ -107,11 +135,14 @@ def _put(
 ) -> list[NewVector]:
     """Write each over the version with its ETag; returns those that somebody has changed in between."""
     changed_meanwhile = []
-    answers = store.put_each([(vector.key, vector.npy, etag) for vector, etag in vectors])
-    for (vector, _), answer in zip(vectors, answers, strict=True):
+    keys = [stored[vector.item.video_id].key for vector, _ in vectors]
+    answers = store.put_each(
+        [(key, vector.npy, etag) for key, (vector, etag) in zip(keys, vectors, strict=True)]
+    )
+    for (vector, _), key, answer in zip(vectors, keys, answers, strict=True):
         video_id = vector.item.video_id
         if isinstance(answer, PreconditionFailedError):
-            if not _is_there(store, vector.key, vector.npy):
+            if not _is_there(store, key, vector.npy):
                 changed_meanwhile.append(vector)
         elif isinstance(answer, StoreError):
             stored[video_id] = _refused(stored[video_id], answer)

@@ -76,14 +76,15 @@ def search(
     Raises:
         ValueError: both words and a video are given, or neither; or words in a stage other than text.
         VideoNotFoundError: there is no vector of `like`.
-        ManifestError: this machine's file of all vectors is damaged.
+        ManifestError: there are no vectors, some are being written or lost, or this machine's file of them is
+            damaged.
         ModelUnavailableError: the text model cannot be loaded.
         LedgerError: the ledger cannot be read.
         StoreError: the store cannot be read.
     """
     if words is not None and stage != Stage.TEXT:
         raise ValueError(f"words are looked up among text vectors, not among those of {stage}; use like=")
-    file, _ = modality_vectors(corpus, stage)
+    file = modality_vectors(corpus, stage).file
     if words is not None and like is None:
         query = words_vector(corpus.encoder(Stage.TEXT), words)
     elif like is not None and words is None:

@@ -30,6 +30,7 @@ from typing import Any
 from filelock import FileLock
 
 from clipfarm_dagster.errors import LedgerError, ObjectMissingError, PreconditionFailedError
+from clipfarm_dagster.ledger.former_ids import rewrite_merged_ids
 from clipfarm_dagster.ledger.generations import serving_of, tables_of
 from clipfarm_dagster.ledger.ledger import Ledger
 from clipfarm_dagster.ledger.log import (
@@ -366,6 +367,7 @@ class Journal:
 
     def _finish(self, connection: sqlite3.Connection, position: Position, changed: int) -> None:
         write_position(connection, position)
+        rewrite_merged_ids(connection)
         if changed:
             connection.execute("UPDATE ledger_version SET token = ?", (new_version(),))
 

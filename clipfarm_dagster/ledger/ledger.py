@@ -214,6 +214,17 @@ class Ledger:
             query = select(items.c.video_id).where(items.c.status == str(status)).limit(limit)
             return list(connection.execute(query).scalars())
 
+    def has_success(self) -> bool:
+        """Whether any video's latest attempt was a success."""
+        return bool(self.video_ids(Status.SUCCESS, limit=1))
+
+    def vector_contract_ids(self) -> list[str]:
+        """The contracts of the vectors that are claimed, that of most first."""
+        with self._reading() as (connection, items):
+            claimed = items.c.vector_contract_id
+            query = select(claimed).where(claimed.is_not(None)).group_by(claimed)
+            return list(connection.execute(query.order_by(func.count().desc(), claimed)).scalars())
+
     def recent_seconds(self, limit: int) -> list[float]:
         """Seconds of preparation and inference of the items last processed, at most `limit` of them."""
         with self._reading() as (connection, items):

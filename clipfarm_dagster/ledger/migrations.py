@@ -5,9 +5,10 @@ from __future__ import annotations
 import uuid
 from typing import Any
 
-from sqlalchemy import Connection, Table, inspect, select, text
+from sqlalchemy import Connection, Table, inspect, select, text, update
 from sqlalchemy.schema import CreateColumn, CreateSchema
 
+from clipfarm_dagster.ledger.former_ids import has_former_ids, rewrite_former_ids
 from clipfarm_dagster.ledger.schema import SERVING_ITEMS, UNNAMED, Tables, items_table
 
 
@@ -29,6 +30,7 @@ def is_current(connection: Connection, tables: Tables) -> bool:
         >= {column.name for i in tables.items.indexes for column in i.columns}
         and connection.execute(select(tables.versions)).first() is not None
         and connection.execute(select(tables.generations)).first() is not None
+        and not has_former_ids(connection, tables.contracts)
     )
 
 
@@ -60,6 +62,7 @@ def migrate(connection: Connection, tables: Tables) -> None:
     for index in items.indexes:
         if not {column.name for column in index.columns} <= indexed:
             index.create(connection, checkfirst=True)
+    _rewrite_former_ids(connection, tables)
     if tables.unsent is not None and "row_version" not in of_before:  # of before the journal
         connection.execute(
             text(
@@ -67,6 +70,12 @@ def migrate(connection: Connection, tables: Tables) -> None:
                 " SELECT '', video_id, 0 FROM processed_items"
             )
         )
+
+
+def _rewrite_former_ids(connection: Connection, tables: Tables) -> None:
+    if has_former_ids(connection, tables.contracts):
+        rewrite_former_ids(connection, tables.contracts, _items_tables(connection, tables))
+        connection.execute(update(tables.versions).values(token=new_version()))
 
 
 def _items_tables(connection: Connection, tables: Tables) -> list[Table]:

@@ -17,7 +17,15 @@ from clipfarm_dagster.timestamps import timestamp
 from clipfarm_dagster.vectors.npy import VectorProblem
 from clipfarm_dagster.vectors.stored import checked_vector
 
-_COLUMNS = ("video_id", "status", "processed_at", "embedding_dim", "artifact_sha256", "vector_source_hash")
+_COLUMNS = (
+    "video_id",
+    "status",
+    "processed_at",
+    "artifact_key",
+    "embedding_dim",
+    "artifact_sha256",
+    "vector_source_hash",
+)
 
 
 @dataclass(frozen=True)
@@ -45,7 +53,7 @@ def verify_vectors(ledger: Ledger, store: ObjectStore, keys: Keys) -> Iterator[V
         if row["status"] != Status.SUCCESS and not row["vector_source_hash"]:
             continue
         if is_valid_video_id(row["video_id"]):
-            by_key[keys.embedding(ledger.stage, row["video_id"])] = row
+            by_key[keys.vector(ledger.stage, row["video_id"], row["artifact_key"])] = row
         else:
             yield VectorFinding(row["video_id"], "", row["processed_at"], "its video_id is refused")
     for key, answer in store.get_many(sorted(by_key)):

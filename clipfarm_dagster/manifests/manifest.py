@@ -1,8 +1,6 @@
 """The manifest of one modality: a row for each vector that is done, taken from the ledger.
 
-All rows are of one contract, the one that the settings ask for, which stands in the file's metadata. After a
-change of model the manifest begins anew and grows as videos are embedded again: an older vector's key is
-overwritten then, so that a row that pointed at it would lie.
+All rows are of one generation, the one that serves, whose contract stands in the file's metadata.
 """
 
 from __future__ import annotations
@@ -28,8 +26,10 @@ LEDGER_COLUMNS_READ = (
     "embedding_dim",
     "status",
     "processed_at",
+    "contract_id",
     "vector_source_hash",
     "vector_contract_id",
+    "artifact_key",
     "artifact_sha256",
     "note",
 )
@@ -140,12 +140,32 @@ def build_manifest(contract: Contract, rows: pa.Table, keys: Keys) -> Manifest:
     columns = {
         **{name: rows[name] for name in rows.column_names},
         **{name: pa.repeat(value, rows.num_rows) for name, value in constants.items()},
-        "embedding_key": pc.binary_join_element_wise(folder, ids, ".npy", ""),
+        # where the ledger says that it lies: during a cut-over not where it will
+        "embedding_key": pc.coalesce(
+            rows["artifact_key"], pc.binary_join_element_wise(folder, ids, ".npy", "")
+        ),
     }
     schema = manifest_schema()
     arrays = [pc.cast(columns[field.name], field.type) for field in schema]
     metadata = {CONTRACT_ID: contract.id.encode(), CONTRACT: contract.to_json().encode()}
     return Manifest(contract, pa.table(arrays, schema=schema.with_metadata(metadata)).combine_chunks())
+
+
+def incomplete(contract: Contract, rows: pa.Table) -> list[str]:
+    """Videos whose latest attempt under a contract succeeded, and whose vector is unknown: it is being
+    written over, or was found lost.
+
+    Args:
+        rows: of the stage's ledger, `LEDGER_COLUMNS_READ`.
+    """
+    import pyarrow.compute as pc
+
+    success = pc.and_(
+        pc.equal(rows["status"], str(Status.SUCCESS)), pc.equal(rows["contract_id"], contract.id)
+    )
+    found = rows.filter(pc.and_(pc.fill_null(success, False), pc.is_null(rows["vector_source_hash"])))
+    ids: list[str] = found["video_id"].to_pylist()
+    return sorted(ids)
 
 
 def read_manifest(file: LocalFile) -> Manifest:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -16,6 +17,7 @@ from clipfarm_dagster.manifests.manifest import (
     LEDGER_COLUMNS_READ,
     Manifest,
     build_manifest,
+    incomplete,
     read_manifest,
     write_manifest,
 )
@@ -24,9 +26,13 @@ from clipfarm_dagster.manifests.vector_table import count_vectors, iter_vectors
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.store.local_copies import LocalCopies, LocalCopy, LocalFile
 from clipfarm_dagster.store.whole_files import written_whole
+from clipfarm_dagster.vectors.contract import Contract
 from clipfarm_dagster.vectors.matrix import VectorMatrix
 from clipfarm_dagster.vectors.npy import VectorProblem
 from clipfarm_dagster.vectors.stored import checked_vector
+
+PATIENCE_SECONDS = 10.0
+"""How long a manifest waits for vectors that are being written over."""
 
 
 def local_copies(corpus: Corpus | StageCorpus) -> LocalCopies:
@@ -37,6 +43,30 @@ def local_copies(corpus: Corpus | StageCorpus) -> LocalCopies:
 def current_manifest(stage: StageCorpus) -> Manifest:
     """A modality's manifest as its ledger gives it now."""
     return build_manifest(stage.contract, stage.ledger.columns(LEDGER_COLUMNS_READ), stage.keys)
+
+
+def complete_manifest(stage: StageCorpus) -> Manifest:
+    """A modality's manifest with a row for every success.
+
+    A vector that is being written over is unknown for a moment, so that this waits for a while.
+
+    Raises:
+        ManifestError: some vectors stay unknown.
+        LedgerError: the ledger cannot be read.
+    """
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        rows = stage.ledger.columns(LEDGER_COLUMNS_READ)
+        missing = incomplete(stage.contract, rows)
+        if not missing:
+            return build_manifest(stage.contract, rows, stage.keys)
+        if time.monotonic() > deadline:
+            raise ManifestError(
+                f"{len(missing)} {stage.stage} vectors that are recorded as done are being written or were"
+                f" found lost, such as {', '.join(missing[:3])}; what was made before stays as it is. Run"
+                " `clipfarm sync`, or wait for the runs that have them in hand"
+            )
+        time.sleep(0.2)
 
 
 @dataclass(frozen=True)
@@ -53,14 +83,15 @@ def refresh_manifest(stage: StageCorpus) -> RefreshedManifest:
     """Bring a modality's manifest in the store up to date with its ledger.
 
     What this machine has recorded and not told the others, as after a crash, is sent first: the manifest
-    holds what all of them know.
+    holds what all of them know. A manifest is never replaced by one with fewer rows than there are successes.
 
     Raises:
+        ManifestError: vectors are being written or were found lost, and stay so for a while.
         StoreError: the store cannot be read or written.
         LedgerError: the ledger cannot be read or sent.
     """
     stage.ledger.push()
-    manifest = current_manifest(stage)
+    manifest = complete_manifest(stage)
     copy, written = write_manifest(manifest, local_copies(stage), stage.keys.manifest(stage.stage))
     return RefreshedManifest(manifest, copy.etag, written)
 
@@ -137,30 +168,49 @@ def record_dropped(corpus: Corpus, dropped: list[Dropped]) -> None:
                 ledger.push()
 
 
-def modality_vectors(corpus: Corpus, stage: Stage) -> tuple[LocalFile, Fusion]:
-    """A local file with all vectors of a modality that its ledger calls done (see `fusion.iter_vectors`).
+@dataclass(frozen=True)
+class ModalityVectors:
+    """All vectors of a modality's generation, in a file of this machine."""
+
+    file: LocalFile
+    """See `vector_table.iter_vectors`."""
+    contract: Contract
+    fusion: Fusion
+    """What was done to bring the file up to date."""
+
+
+def modality_vectors(corpus: Corpus, stage: Stage, generation: str | None = None) -> ModalityVectors:
+    """All vectors of a modality that its ledger calls done, of the generation that serves or of another.
 
     Only vectors that are new since the last call are read. Those that are missing or wrong are left out and
     named in the answer; nothing is recorded.
 
     Raises:
-        ManifestError: the file of the last call is damaged among its vectors.
+        ManifestError: there are none, some are being written or lost, or the file of the last call is damaged
+            among its vectors.
+        LedgerError: the ledger cannot be read, or does not know the generation.
         StoreError: the store cannot be read.
     """
-    path = corpus.settings.home_files.manifests_cache / f"vectors-{stage}.parquet"
-    with corpus.stage(stage) as opened:
-        manifest = current_manifest(opened)
+    with corpus.stage(stage, generation) as opened:
+        contract, manifest = opened.contract, complete_manifest(opened)
+    if not manifest.table.num_rows:
+        raise ManifestError(
+            f"there are no {stage} vectors of contract {contract.id} yet; `clipfarm plan` shows what there is"
+            " to embed, `clipfarm sync` embeds it"
+        )
+    path = corpus.settings.home_files.vectors(stage, contract.id)
+    path.parent.mkdir(parents=True, exist_ok=True)
     file = LocalFile(path, str(path), "delete it, and it is made anew")
     with closing(FusionPlan(Single(stage), {stage: manifest}, file if path.exists() else None)) as plan:
         if plan.unchanged:
-            return file, plan.kept()
+            return ModalityVectors(file, contract, plan.kept())
         with written_whole(path) as output:
             fusion = plan.write(corpus.store, output)
-    return file, fusion
+    return ModalityVectors(file, contract, fusion)
 
 
 def read_vectors(corpus: Corpus, stage: Stage, video_ids: Collection[str] | None = None) -> VectorMatrix:
-    """The vectors of a stage that are done under the contract that the settings ask for, in memory.
+    """The vectors of a stage's generation that serves, in memory.
 
     Args:
         video_ids: the videos to read, straight from the store; those without such a vector are left out, and
@@ -175,14 +225,14 @@ def read_vectors(corpus: Corpus, stage: Stage, video_ids: Collection[str] | None
 
     if video_ids is not None:
         return _read_some(corpus, stage, video_ids)
-    file, fusion = modality_vectors(corpus, stage)
-    _, dimension = count_vectors(file)
+    found = modality_vectors(corpus, stage)
+    _, dimension = count_vectors(found.file)
     ids: list[str] = []
     parts = [np.empty((0, dimension), np.float32)]
-    for some, vectors in iter_vectors(file):
+    for some, vectors in iter_vectors(found.file):
         ids += some
         parts.append(vectors)
-    left_out = {dropped.video_id: dropped.problem for dropped in fusion.dropped}
+    left_out = {dropped.video_id: dropped.problem for dropped in found.fusion.dropped}
     return VectorMatrix(ids, np.concatenate(parts), left_out)
 
 

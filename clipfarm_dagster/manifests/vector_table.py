@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from clipfarm_dagster.store.local_copies import LocalFile
@@ -41,6 +41,23 @@ def count_vectors(file: LocalFile) -> tuple[int, int]:
     """
     with opened(file) as parquet:
         return parquet.metadata.num_rows, parquet.schema_arrow.field(FUSED_VECTOR_COLUMN).type.list_size
+
+
+def vector_keys(file: LocalFile, video_ids: Sequence[str]) -> dict[str, list[str]]:
+    """Keys of the vectors that the rows of some videos are made of, one a modality.
+
+    Raises:
+        ManifestError: the file cannot be read.
+    """
+    import pyarrow.parquet as pq
+
+    with opened(file) as parquet:
+        names = [name for name in parquet.schema_arrow.names if name.endswith("_embedding_key")]
+    with file.reading() as path:
+        wanted = [("video_id", "in", list(video_ids))]
+        rows = pq.read_table(path, columns=["video_id", *names], filters=wanted) if video_ids else None
+    found = [] if rows is None else rows.to_pylist()
+    return {row["video_id"]: [row[name] for name in names] for row in found}
 
 
 @contextlib.contextmanager

@@ -43,6 +43,10 @@ class Home:
         """The folder of local copies of manifests, and of what is built from them."""
         return self.folder / "cache" / "manifests"
 
+    def vectors(self, stage: Stage, contract_id: str) -> Path:
+        """The file with all vectors of a generation."""
+        return self.manifests_cache / f"vectors-{stage}-{contract_id}.parquet"
+
     @property
     def thumbnails(self) -> Path:
         """The folder of the atlas' thumbnails."""

@@ -59,6 +59,26 @@ class Keys:
         """The `.npy` of a video's embedding."""
         return f"{self.embedding_folder(stage)}{check_video_id(video_id)}.npy"
 
+    def generation_folder(self, stage: Stage, contract_id: str) -> str:
+        """Folder of the vectors of a generation that does not serve, with a slash at the end."""
+        return f"{self.prefix}/generations/{stage}/{contract_id}/"
+
+    def generation(self, stage: Stage, contract_id: str, video_id: str) -> str:
+        """The `.npy` of a video's embedding in a generation that does not serve."""
+        return f"{self.generation_folder(stage, contract_id)}{check_video_id(video_id)}.npy"
+
+    def vector(self, stage: Stage, video_id: str, recorded: str | None) -> str:
+        """Where a vector lies: at the key that was recorded, if that is one of this store's, else under
+        `embeddings/`."""
+        own = (self.embedding_folder(stage), f"{self.prefix}/generations/{stage}/")
+        if recorded is not None and recorded.startswith(own) and recorded.endswith(f"/{video_id}.npy"):
+            return recorded
+        return self.embedding(stage, video_id)
+
+    def serving(self) -> str:
+        """Which generation of each stage serves."""
+        return f"{self.prefix}/state/serving.json"
+
     def ledger_snapshot(self, stage: Stage) -> str:
         """Snapshot of a stage's SQLite ledger."""
         return f"{self.prefix}/state/{stage}_embedding.sqlite"

@@ -15,6 +15,7 @@ from clipfarm_dagster.engine.recorder import Recorder
 from clipfarm_dagster.engine.steps import find_up_to_date
 from clipfarm_dagster.ledger.rows import WorkItem
 from clipfarm_dagster.ledger.schema import Status
+from clipfarm_dagster.ledger.serving import VectorPlace
 from clipfarm_dagster_tests.support.bench import KEYS, OPTIONS, Bench, transcripts
 
 
@@ -41,6 +42,7 @@ def settle(text: Bench, items: Sequence[WorkItem], results: Sequence[ItemResult]
         Settlement(text.encoder.contract, KEYS, OPTIONS.retry),
         text.store,
         text.ledger,
+        VectorPlace(KEYS, text.encoder.contract.stage, text.encoder.contract.id),
         text.remember,
         progress,
         every_items=2,

@@ -22,7 +22,7 @@ def vectors(tmp_path, request, monkeypatch):
         monkeypatch.setattr(search, "INDEX_FROM", 100)
     corpus = open_corpus(tmp_path)
     made = embed(corpus, Stage.TEXT, IDS, dimension=32)
-    file, _ = modality_vectors(corpus, Stage.TEXT)
+    file = modality_vectors(corpus, Stage.TEXT).file
     return file, made
 
 
@@ -97,11 +97,11 @@ def test_an_index_is_built_anew_when_vectors_changed(tmp_path, monkeypatch):
     monkeypatch.setattr(search, "INDEX_FROM", 100)
     corpus = open_corpus(tmp_path)
     embed(corpus, Stage.TEXT, IDS, dimension=32)
-    file, _ = modality_vectors(corpus, Stage.TEXT)
+    file = modality_vectors(corpus, Stage.TEXT).file
     nearest(file, vector_of(file, "v000"), 3)
     [first] = (file.path.parent / "indexes").iterdir()
     made = embed(corpus, Stage.TEXT, ["a-new-one"], dimension=32)
-    file, _ = modality_vectors(corpus, Stage.TEXT)
+    file = modality_vectors(corpus, Stage.TEXT).file
 
     found = nearest(file, made["a-new-one"], 3)
 
@@ -114,7 +114,7 @@ def test_an_index_is_built_anew_when_vectors_changed(tmp_path, monkeypatch):
 
 
 def test_nothing_is_found_among_nothing(tmp_path):
-    file, _ = modality_vectors(open_corpus(tmp_path), Stage.TEXT)
+    file = modality_vectors(open_corpus(tmp_path), Stage.TEXT).file
 
     assert nearest(file, np.ones(32, dtype=np.float32), 3) == []
     assert near_duplicates(file, 0.5, limit=3) == ([], 0)

@@ -326,11 +326,12 @@ def test_unusable_weights_are_refused(text):
 def test_vectors_of_one_modality_are_read_once(tmp_path):
     corpus = open_corpus(tmp_path)
     made = embed(corpus, Stage.AUDIO, IDS)
-    _, first = modality_vectors(corpus, Stage.AUDIO)
+    first = modality_vectors(corpus, Stage.AUDIO).fusion
     embed(corpus, Stage.AUDIO, ["v99"])
     corpus.store.delete("clipfarm/embeddings/audio/v99.npy")
 
-    file, second = modality_vectors(corpus, Stage.AUDIO)
+    again = modality_vectors(corpus, Stage.AUDIO)
+    file, second = again.file, again.fusion
 
     assert (first.objects_read, second.objects_read) == (12, 1)
     assert [lost.video_id for lost in second.dropped] == ["v99"]

@@ -1,0 +1,132 @@
+"""Which generation of each stage serves: one small object in the store, changed by conditional puts alone.
+
+    {"text": {"contract_id": "…", "since": "2026-01-31T08:00:00.000000Z", "before": null, …}, …}
+
+All machines follow it, so a change of it is the moment of a cut-over.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields
+
+from clipfarm_dagster.errors import LedgerError, ObjectMissingError, PreconditionFailedError
+from clipfarm_dagster.stages import Stage
+from clipfarm_dagster.store import ObjectStore
+from clipfarm_dagster.store.keys import Keys
+
+_ATTEMPTS = 20
+
+
+@dataclass(frozen=True)
+class Serving:
+    """The generation of one stage that serves, and how far a cut-over is."""
+
+    contract_id: str
+    since: str
+    before: str | None = None
+    """Contract id of the generation that served before."""
+    following: str | None = None
+    """Contract id of the generation to which a cut-over is under way: what serves is being copied aside."""
+    settled: bool = True
+    """Whether all of its vectors lie under the keys of `embeddings/`; until then the ledger says where."""
+    rolled_back: str | None = None
+    """Contract id of the generation from which a person went back; only a person lets it serve again."""
+
+
+class ServingRecord:
+    """The object that says which generations serve."""
+
+    def __init__(self, store: ObjectStore, key: str) -> None:
+        self._store, self._key = store, key
+
+    def read(self) -> dict[Stage, Serving]:
+        """The generation that serves, of each stage that has one.
+
+        Raises:
+            LedgerError: the object is damaged.
+            StoreError: the store cannot be read.
+        """
+        return self._read()[0]
+
+    def change(self, stage: Stage, change: Callable[[Serving | None], Serving | None]) -> Serving | None:
+        """Change what is said of one stage; returns what is said then.
+
+        Args:
+            change: from what is said now to what shall be said; the same is not written. Called again where
+                another machine has changed it meanwhile.
+
+        Raises:
+            LedgerError: the object is damaged, or others keep changing it.
+            StoreError: the store cannot be read or written.
+        """
+        for _ in range(_ATTEMPTS):
+            known, etag = self._read()
+            now, then = known.get(stage), change(known.get(stage))
+            if now == then or then is None:
+                return now
+            told = {str(name): asdict(serving) for name, serving in {**known, stage: then}.items()}
+            data = json.dumps(told, sort_keys=True).encode()
+            try:
+                self._store.put_if_unchanged(self._key, data, etag)
+            except PreconditionFailedError:
+                continue
+            return then
+        raise LedgerError(f"{self._store.url}: {self._key!r} changed {_ATTEMPTS} times meanwhile; try again")
+
+    def _read(self) -> tuple[dict[Stage, Serving], str | None]:
+        try:
+            stored = self._store.get(self._key)
+        except ObjectMissingError:
+            return {}, None
+        known = {field.name for field in fields(Serving)}
+        try:
+            told = json.loads(stored.data)
+            return {
+                stage: Serving(**{name: value for name, value in told[stage].items() if name in known})
+                for stage in Stage
+                if stage in told
+            }, stored.info.etag
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise LedgerError(
+                f"{self._store.url}: {self._key!r} does not say which generations serve"
+                f" ({type(error).__name__}: {error}); restore its content: `contract_id` and `since` by stage"
+            ) from None
+
+
+class VectorPlace:
+    """Where new vectors of a generation are written.
+
+    Those of the generation that serves lie under `embeddings/`, all others under `generations/`. While a
+    cut-over is under way, a vector stays where the ledger says that it lies: one that is copied and written
+    at the same time is never in two places with one claim.
+    """
+
+    def __init__(
+        self, keys: Keys, stage: Stage, contract_id: str, record: ServingRecord | None = None
+    ) -> None:
+        """`record` None: the generation serves, whatever happens."""
+        self._keys, self._stage, self._contract_id, self._record = keys, stage, contract_id, record
+
+    def keys_now(self, vectors: Sequence[tuple[str, str | None]]) -> list[str]:
+        """The keys for some vectors, each given as `video_id` and the key at which the ledger says it lies.
+
+        A key holds as long as the same generation serves: whoever looks at what lies at a key has to ask here
+        again before writing.
+
+        Raises:
+            StoreError: the store cannot be read.
+        """
+        serving = None if self._record is None else self._record.read().get(self._stage)
+        return [self._key(serving, video_id, known) for video_id, known in vectors]
+
+    def _key(self, serving: Serving | None, video_id: str, known: str | None) -> str:
+        aside = self._keys.generation(self._stage, self._contract_id, video_id)
+        if serving is None:
+            return self._keys.embedding(self._stage, video_id)
+        if serving.contract_id != self._contract_id or serving.following is not None:
+            return aside
+        if not serving.settled and known == aside:
+            return aside
+        return self._keys.embedding(self._stage, video_id)
