@@ -13,7 +13,7 @@ import pytest
 import time_machine
 
 from clipfarm_dagster.corpus import Corpus
-from clipfarm_dagster.errors import LedgerError, StoreError
+from clipfarm_dagster.errors import LedgerError, ManifestError, StoreError
 from clipfarm_dagster.ledger.ledger import Ledger
 from clipfarm_dagster.ledger.schema import LedgerRow, Status
 from clipfarm_dagster.ledger.verify import retry_failures
@@ -150,19 +150,22 @@ def test_a_machine_that_was_away_makes_a_whole_manifest_and_repeats_no_old_failu
 
 
 def test_a_manifest_holds_what_all_machines_know_whatever_one_had_not_told_when_it_was_killed(
-    one: Corpus, two: Corpus
+    one: Corpus, two: Corpus, monkeypatch: pytest.MonkeyPatch
 ):
+    monkeypatch.setattr("clipfarm_dagster.manifests.refresh.PATIENCE_SECONDS", 0.1)
     sync_texts(one)
     with one.ledger(Stage.TEXT) as ledger:
         ledger.journal = None  # killed between its own ledger and the store's log
         ledger.mark_overwriting(IDS[:1])
 
-    with one.ledger(Stage.TEXT) as ledger:
-        listed = refresh_manifest(opened(one, ledger)).manifest.table["video_id"].to_pylist()
+    with one.ledger(Stage.TEXT) as ledger, pytest.raises(ManifestError, match=f"such as {IDS[0]}"):
+        refresh_manifest(opened(one, ledger))
 
     with two.ledger(Stage.TEXT) as ledger:
-        assert listed == sorted(i for i, row in ledger.rows(IDS).items() if row.vector_source_hash)
+        assert sorted(i for i, row in ledger.rows(IDS).items() if row.vector_source_hash) == IDS[1:]
     assert sync_texts(two) == {IDS[0]: 1}
+    with one.ledger(Stage.TEXT) as ledger:
+        assert refresh_manifest(opened(one, ledger)).manifest.table["video_id"].to_pylist() == IDS
 
 
 @pytest.mark.parametrize("setting", ["store", "prefix"])

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from clipfarm_dagster.cli.output import Generation, Json, console, print_json, table
+from clipfarm_dagster.cli.output import Json, console, print_json, table
 from clipfarm_dagster.corpus import Corpus
 from clipfarm_dagster.errors import SettingsError
 from clipfarm_dagster.explore.search import (
@@ -42,7 +42,6 @@ def search(
     strategy: Annotated[str, typer.Option(help="With --like: compare vectors fused by this strategy.")] = "",
     top: Annotated[int, typer.Option(min=1, help="Number of videos to list.")] = 10,
     exact: Exact = False,
-    generation: Generation = None,
     as_json: Json = False,
 ) -> None:
     """Find videos by words, over the text vectors, or by similarity to another video."""
@@ -52,17 +51,15 @@ def search(
         raise SettingsError("words are compared with text vectors; use --modality and --strategy with --like")
     if modality is not None and strategy:
         raise SettingsError("give --modality or --strategy, not both")
-    if generation is not None and strategy:
-        raise SettingsError("fused vectors are of the generations that serve; omit --generation")
     corpus = Corpus.open(load_settings())
     file: LocalFile
     if strategy:
         file = fused_file(corpus, strategy)
     else:
-        vectors = modality_vectors(corpus, modality or Stage.TEXT, generation)
+        vectors = modality_vectors(corpus, modality or Stage.TEXT)
         file = vectors.file
         _warn(len(vectors.fusion.dropped))
-    query = words_vector(corpus.encoder(Stage.TEXT, generation), words) if words else vector_of(file, like)
+    query = words_vector(corpus.encoder(Stage.TEXT), words) if words else vector_of(file, like)
     found = nearest(file, query, top, without=like or None, exact=exact)
     titles = _titles(corpus, [match.video_id for match in found])
     keys = vector_keys(file, [match.video_id for match in found])
@@ -92,7 +89,6 @@ def duplicates(
     ] = DUPLICATE_COSINE,
     limit: Annotated[int, typer.Option(min=1, help="List at most this many pairs, the nearest.")] = 1000,
     exact: Exact = False,
-    generation: Generation = None,
     as_json: Json = False,
 ) -> None:
     """List pairs of nearly identical videos."""
@@ -101,7 +97,7 @@ def duplicates(
     if strategy:
         file = fused_file(corpus, strategy)
     else:
-        vectors = modality_vectors(corpus, modality, generation)
+        vectors = modality_vectors(corpus, modality)
         file, fusion = vectors.file, vectors.fusion
         _warn(len(fusion.dropped))
     pairs, count = near_duplicates(file, threshold, limit=limit, exact=exact)

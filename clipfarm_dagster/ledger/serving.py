@@ -82,7 +82,7 @@ class ServingRecord:
             return {}, None
         known = {field.name for field in fields(Serving)}
         try:
-            told = json.loads(stored.data)
+            told = dict(json.loads(stored.data).items())
             return {
                 stage: Serving(**{name: value for name, value in told[stage].items() if name in known})
                 for stage in Stage

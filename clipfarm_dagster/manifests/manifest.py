@@ -1,6 +1,8 @@
 """The manifest of one modality: a row for each vector that is done, taken from the ledger.
 
-All rows are of one generation, the one that serves, whose contract stands in the file's metadata.
+All rows are of one contract, the one that the settings ask for, which stands in the file's metadata. After a
+change of model the manifest begins anew and grows as videos are embedded again: an older vector's key is
+overwritten then, so that a row that pointed at it would lie.
 """
 
 from __future__ import annotations
@@ -140,7 +142,7 @@ def build_manifest(contract: Contract, rows: pa.Table, keys: Keys) -> Manifest:
     columns = {
         **{name: rows[name] for name in rows.column_names},
         **{name: pa.repeat(value, rows.num_rows) for name, value in constants.items()},
-        # where the ledger says that it lies: during a cut-over not where it will
+        # where the ledger says that it lies
         "embedding_key": pc.coalesce(
             rows["artifact_key"], pc.binary_join_element_wise(folder, ids, ".npy", "")
         ),

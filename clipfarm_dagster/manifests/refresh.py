@@ -170,7 +170,7 @@ def record_dropped(corpus: Corpus, dropped: list[Dropped]) -> None:
 
 @dataclass(frozen=True)
 class ModalityVectors:
-    """All vectors of a modality's generation, in a file of this machine."""
+    """All vectors of a modality under one contract, in a file of this machine."""
 
     file: LocalFile
     """See `vector_table.iter_vectors`."""
@@ -179,8 +179,8 @@ class ModalityVectors:
     """What was done to bring the file up to date."""
 
 
-def modality_vectors(corpus: Corpus, stage: Stage, generation: str | None = None) -> ModalityVectors:
-    """All vectors of a modality that its ledger calls done, of the generation that serves or of another.
+def modality_vectors(corpus: Corpus, stage: Stage) -> ModalityVectors:
+    """All vectors of a modality that its ledger calls done under the contract that the settings ask for.
 
     Only vectors that are new since the last call are read. Those that are missing or wrong are left out and
     named in the answer; nothing is recorded.
@@ -188,10 +188,10 @@ def modality_vectors(corpus: Corpus, stage: Stage, generation: str | None = None
     Raises:
         ManifestError: there are none, some are being written or lost, or the file of the last call is damaged
             among its vectors.
-        LedgerError: the ledger cannot be read, or does not know the generation.
+        LedgerError: the ledger cannot be read.
         StoreError: the store cannot be read.
     """
-    with corpus.stage(stage, generation) as opened:
+    with corpus.stage(stage) as opened:
         contract, manifest = opened.contract, complete_manifest(opened)
     if not manifest.table.num_rows:
         raise ManifestError(
@@ -210,7 +210,7 @@ def modality_vectors(corpus: Corpus, stage: Stage, generation: str | None = None
 
 
 def read_vectors(corpus: Corpus, stage: Stage, video_ids: Collection[str] | None = None) -> VectorMatrix:
-    """The vectors of a stage's generation that serves, in memory.
+    """The vectors of a stage that are done under the contract that the settings ask for, in memory.
 
     Args:
         video_ids: the videos to read, straight from the store; those without such a vector are left out, and

@@ -44,7 +44,7 @@ class Home:
         return self.folder / "cache" / "manifests"
 
     def vectors(self, stage: Stage, contract_id: str) -> Path:
-        """The file with all vectors of a generation."""
+        """The file with all vectors of a stage under a contract."""
         return self.manifests_cache / f"vectors-{stage}-{contract_id}.parquet"
 
     @property

@@ -31,23 +31,20 @@ class Exported:
     """Vectors that are missing or wrong, and therefore not in the file."""
 
 
-def export_vectors(corpus: Corpus, stage: Stage, output: Path, generation: str | None = None) -> Exported:
+def export_vectors(corpus: Corpus, stage: Stage, output: Path) -> Exported:
     """Write all vectors of a modality that are done to `output`, which appears only once it is whole.
-
-    Args:
-        generation: contract id of another generation than the one that serves.
 
     Raises:
         VectorFileError: `output` ends neither in `.parquet` nor in `.npz`, or cannot be written.
         ManifestError: there are none, some are being written or lost, or this machine's file of them is
             damaged.
-        LedgerError: the ledger cannot be read, or does not know the generation.
+        LedgerError: the ledger cannot be read.
         StoreError: the store cannot be read.
     """
     writers = {".parquet": write_parquet, ".npz": write_npz}
     if output.suffix not in writers:
         raise VectorFileError(f"{output}: name a file that ends in .parquet or .npz")
-    vectors = modality_vectors(corpus, stage, generation)
+    vectors = modality_vectors(corpus, stage)
     count, dimension = count_vectors(vectors.file)
     try:
         with written_whole(output) as part:

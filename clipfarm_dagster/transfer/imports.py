@@ -16,6 +16,7 @@ from clipfarm_dagster.corpus import Corpus, StageCorpus
 from clipfarm_dagster.engine.storing import NewVector, contested_row, store_vectors
 from clipfarm_dagster.ledger.rows import WorkItem, success_row, vector_stands
 from clipfarm_dagster.ledger.schema import LedgerRow, Status
+from clipfarm_dagster.ledger.serving import VectorPlace
 from clipfarm_dagster.manifests.manifest import LEDGER_COLUMNS_READ, build_manifest
 from clipfarm_dagster.modalities.registry import MODALITIES, stage_checkpoint
 from clipfarm_dagster.stages import Stage
@@ -120,9 +121,10 @@ def _store(
         if _standing_contract(item, etag) in kept_contracts:
             imported.kept += 1
         else:
-            new.append(NewVector(item, opened.keys.embedding(opened.stage, video_id), to_npy(vector)))
+            new.append(NewVector(item, to_npy(vector)))
     rows = []
-    for video_id, stored in store_vectors(opened.store, ledger, new).items():
+    place = VectorPlace(opened.keys, opened.stage, contract.id)
+    for video_id, stored in store_vectors(opened.store, ledger, place, new).items():
         if stored.refused is not None:
             imported.refused[video_id] = str(stored.refused)
             continue
@@ -134,7 +136,7 @@ def _store(
             source_hash=source_hash(stored.item.metadata_hash, etag),
             raw_etag=etag,
             raw_sha256=None,
-            artifact_key=opened.keys.embedding(opened.stage, video_id),
+            artifact_key=stored.key,
             vector=vectors[video_id],
             seconds=None,
             note="imported from a file",

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from clipfarm_dagster.errors import FusionError, SettingsError, StoreError
+from clipfarm_dagster.errors import FusionError, ManifestError, SettingsError, StoreError
 from clipfarm_dagster.manifests import fusion as fusion_module
 from clipfarm_dagster.manifests.refresh import (
     fused_file,
@@ -201,7 +201,7 @@ def test_another_contract_never_mixes_with_the_old_one(tmp_path):
     assert set(table["video_contract_id"].to_pylist()) == {changed.contract(Stage.VIDEO).id}
 
 
-def test_missing_and_wrong_objects_drop_their_row_and_become_work(tmp_path, store):
+def test_missing_and_wrong_objects_drop_their_row_and_become_work(tmp_path, store, monkeypatch):
     corpus = open_corpus(tmp_path, store)
     made = embed_all(corpus, IDS)
     write_metadata(corpus, IDS)
@@ -229,8 +229,13 @@ def test_missing_and_wrong_objects_drop_their_row_and_become_work(tmp_path, stor
         assert "another vector" in (row.note or "")
     assert _lost_by_the_delta(corpus) == {(lost.stage, lost.video_id) for lost in result.dropped}
 
-    again = refresh(corpus)
-    assert (again.rows, again.dropped) == (9, [])
+    monkeypatch.setattr("clipfarm_dagster.manifests.refresh.PATIENCE_SECONDS", 0.1)
+    for stage, lost in ((Stage.VIDEO, "v01"), (Stage.AUDIO, "v02"), (Stage.TEXT, "v03")):
+        manifest = corpus.store.get(corpus.keys.manifest(stage)).data
+        named = rf"1 {stage} .* such as {lost}"
+        with corpus.ledger(stage) as ledger, pytest.raises(ManifestError, match=named):
+            refresh_manifest(opened(corpus, ledger))
+        assert corpus.store.get(corpus.keys.manifest(stage)).data == manifest
 
 
 def _lost_by_the_delta(corpus):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from datetime import UTC, datetime
+from threading import Timer
 
 import duckdb
 import pandas as pd
@@ -77,7 +78,6 @@ def test_what_there_is_to_know_of_a_vector_stands_in_its_row(tmp_path):
     "columns",
     [
         {"status": str(Status.FAIL)},
-        {"vector_source_hash": None, "vector_contract_id": None},
         {"vector_source_hash": "another input"},
         {"vector_contract_id": "another contract"},
     ],
@@ -90,6 +90,35 @@ def test_only_successes_whose_vector_is_known_to_be_theirs_are_in_it(tmp_path, c
     manifest = _refresh(corpus)
 
     assert manifest.table["video_id"].to_pylist() == ["Z-1", "_x", "b"]
+
+
+def test_a_manifest_waits_for_a_vector_that_is_being_written_over(tmp_path):
+    corpus = open_corpus(tmp_path)
+    embed(corpus, Stage.VIDEO, IDS)
+    with corpus.ledger(Stage.VIDEO) as ledger:
+        (row,) = ledger.rows(["a"]).values()
+        ledger.mark_overwriting(["a"])
+        recorded = Timer(0.5, lambda: ledger.record([replace(row, row_version=None)]))
+        recorded.start()
+
+        manifest = _refresh(corpus)
+
+        recorded.join()
+    assert manifest.table["video_id"].to_pylist() == ORDER
+
+
+def test_a_manifest_never_gives_way_to_one_with_fewer_rows_than_there_are_successes(tmp_path, monkeypatch):
+    monkeypatch.setattr("clipfarm_dagster.manifests.refresh.PATIENCE_SECONDS", 0.1)
+    corpus = open_corpus(tmp_path)
+    embed(corpus, Stage.VIDEO, IDS)
+    _refresh(corpus)
+    before = corpus.store.get(corpus.keys.manifest(Stage.VIDEO))
+    _change_row(corpus, "a", vector_source_hash=None, vector_contract_id=None)
+
+    with pytest.raises(ManifestError, match=r"1 video vectors .* such as a; .*clipfarm sync"):
+        _refresh(corpus)
+
+    assert corpus.store.get(corpus.keys.manifest(Stage.VIDEO)) == before
 
 
 def test_another_contract_begins_the_manifest_anew(tmp_path):
@@ -160,6 +189,7 @@ def test_vectors_of_several_dimensions_are_named_and_can_be_mended(tmp_path):
     corpus.store.delete(wrong)
     with corpus.ledger(Stage.VIDEO) as ledger:
         assert repair_vectors(ledger, verify_vectors(ledger, corpus.store, corpus.keys)) == ["e"]
+    embed(corpus, Stage.VIDEO, ["e"], dimension=8)
     assert _refresh(corpus).dimension == 8
 
 
