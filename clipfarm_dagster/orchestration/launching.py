@@ -51,7 +51,7 @@ def decide_launches(
     notes: list[str] = []
     unfinished = False
     for stage, plan in plans.items():
-        notes += plan_notes(stage, plan)
+        notes += _plan_notes(stage, plan)
         ids = [video_id for video_id in plan.work["video_id"].to_pylist() if video_id in partitions]
         if ids and stage in waiting:
             notes.append(
@@ -69,7 +69,7 @@ def chunks(video_ids: Sequence[str], size: int) -> list[Sequence[str]]:
     return [video_ids[i : i + size] for i in range(0, len(video_ids), size)]
 
 
-def plan_notes(stage: Stage, plan: StagePlan) -> list[str]:
+def _plan_notes(stage: Stage, plan: StagePlan) -> list[str]:
     """What a tick says of a stage."""
     notes = []
     if plan.reasons:

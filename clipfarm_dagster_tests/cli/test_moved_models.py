@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +79,28 @@ def hub_cache(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     return snapshot
+
+
+def test_a_ledger_of_before_the_name_was_left_out_embeds_nothing_again(
+    moved: Moved, model: Path, tmp_path: Path
+) -> None:
+    moved.set(model=model)
+    assert moved.model_calls() == 2
+    present = Corpus.open(load_settings()).contract(Stage.AUDIO)
+    ledger = moved.corpus.settings.home_files.ledger(Stage.AUDIO)
+    with closing(sqlite3.connect(ledger)) as connection, connection:  # as that version left it
+        ids = {"former": present.former_id, "present": present.id}
+        connection.execute("UPDATE contracts SET contract_id = :former WHERE contract_id = :present", ids)
+        for name in ("contract_id", "vector_contract_id"):
+            changed = connection.execute(
+                f"UPDATE processed_items SET {name} = :former WHERE {name} = :present",  # noqa: S608
+                ids,
+            )
+            assert changed.rowcount == 2
+
+    moved.set(model=model.rename(tmp_path / "renamed"))
+
+    assert moved.model_calls() == 0
 
 
 def test_a_local_model_that_is_renamed_or_copied_embeds_nothing_again(

@@ -29,7 +29,6 @@ import dagster as dg
 from clipfarm_dagster.catalog.metadata import LatestRows
 from clipfarm_dagster.corpus import Corpus, StageCorpus
 from clipfarm_dagster.corpus.stage_corpus import plan_stages
-from clipfarm_dagster.errors import ClipFarmError
 from clipfarm_dagster.ledger.schema import Status
 from clipfarm_dagster.orchestration.launching import (
     MAX_NEW_PARTITIONS,
@@ -39,11 +38,11 @@ from clipfarm_dagster.orchestration.launching import (
     settle,
 )
 from clipfarm_dagster.orchestration.names import CorpusNames
-from clipfarm_dagster.orchestration.resources.taking import CORPUS, take_corpus
 from clipfarm_dagster.orchestration.runs.broken import waiting_stages
 from clipfarm_dagster.orchestration.runs.dead import fail_dead_runs
 from clipfarm_dagster.orchestration.runs.id_list import id_list_run_config, id_list_run_tags
 from clipfarm_dagster.orchestration.runs.in_flight import videos_in_flight
+from clipfarm_dagster.orchestration.sensors.corpus_sensor import corpus_sensor
 from clipfarm_dagster.orchestration.sensors.cursor import Cursor
 from clipfarm_dagster.planning.delta import listing_hash
 from clipfarm_dagster.stages import Stage
@@ -108,29 +107,17 @@ class LastPlan(Cursor):
 
 def embedding_sensor(names: CorpusNames, jobs: Sequence[dg.JobDefinition]) -> dg.SensorDefinition:
     """The sensor of a corpus, which launches its embedding jobs."""
-
-    @dg.sensor(
-        name=names.embedding_sensor,
+    return corpus_sensor(
+        names,
+        names.embedding_sensor,
+        _tick,
         jobs=jobs,
-        minimum_interval_seconds=MINIMUM_INTERVAL_SECONDS,
-        default_status=dg.DefaultSensorStatus.STOPPED,
-        required_resource_keys=names.resources(*CORPUS),
+        interval_seconds=MINIMUM_INTERVAL_SECONDS,
         description=(
             "Adds a partition for each new video and embeds what is new, has changed or is due for a retry."
             " Reads the metadata CSV, the raw listings and the ledgers; launches runs by lists of ids."
         ),
     )
-    def sensor(
-        context: dg.SensorEvaluationContext,
-        **_resources: object,  # by name, where Python and not Dagster calls the sensor
-    ) -> dg.SensorResult | dg.SkipReason:
-        """One tick. A metadata file or store that cannot be read changes nothing and is tried again."""
-        try:
-            return _tick(context, names, take_corpus(context.resources, names))
-        except ClipFarmError as error:
-            raise dg.Failure(f"{error}. The next tick tries again.") from error
-
-    return sensor
 
 
 def _tick(

@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING
 import dagster as dg
 
 from clipfarm_dagster.corpus import Corpus
-from clipfarm_dagster.errors import ClipFarmError
 from clipfarm_dagster.manifests.strategies import STRATEGIES
 from clipfarm_dagster.orchestration.jobs import manifests_run_config
 from clipfarm_dagster.orchestration.names import CorpusNames
-from clipfarm_dagster.orchestration.resources.taking import CORPUS, take_corpus
 from clipfarm_dagster.orchestration.runs.dead import fail_dead_runs
 from clipfarm_dagster.orchestration.runs.in_flight import UNFINISHED_RUN_STATUSES, videos_in_flight
+from clipfarm_dagster.orchestration.sensors.corpus_sensor import corpus_sensor
 from clipfarm_dagster.orchestration.sensors.cursor import Cursor
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.timestamps import timestamp
@@ -118,30 +117,18 @@ def strategies_in_use(corpus: Corpus) -> list[str]:
 
 def manifest_sensor(names: CorpusNames, job: "UnresolvedAssetJobDefinition") -> dg.SensorDefinition:
     """The sensor of a corpus, which launches its manifests job."""
-
-    @dg.sensor(
-        name=names.manifest_sensor,
-        job=job,
-        minimum_interval_seconds=MINIMUM_INTERVAL_SECONDS,
-        default_status=dg.DefaultSensorStatus.STOPPED,
-        required_resource_keys=names.resources(*CORPUS),
+    return corpus_sensor(
+        names,
+        names.manifest_sensor,
+        _tick,
+        jobs=[job],
+        interval_seconds=MINIMUM_INTERVAL_SECONDS,
         description=(
             "Brings manifests and fused vectors up to date once the ledgers have stopped changing: one"
             " run per burst of embeddings. If they never stop, every"
             f" {LONGEST_WAIT // timedelta(minutes=1)} minutes."
         ),
     )
-    def sensor(
-        context: dg.SensorEvaluationContext,
-        **_resources: object,  # by name, where Python and not Dagster calls the sensor
-    ) -> dg.SensorResult | dg.SkipReason:
-        """One tick. A ledger or store that cannot be read changes nothing and is tried again."""
-        try:
-            return _tick(context, names, take_corpus(context.resources, names))
-        except ClipFarmError as error:
-            raise dg.Failure(f"{error}. The next tick tries again.") from error
-
-    return sensor
 
 
 def _tick(
