@@ -14,6 +14,7 @@ ClipFarmError
 ├── PreparationError
 ├── WorkersLostError
 ├── ManifestError
+├── MigrationError
 ├── FusionError
 ├── VectorFileError
 ├── DriftError
@@ -103,6 +104,10 @@ class WorkersLostError(ClipFarmError):
 
 class ManifestError(ClipFarmError):
     """A manifest does not exist, or cannot be read."""
+
+
+class MigrationError(ClipFarmError):
+    """The generation that serves cannot be changed now; nothing is lost."""
 
 
 class FusionError(ClipFarmError):

@@ -22,12 +22,14 @@ from clipfarm_dagster.catalog.metadata import (
     split_points,
 )
 from clipfarm_dagster.catalog.source import MetadataSource
+from clipfarm_dagster.corpus.generations import follow, recorded_contract
 from clipfarm_dagster.corpus.stage_corpus import StageCorpus, list_raw_objects, plan_stages
 from clipfarm_dagster.errors import MetadataError, SettingsError
 from clipfarm_dagster.ledger.corpus_id import bind_to_corpus
 from clipfarm_dagster.ledger.journal import Journal
 from clipfarm_dagster.ledger.ledger import Ledger
 from clipfarm_dagster.ledger.log import JournalKeys
+from clipfarm_dagster.ledger.serving import Serving, ServingRecord
 from clipfarm_dagster.ledger.verify import repair_vectors, verify_vectors
 from clipfarm_dagster.modalities.encoder import Encoder
 from clipfarm_dagster.modalities.registry import load_encoder, stage_contract
@@ -49,7 +51,7 @@ class Corpus:
         self.settings = settings
         self.store = store
         self.keys = settings.keys
-        self._encoders: dict[Stage, Encoder] = {}
+        self._encoders: dict[str, Encoder] = {}
 
     @classmethod
     def open(cls, settings: Settings | None = None) -> Corpus:
@@ -128,24 +130,39 @@ class Corpus:
         """The contract that the settings ask for. Loads no model."""
         return stage_contract(stage, self.settings)
 
+    @cached_property
+    def serving(self) -> ServingRecord:
+        """Which generation of each stage serves."""
+        return ServingRecord(self.store, self.keys.serving())
+
     @contextlib.contextmanager
     def ledger(self, stage: Stage) -> Iterator[Ledger]:
         """A stage's ledger, with all that other machines have added to the store's.
+
+        Its rows are those of the generation that serves.
 
         Raises:
             LedgerError: it cannot be opened, or it belongs to another corpus.
             StoreError: the store cannot be read.
         """
+        with self._ledger(stage) as (ledger, _):
+            yield ledger
+
+    @contextlib.contextmanager
+    def _ledger(self, stage: Stage) -> Iterator[tuple[Ledger, Serving | None]]:
         path = self.settings.home_files.ledger(stage)
         ledger = Ledger.open(stage, state_url=self.settings.state_url, sqlite_path=path)
         try:
             bind_to_corpus(ledger, self.store, self.keys.corpus_id())
+            serving = self.serving.read().get(stage)
+            if serving is not None:
+                follow(ledger, serving)
             if ledger.sqlite_path is not None:
                 keys = JournalKeys(self.keys.ledger_snapshot(stage), self.keys.ledger_journal_folder(stage))
                 journal = Journal(ledger, self.store, keys, prove=partial(self._prove, ledger))
                 ledger.journal = journal
                 journal.take_in()
-            yield ledger
+            yield ledger if serving is None else ledger.of(serving.contract_id), serving
         finally:
             ledger.close()
 
@@ -154,15 +171,27 @@ class Corpus:
         repair_vectors(ledger, verify_vectors(ledger, self.store, self.keys))
 
     @contextlib.contextmanager
-    def stage(self, stage: Stage) -> Iterator[StageCorpus]:
-        """One stage under the contract that the settings ask for, its ledger open while the block runs.
+    def stage(self, stage: Stage, generation: str | None = None) -> Iterator[StageCorpus]:
+        """One stage under the contract that serves, or under another, its ledger open while the block runs.
+
+        Where the store names no generation that serves, the one that the settings ask for does.
+
+        Args:
+            generation: contract id of another generation.
 
         Raises:
-            LedgerError: the ledger cannot be opened, or it belongs to another corpus.
+            LedgerError: the ledger cannot be opened, it belongs to another corpus, or it does not know the
+                contract.
             StoreError: the store cannot be read.
         """
-        with self.ledger(stage) as ledger:
-            yield StageCorpus(stage, self.settings, self.store, ledger)
+        with self._ledger(stage) as (ledger, serving):
+            contract = None
+            if generation is None and serving is not None:
+                generation = serving.contract_id
+            if generation is not None:
+                wanted = partial(stage_contract, stage, self.settings)
+                contract, ledger = recorded_contract(ledger, generation, wanted), ledger.of(generation)
+            yield StageCorpus(stage, self.settings, self.store, ledger, contract, self.serving, serving)
 
     @contextlib.contextmanager
     def stages(self, stages: Collection[Stage]) -> Iterator[dict[Stage, StageCorpus]]:
@@ -204,11 +233,19 @@ class Corpus:
         with self.stage(stage) as opened:
             return opened.explain(video_id, latest)
 
-    def encoder(self, stage: Stage) -> Encoder:
-        """A stage's model, loaded at the first call; raises what `load_encoder` raises."""
-        if stage not in self._encoders:
-            self._encoders[stage] = load_encoder(stage, self.settings)
-        return self._encoders[stage]
+    def encoder(self, stage: Stage, generation: str | None = None) -> Encoder:
+        """The model of a stage's generation that serves, or of another, loaded at the first call.
+
+        Raises:
+            ModelUnavailableError: it cannot be had (any more), or cannot be loaded.
+            LedgerError: the ledger cannot be opened.
+            StoreError: the store cannot be read.
+        """
+        with self.stage(stage, generation) as opened:
+            contract_id, settings = opened.contract.id, opened.model_settings
+        if contract_id not in self._encoders:
+            self._encoders[contract_id] = load_encoder(stage, settings)
+        return self._encoders[contract_id]
 
     def rows(self, video_ids: Sequence[str]) -> dict[str, dict[str, str]]:
         """The latest metadata of some videos, as `rows_for` gives it."""

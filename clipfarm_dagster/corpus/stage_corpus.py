@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from threading import BoundedSemaphore
@@ -17,7 +17,8 @@ from clipfarm_dagster.catalog.metadata import LatestRows, rows_for, split_points
 from clipfarm_dagster.ledger.ledger import Ledger
 from clipfarm_dagster.ledger.rows import WorkItem, missing_row, standing_row
 from clipfarm_dagster.ledger.schema import LedgerRow
-from clipfarm_dagster.modalities.registry import stage_contract
+from clipfarm_dagster.ledger.serving import Serving, ServingRecord, VectorPlace
+from clipfarm_dagster.modalities.registry import settings_for, stage_contract
 from clipfarm_dagster.planning.delta import DELTA_COLUMNS, StagePlan, plan_stage
 from clipfarm_dagster.planning.explain import Explanation, explain
 from clipfarm_dagster.settings import Settings
@@ -37,12 +38,19 @@ objects takes, with what it is joined to, a quarter of a gigabyte."""
 
 @dataclass(eq=False)
 class StageCorpus:
-    """One stage of a corpus, its ledger open and its contract resolved once (see `Corpus.stage`)."""
+    """One stage of a corpus under one contract, its ledger open (see `Corpus.stage`)."""
 
     stage: Stage
     settings: Settings
     store: ObjectStore
     ledger: Ledger
+    """The rows of this contract's generation."""
+    given_contract: Contract | None = None
+    """The contract, if it is not the one that the settings ask for."""
+    record: ServingRecord | None = None
+    """What says which generation serves; without it, this one does."""
+    serving: Serving | None = None
+    """What it said when the stage was opened."""
 
     @property
     def keys(self) -> Keys:
@@ -50,7 +58,7 @@ class StageCorpus:
         return self.settings.keys
 
     @cached_property
-    def contract(self) -> Contract:
+    def wanted(self) -> Contract:
         """The contract that the settings ask for. Loads no model.
 
         Raises:
@@ -58,6 +66,36 @@ class StageCorpus:
             ModelUnavailableError: the checkpoint cannot be found, or its branch not be looked up.
         """
         return stage_contract(self.stage, self.settings)
+
+    @cached_property
+    def contract(self) -> Contract:
+        """The contract of this generation; raises what `wanted` raises where it is that one."""
+        return self.wanted if self.given_contract is None else self.given_contract
+
+    @property
+    def model_settings(self) -> Settings:
+        """The settings by which this generation's model is loaded.
+
+        Raises:
+            ModelUnavailableError: it cannot be had any more.
+        """
+        return settings_for(self.contract, self.settings)
+
+    @property
+    def place(self) -> VectorPlace:
+        """Where vectors of this generation are written."""
+        return VectorPlace(self.keys, self.stage, self.contract.id, self.record)
+
+    @property
+    def serves(self) -> bool:
+        """Whether this generation served when the stage was opened."""
+        return self.serving is None or self.serving.contract_id == self.contract.id
+
+    def under(self, contract: Contract) -> StageCorpus:
+        """The generation of a contract, over the same ledger."""
+        if contract.id == self.contract.id:
+            return self
+        return replace(self, ledger=self.ledger.of(contract.id), given_contract=contract)
 
     def raw_listing(self, latest: LatestRows | None = None) -> pa.Table:
         """The raw objects: columns `key`, `etag`, `size`. With `latest`, many objects are listed in parts at

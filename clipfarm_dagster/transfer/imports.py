@@ -16,7 +16,6 @@ from clipfarm_dagster.corpus import Corpus, StageCorpus
 from clipfarm_dagster.engine.storing import NewVector, contested_row, store_vectors
 from clipfarm_dagster.ledger.rows import WorkItem, success_row, vector_stands
 from clipfarm_dagster.ledger.schema import LedgerRow, Status
-from clipfarm_dagster.ledger.serving import VectorPlace
 from clipfarm_dagster.manifests.manifest import LEDGER_COLUMNS_READ, build_manifest
 from clipfarm_dagster.modalities.registry import MODALITIES, stage_checkpoint
 from clipfarm_dagster.stages import Stage
@@ -123,8 +122,7 @@ def _store(
         else:
             new.append(NewVector(item, to_npy(vector)))
     rows = []
-    place = VectorPlace(opened.keys, opened.stage, contract.id)
-    for video_id, stored in store_vectors(opened.store, ledger, place, new).items():
+    for video_id, stored in store_vectors(opened.store, ledger, opened.place, new).items():
         if stored.refused is not None:
             imported.refused[video_id] = str(stored.refused)
             continue

@@ -93,7 +93,7 @@ def test_a_ledger_of_before_the_name_was_left_out_embeds_nothing_again(
         connection.execute("UPDATE contracts SET contract_id = :former WHERE contract_id = :present", ids)
         for name in ("contract_id", "vector_contract_id"):
             changed = connection.execute(
-                f"UPDATE processed_items SET {name} = :former WHERE {name} = :present",  # noqa: S608
+                f"UPDATE processed_items SET {name} = :former WHERE {name} = :present",
                 ids,
             )
             assert changed.rowcount == 2

@@ -11,7 +11,7 @@ import dagster as dg
 from clipfarm_dagster.canary.check import check_before_writing
 from clipfarm_dagster.canary.environment import current_environment
 from clipfarm_dagster.checkpoints.content_check import check_content
-from clipfarm_dagster.corpus import Corpus
+from clipfarm_dagster.corpus import Corpus, StageCorpus
 from clipfarm_dagster.engine.engine import EngineOptions, Progress, embed_items
 from clipfarm_dagster.engine.outcomes import Outcome, OutcomeKind
 from clipfarm_dagster.errors import StoreError
@@ -83,10 +83,11 @@ def embed_videos(
             embed_items(
                 items,
                 contract=contract,
-                load_encoder=lambda: _checked_encoder(context, stage, corpus, encoders),
+                load_encoder=lambda: _checked_encoder(context, opened, encoders),
                 store=corpus.store,
                 keys=corpus.keys,
                 ledger=ledger,
+                place=opened.place,
                 options=EngineOptions.from_settings(corpus.settings, previews=single),
                 on_recorded=on_recorded,
                 progress=progress,
@@ -114,22 +115,23 @@ def _breakage_tagged(context: Context) -> Iterator[None]:
         raise
 
 
-def _checked_encoder(context: Context, stage: Stage, corpus: Corpus, encoders: EncodersResource) -> Encoder:
-    """The stage's encoder, its files compared with those the corpus knows, its canary with the baseline; the
-    run is told contract and environment.
+def _checked_encoder(context: Context, opened: StageCorpus, encoders: EncodersResource) -> Encoder:
+    """The generation's encoder, its files compared with those the corpus knows, its canary with the baseline;
+    the run is told contract and environment.
 
     Raises:
         ModelUnavailableError: it cannot be loaded, or has other files than the corpus knows it with.
         DriftError: it no longer makes the vectors that it made before.
     """
-    check_content(stage_checkpoint(stage, corpus.settings), corpus.store, corpus.keys)
-    encoder = encoders.load(stage, corpus.settings)
+    settings = opened.model_settings
+    check_content(stage_checkpoint(opened.stage, settings), opened.store, opened.keys)
+    encoder = encoders.load(opened.stage, settings)
     environment, contract = current_environment(encoder.device), encoder.contract
     tags = {CONTRACT_TAG: contract.id, ENVIRONMENT_TAG: environment.id}
     context.instance.add_run_tags(context.run.run_id, tags)
     context.log.info(f"contract {contract.id}: {contract.to_json()}")
     context.log.info(f"environment {environment.id}: {environment.to_json()}")
-    check_before_writing(encoder, environment, corpus.store, corpus.keys, corpus.settings.home_files)
+    check_before_writing(encoder, environment, opened.store, opened.keys, settings.home_files)
     return encoder
 
 

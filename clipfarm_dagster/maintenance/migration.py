@@ -1,0 +1,245 @@
+"""Changes the generation that serves: what served is kept aside, and nothing is computed again.
+
+A cut-over to a generation goes in these steps:
+
+1. `serving.json` says to which generation; from then on no vector is written under `embeddings/`;
+2. the vectors that serve are copied to their generation's own folder;
+3. `serving.json` says that the other generation serves: the moment of the cut-over;
+4. manifests and fused vectors are made of it, whose keys lead to wherever each vector lies;
+5. its vectors are copied to `embeddings/`, and manifests follow;
+6. `serving.json` says so, and what was copied from is removed.
+
+Each step looks at what is there, and can be repeated by any machine. Going back is the same with the roles
+changed. A row of the ledger says where its vector lies; it is changed once the copy is there and proved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+
+from clipfarm_dagster.corpus import Corpus, StageCorpus
+from clipfarm_dagster.errors import MigrationError
+from clipfarm_dagster.ledger.schema import LedgerRow, Status
+from clipfarm_dagster.ledger.serving import Serving
+from clipfarm_dagster.ledger.verify import lost_row
+from clipfarm_dagster.manifests.refresh import refresh_fused, refresh_manifest
+from clipfarm_dagster.manifests.strategies import STRATEGIES, make_strategy
+from clipfarm_dagster.stages import Stage
+from clipfarm_dagster.store.object_store import Copied
+from clipfarm_dagster.timestamps import timestamp
+from clipfarm_dagster.vectors.copying import VectorCopy, copy_vectors
+from clipfarm_dagster.vectors.npy import VectorProblem
+
+_BATCH = 1000
+_ROUNDS = 20
+"""So often it is looked whether runs have written vectors anew while others were copied."""
+
+
+@dataclass(frozen=True)
+class Moved:
+    """What copying the vectors of a generation did."""
+
+    copied: int = 0
+    lost: int = 0
+    """Vectors that were missing or wrong; they are work again."""
+
+
+def cut_over(corpus: Corpus, stage: Stage, contract_id: str, *, going_back: bool = False) -> None:
+    """Let another generation of a stage serve. Where it was broken off before, it goes on.
+
+    Args:
+        contract_id: the generation; its rows and vectors are there.
+        going_back: whether this undoes an earlier cut-over: the generation that serves now is then not
+            returned to by itself.
+
+    Raises:
+        MigrationError: the generation has no vectors, or another cut-over is under way.
+        ManifestError: vectors of the generation are being written or were found lost.
+        LedgerError: the ledger cannot be used, or does not know the generation.
+        StoreError: the store cannot be used.
+    """
+    with corpus.stage(stage, contract_id) as opened:
+        if not opened.ledger.has_success():
+            raise MigrationError(
+                f"there are no {stage} vectors of contract {contract_id}; nothing was changed"
+            )
+
+    def begin(now: Serving | None) -> Serving | None:
+        if now is None:
+            raise MigrationError(f"no generation of {stage} vectors serves yet; nothing was changed")
+        if now.following not in (None, contract_id):
+            raise MigrationError(
+                f"a cut-over of the {stage} vectors to contract {now.following} is under way; it has to end"
+                " first"
+            )
+        if now.contract_id == contract_id:
+            return now
+        rolled_back = now.contract_id if going_back else None
+        return replace(now, following=contract_id, rolled_back=rolled_back)
+
+    corpus.serving.change(stage, begin)
+    finish_cut_over(corpus, stage)
+
+
+def finish_cut_over(corpus: Corpus, stage: Stage) -> bool:
+    """Finish a cut-over that is under way; tells whether one was. Raises what `cut_over` raises."""
+    serving = corpus.serving.read().get(stage)
+    if serving is None:
+        return False
+    if serving.following is None and serving.settled:
+        with corpus.stage(stage) as opened:
+            _remove_copies(opened)  # in case that a cut-over was broken off at its last step
+        return False
+    if serving.following is not None:
+        _copy_aside(corpus, stage, serving.following)
+        serving = _switch(corpus, stage, serving)
+    _publish(corpus, stage)
+    with corpus.stage(stage) as opened:
+        move_vectors(opened, opened.keys.embedding_folder(stage))
+    _publish(corpus, stage)
+    corpus.serving.change(stage, lambda now: replace(serving, settled=True) if now == serving else now)
+    with corpus.stage(stage) as opened:
+        _remove_copies(opened)
+    return True
+
+
+def _switch(corpus: Corpus, stage: Stage, seen: Serving) -> Serving:
+    """Say that the following generation serves, once a copy is kept of the one that did."""
+    assert seen.following is not None
+    since = timestamp(datetime.now(UTC))
+    switched = Serving(
+        seen.following, since, before=seen.contract_id, settled=False, rolled_back=seen.rolled_back
+    )
+    told = corpus.serving.change(stage, lambda now: switched if now == seen else now)
+    assert told is not None
+    return told
+
+
+def _copy_aside(corpus: Corpus, stage: Stage, following: str) -> None:
+    with corpus.stage(stage) as opened:
+        if opened.contract.id != following:
+            move_vectors(opened, opened.keys.generation_folder(stage, opened.contract.id))
+    with corpus.stage(stage, following) as opened:
+        if not opened.serves:
+            _forget_misplaced(opened)
+
+
+def _forget_misplaced(opened: StageCorpus) -> None:
+    """Forget vectors of a generation that does not serve which lie under `embeddings/`: a run that began
+    while it served has put them there, and others may have been put over them."""
+    folder = opened.keys.embedding_folder(opened.stage)
+    now = datetime.now(UTC)
+    for rows in _claimed(opened):
+        misplaced = [row for row in rows if _lies_in(row, folder)]
+        opened.ledger.replace([(row, _misplaced_row(row, now)) for row in misplaced])
+    opened.ledger.push()
+
+
+def _misplaced_row(row: LedgerRow, now: datetime) -> LedgerRow:
+    """A failure that is due at once."""
+    return replace(
+        lost_row(row, now),
+        status=Status.FAIL,
+        error="its vector was written while another generation began to serve; it is embedded again",
+        next_attempt_at=None,
+    )
+
+
+def move_vectors(opened: StageCorpus, folder: str) -> Moved:
+    """Copy all vectors of a generation to a folder, and let its rows say that they lie there.
+
+    A vector that a run writes meanwhile is left to the next round. One that is missing or wrong becomes work.
+
+    Raises:
+        MigrationError: runs keep writing vectors.
+        StoreError: the store cannot be used.
+        LedgerError: the ledger cannot be used.
+    """
+    copied = lost = 0
+    for _ in range(_ROUNDS):
+        listing = opened.store.list(folder)
+        etags = dict(zip(listing["key"].to_pylist(), listing["etag"].to_pylist(), strict=True))
+        left = 0
+        for rows in _claimed(opened):
+            _check_still_serving(opened)
+            outside = [row for row in rows if not _lies_in(row, folder)]
+            done = _copy(opened, outside, folder, etags)
+            copied, lost = copied + done.copied, lost + done.lost
+            left += len(outside) - done.copied - done.lost
+        opened.ledger.push()
+        if not left:
+            return Moved(copied, lost)
+    raise MigrationError(
+        f"{left} {opened.stage} vectors of contract {opened.contract.id} were written again each time that"
+        " they were copied; nothing is lost, and the cut-over goes on when it is called again"
+    )
+
+
+def _check_still_serving(opened: StageCorpus) -> None:
+    """A process that was held up for long must not go on with the copies of a cut-over that was undone."""
+    if opened.record is not None and opened.record.read().get(opened.stage) != opened.serving:
+        raise MigrationError(
+            f"which {opened.stage} vectors serve was changed by another process meanwhile; nothing is lost,"
+            " call again"
+        )
+
+
+def _copy(opened: StageCorpus, rows: Sequence[LedgerRow], folder: str, etags: Mapping[str, str]) -> Moved:
+    """Copy the vectors of some rows over the versions that were listed, and record what was done."""
+    now = datetime.now(UTC)
+    by_source = {opened.keys.vector(opened.stage, row.video_id, row.artifact_key): row for row in rows}
+    targets = {source: f"{folder}{row.video_id}.npy" for source, row in by_source.items()}
+    copies = [
+        VectorCopy(
+            source, targets[source], row.artifact_sha256, row.embedding_dim, etags.get(targets[source])
+        )
+        for source, row in by_source.items()
+    ]
+    moved: list[tuple[LedgerRow, LedgerRow]] = []
+    lost: list[tuple[LedgerRow, LedgerRow]] = []
+    for copy, answer in copy_vectors(opened.store, copies):
+        row = by_source[copy.source_key]
+        if isinstance(answer, Copied):
+            moved.append((row, replace(row, artifact_key=copy.target_key)))
+        elif isinstance(answer, VectorProblem):
+            lost.append((row, lost_row(row, now)))
+    return Moved(len(opened.ledger.replace(moved)), len(opened.ledger.replace(lost)))
+
+
+def _claimed(opened: StageCorpus) -> Iterator[Sequence[LedgerRow]]:
+    """The rows that claim a vector, some at a time."""
+    columns = opened.ledger.columns(["video_id", "vector_source_hash"])
+    ids = [row["video_id"] for row in columns.to_pylist() if row["vector_source_hash"] is not None]
+    for start in range(0, len(ids), _BATCH):
+        rows = opened.ledger.rows(ids[start : start + _BATCH]).values()
+        yield [row for row in rows if row.vector_source_hash is not None]
+
+
+def _lies_in(row: LedgerRow, folder: str) -> bool:
+    return row.artifact_key == f"{folder}{row.video_id}.npy"
+
+
+def _publish(corpus: Corpus, stage: Stage) -> None:
+    """Bring the manifest of a stage up to date, and the fused vectors that there are."""
+    with corpus.stage(stage) as opened:
+        refresh_manifest(opened)
+    for name in STRATEGIES:
+        strategy = make_strategy(name, corpus.settings.fusion_weights)
+        if stage in strategy.stages and corpus.store.head(corpus.keys.fused_manifest(name)) is not None:
+            refresh_fused(corpus, strategy)
+
+
+def _remove_copies(opened: StageCorpus) -> None:
+    """Remove from a generation's own folder what it does not claim there any more."""
+    folder = opened.keys.generation_folder(opened.stage, opened.contract.id)
+    keys = opened.store.list(folder)["key"].to_pylist()
+    for start in range(0, len(keys), _BATCH):
+        some = keys[start : start + _BATCH]
+        ids = {key: key.removeprefix(folder).removesuffix(".npy") for key in some}
+        rows = opened.ledger.rows(ids.values())
+        settled = opened.keys.embedding_folder(opened.stage)
+        opened.store.delete_each(
+            [key for key, video_id in ids.items() if video_id in rows and _lies_in(rows[video_id], settled)]
+        )

@@ -1,0 +1,324 @@
+"""A cut-over and the way back: the old set or the new one, whole, wherever it is broken off."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from clipfarm_dagster.corpus import Corpus, StageCorpus
+from clipfarm_dagster.engine.engine import embed_items
+from clipfarm_dagster.errors import MigrationError
+from clipfarm_dagster.ledger.ledger import Ledger
+from clipfarm_dagster.ledger.serving import Serving, ServingRecord
+from clipfarm_dagster.ledger.verify import verify_vectors
+from clipfarm_dagster.maintenance import migration
+from clipfarm_dagster.maintenance.migration import cut_over, finish_cut_over, move_vectors
+from clipfarm_dagster.manifests.refresh import read_vectors, refresh_manifest, stored_manifest
+from clipfarm_dagster.stages import Stage
+from clipfarm_dagster.store import ObjectStore
+from clipfarm_dagster.vectors.npy import from_npy, vector_sha256
+from clipfarm_dagster_tests.support.hashing_encoder import HashingEncoder
+from clipfarm_dagster_tests.support.machines import OPTIONS, open_corpus, put_texts, put_transcript
+
+IDS = [f"v{n}" for n in range(8)]
+TEXT = Stage.TEXT
+
+
+def embed(opened: StageCorpus, corpus: Corpus, video_ids: list[str] = IDS) -> HashingEncoder:
+    """Bring some vectors of a generation up to date."""
+    encoder = HashingEncoder(opened.contract, set(), None)
+    embed_items(
+        opened.work_items(video_ids, corpus.latest_rows()),
+        contract=opened.contract,
+        load_encoder=lambda: encoder,
+        store=corpus.store,
+        keys=corpus.keys,
+        ledger=opened.ledger,
+        options=OPTIONS,
+        on_recorded=lambda outcomes: None,
+        place=opened.place,
+    )
+    opened.ledger.push()
+    return encoder
+
+
+def texts(title: str = "a title") -> dict[str, tuple[str, str, str]]:
+    return {video_id: (title, video_id, "q") for video_id in IDS}
+
+
+class Two:
+    """A corpus with two generations: one serves, the other is whole."""
+
+    def __init__(self, corpus: Corpus, other: Corpus) -> None:
+        self.corpus, self.other = corpus, other
+        self.old, self.new = corpus.contract(TEXT).id, other.contract(TEXT).id
+        corpus.serving.change(TEXT, lambda now: Serving(self.old, "2026-01-01T00:00:00.000000Z"))
+        put_texts(corpus, texts(), minute=0)
+        for video_id in IDS:
+            put_transcript(corpus, video_id, f"words of {video_id}")
+        with corpus.stage(TEXT) as opened:
+            embed(opened, corpus)
+            refresh_manifest(opened)
+            embed(opened.under(other.contract(TEXT)), corpus)
+
+    def published(self) -> str:
+        """The contract of the manifest that readers find; each of its keys leads to the vector it names."""
+        manifest, _ = stored_manifest(self.corpus, TEXT)
+        rows = manifest.table.to_pylist()
+        assert [row["video_id"] for row in rows] == IDS
+        for row in rows:
+            vector = from_npy(self.corpus.store.get(row["embedding_key"]).data)
+            assert vector_sha256(vector) == row["artifact_sha256"], row["embedding_key"]
+        return manifest.contract.id
+
+    def is_settled(self, serving: str, aside: str) -> None:
+        """All vectors are where they belong, and are what the ledger says."""
+        with self.corpus.stage(TEXT) as opened:
+            assert (opened.contract.id, opened.serving and opened.serving.settled) == (serving, True)
+            for contract_id, folder in (
+                (serving, self.corpus.keys.embedding_folder(TEXT)),
+                (aside, self.corpus.keys.generation_folder(TEXT, aside)),
+            ):
+                ledger = opened.ledger.of(contract_id)
+                assert [f.problem for f in verify_vectors(ledger, self.corpus.store, self.corpus.keys)] == [
+                    None for _ in IDS
+                ]
+                keys = {row.artifact_key for row in ledger.rows(IDS).values()}
+                assert keys == {f"{folder}{video_id}.npy" for video_id in IDS}
+        assert self.corpus.store.list(self.corpus.keys.generation_folder(TEXT, serving)).num_rows == 0
+        assert self.published() == serving
+
+
+@pytest.fixture
+def two(store: ObjectStore, tmp_path: Path) -> Two:
+    return Two(open_corpus(tmp_path / "home", store), open_corpus(tmp_path / "home", store, contract=1))
+
+
+def test_another_generation_serves_and_the_way_back_computes_nothing(two: Two):
+    before = read_vectors(two.corpus, TEXT)
+
+    cut_over(two.corpus, TEXT, two.new)
+
+    two.is_settled(two.new, aside=two.old)
+    assert (read_vectors(two.corpus, TEXT).vectors != before.vectors).any()
+    serving = two.corpus.serving.read()[TEXT]
+    assert (serving.before, serving.following, serving.rolled_back) == (two.old, None, None)
+
+    cut_over(two.corpus, TEXT, two.old, going_back=True)
+
+    two.is_settled(two.old, aside=two.new)
+    assert (read_vectors(two.corpus, TEXT).vectors == before.vectors).all()
+    assert two.corpus.serving.read()[TEXT].rolled_back == two.new
+    with two.corpus.stage(TEXT) as opened:
+        assert opened.plan(two.corpus.latest_rows()).delta == 0
+        assert opened.under(two.other.contract(TEXT)).plan(two.corpus.latest_rows()).delta == 0
+
+
+def test_a_cut_over_that_is_done_changes_nothing(two: Two):
+    cut_over(two.corpus, TEXT, two.new)
+    before = two.corpus.store.list()
+
+    cut_over(two.corpus, TEXT, two.new)
+
+    assert not finish_cut_over(two.corpus, TEXT)
+    assert two.corpus.store.list().sort_by("key") == before.sort_by("key")
+
+
+class Killed(BaseException):
+    """The process ends here."""
+
+
+def _killing(monkeypatch: pytest.MonkeyPatch, at: int) -> Callable[[], int]:
+    """Let the process end before the `at`-th step that changes something; tells how many there were."""
+    count = 0
+
+    def before(change: Any) -> Any:
+        def step(*args: Any, **kwargs: Any) -> Any:
+            nonlocal count
+            count += 1
+            if count == at:
+                raise Killed
+            return change(*args, **kwargs)
+
+        return step
+
+    for owner, name in (
+        (ServingRecord, "change"),
+        (Ledger, "replace"),
+        (Ledger, "push"),
+        (ObjectStore, "copy_each"),
+        (ObjectStore, "delete_each"),
+        (migration, "refresh_manifest"),
+    ):
+        monkeypatch.setattr(owner, name, before(getattr(owner, name)))
+    return lambda: count
+
+
+@pytest.mark.parametrize("store", ["folder"], indirect=True)
+@pytest.mark.parametrize("going_back", [False, True])
+def test_wherever_it_is_broken_off_readers_see_a_whole_set_and_it_goes_on(
+    store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, going_back: bool
+):
+    two = Two(open_corpus(tmp_path / "home", store), open_corpus(tmp_path / "home", store, contract=1))
+    old, new = two.old, two.new
+    if going_back:
+        cut_over(two.corpus, TEXT, new)
+        old, new = new, old
+    at = 0
+    while True:
+        at += 1
+        with monkeypatch.context() as patch:
+            steps = _killing(patch, at)
+            try:
+                cut_over(two.corpus, TEXT, new, going_back=going_back)
+            except Killed:
+                pass
+            else:
+                assert steps() < at
+                break
+        assert two.published() in (old, new)
+        if at % 2:  # finished, or called again and broken off one step later
+            finish_cut_over(two.corpus, TEXT)
+            assert two.corpus.serving.read()[TEXT].contract_id in (old, new)
+            if two.corpus.serving.read()[TEXT].contract_id == new:
+                two.is_settled(new, aside=old)
+                cut_over(two.corpus, TEXT, old)
+        two.published()
+    two.is_settled(new, aside=old)
+    assert at > 10
+
+
+def test_another_machine_goes_on(two: Two, store: ObjectStore, tmp_path: Path):
+    with pytest.MonkeyPatch.context() as patch:
+        _killing(patch, 9)
+        with pytest.raises(Killed):
+            cut_over(two.corpus, TEXT, two.new)
+    elsewhere = open_corpus(tmp_path / "elsewhere", store)
+    assert two.corpus.serving.read()[TEXT].contract_id == two.new
+
+    finish_cut_over(elsewhere, TEXT)
+
+    two.is_settled(two.new, aside=two.old)
+    for corpus in (elsewhere, two.corpus):
+        with corpus.stage(TEXT) as opened:
+            assert opened.contract.id == two.new
+
+
+def test_a_run_that_began_before_writes_into_its_own_generation(two: Two):
+    """It has its items and its ledger in hand while another process cuts over."""
+    put_texts(two.corpus, texts("another title"), minute=1)
+    with two.corpus.stage(TEXT) as run:
+        items = run.work_items(IDS[:3], two.corpus.latest_rows())
+        cut_over(two.corpus, TEXT, two.new)
+
+        encoder = HashingEncoder(run.contract, set(), None)
+        embed_items(
+            items,
+            contract=run.contract,
+            load_encoder=lambda: encoder,
+            store=two.corpus.store,
+            keys=two.corpus.keys,
+            ledger=run.ledger,
+            options=OPTIONS,
+            on_recorded=lambda outcomes: None,
+            place=run.place,
+        )
+        run.ledger.push()
+
+    assert encoder.embedded.total() == 3
+    two.is_settled(two.new, aside=two.old)
+
+
+def test_a_vector_that_is_written_while_it_is_copied_is_copied_again(
+    two: Two, monkeypatch: pytest.MonkeyPatch
+):
+    put_texts(two.corpus, texts("another title"), minute=1)
+    copy_each = ObjectStore.copy_each
+
+    def copied_late(self: ObjectStore, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        answers = list(copy_each(self, *args, **kwargs))
+        monkeypatch.setattr(ObjectStore, "copy_each", copy_each)
+        with two.corpus.stage(TEXT) as run:
+            embed(run, two.corpus, IDS[:2])
+        yield from answers
+
+    monkeypatch.setattr(ObjectStore, "copy_each", copied_late)
+
+    cut_over(two.corpus, TEXT, two.new)
+
+    two.is_settled(two.new, aside=two.old)
+
+
+def test_what_was_put_under_the_published_keys_too_late_is_not_believed(two: Two):
+    """A run looked who serves just before the cut-over, and wrote a new video's vector just after."""
+    put_texts(two.corpus, {**texts(), "late": ("t", "d", "q")}, minute=1)
+    put_transcript(two.corpus, "late", "late words")
+    with two.corpus.stage(TEXT) as run:
+        place = run.place
+        cut_over(two.corpus, TEXT, two.new)
+        place._record = None
+        encoder = HashingEncoder(run.contract, set(), None)
+        embed_items(
+            run.work_items(["late"], two.corpus.latest_rows()),
+            contract=run.contract,
+            load_encoder=lambda: encoder,
+            store=two.corpus.store,
+            keys=two.corpus.keys,
+            ledger=run.ledger,
+            options=OPTIONS,
+            on_recorded=lambda outcomes: None,
+            place=place,
+        )
+        run.ledger.push()
+    with two.corpus.stage(TEXT) as opened:
+        embed(opened, two.corpus, ["late"])
+
+    cut_over(two.corpus, TEXT, two.old, going_back=True)
+
+    assert two.published() == two.old
+    with two.corpus.stage(TEXT) as opened:
+        plan = opened.plan(two.corpus.latest_rows())
+        assert plan.reasons == {"retry_due": 1}
+        assert plan.work["video_id"].to_pylist() == ["late"]
+
+
+def test_a_lost_vector_is_work_and_stops_nothing_else(two: Two):
+    two.corpus.store.delete(two.corpus.keys.embedding(TEXT, "v3"))
+    with two.corpus.stage(TEXT) as opened:
+        moved = move_vectors(opened, two.corpus.keys.generation_folder(TEXT, two.old))
+
+        assert (moved.copied, moved.lost) == (7, 1)
+        assert opened.plan(two.corpus.latest_rows()).reasons == {"artifact_lost": 1}
+
+
+def test_a_generation_without_vectors_never_serves(two: Two, store: ObjectStore, tmp_path: Path):
+    before = two.corpus.serving.read()
+    third = open_corpus(tmp_path / "home", store, contract=2)
+
+    with pytest.raises(MigrationError, match="there are no text vectors of contract"):
+        cut_over(third, TEXT, third.contract(TEXT).id)
+
+    assert two.corpus.serving.read() == before
+    assert two.published() == two.old
+
+
+def test_one_cut_over_at_a_time(two: Two):
+    two.corpus.serving.change(TEXT, lambda now: now and replace(now, following="c" * 16))
+
+    with pytest.raises(MigrationError, match=f"to contract {'c' * 16} is under way"):
+        cut_over(two.corpus, TEXT, two.new)
+
+
+def test_copying_ends_where_another_process_has_gone_on(two: Two):
+    """One was held up for long, and wakes up in the middle of its copies."""
+    with two.corpus.stage(TEXT) as opened:
+        cut_over(two.corpus, TEXT, two.new)
+
+        with pytest.raises(MigrationError, match="changed by another process"):
+            move_vectors(opened, two.corpus.keys.embedding_folder(TEXT))
+
+    two.is_settled(two.new, aside=two.old)
