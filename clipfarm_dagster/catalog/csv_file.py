@@ -126,6 +126,9 @@ def _check_cells(url: str, line: int, cells: Sequence[str], header: Sequence[str
 class _Source(io.RawIOBase):
     """A file's bytes from its start, with the sentinel row behind them; remembers whether there was a NUL.
 
+    No block ends with a carriage return: Arrow would drop a line feed at the start of the next one, even within
+    a quoted cell.
+
     Arrow reads ahead in a thread of its own, which a reader that failed or was left leaves running. Once
     closed, this never touches the file again, so that the file can be read anew.
     """
@@ -134,6 +137,7 @@ class _Source(io.RawIOBase):
         file.seek(0)
         self._file = file
         self._tail = b"\n" + sentinel + b"\n"
+        self._held = b""
         self._lock = Lock()
         self.has_nul = False
 
@@ -144,9 +148,11 @@ class _Source(io.RawIOBase):
         with self._lock:
             if self.closed:
                 return b""
-            data = self._file.read(size)
+            data, self._held = self._held + self._file.read(size - len(self._held)), b""
             if (room := size - len(data)) > 0:
                 data, self._tail = data + self._tail[:room], self._tail[room:]
+            if data.endswith(b"\r") and len(data) > 1:
+                data, self._held = data[:-1], b"\r"
             self.has_nul = self.has_nul or b"\0" in data
             return data
 

@@ -179,11 +179,14 @@ class ModalityVectors:
     """What was done to bring the file up to date."""
 
 
-def modality_vectors(corpus: Corpus, stage: Stage) -> ModalityVectors:
+def modality_vectors(corpus: Corpus, stage: Stage, *, allow_none: bool = False) -> ModalityVectors:
     """All vectors of a modality that its ledger calls done under the contract that the settings ask for.
 
     Only vectors that are new since the last call are read. Those that are missing or wrong are left out and
     named in the answer; nothing is recorded.
+
+    Args:
+        allow_none: whether there may be no vectors at all.
 
     Raises:
         ManifestError: there are none, some are being written or lost, or the file of the last call is damaged
@@ -193,7 +196,7 @@ def modality_vectors(corpus: Corpus, stage: Stage) -> ModalityVectors:
     """
     with corpus.stage(stage) as opened:
         contract, manifest = opened.contract, complete_manifest(opened)
-    if not manifest.table.num_rows:
+    if not manifest.table.num_rows and not allow_none:
         raise ManifestError(
             f"there are no {stage} vectors of contract {contract.id} yet; `clipfarm plan` shows what there is"
             " to embed, `clipfarm sync` embeds it"
@@ -217,7 +220,8 @@ def read_vectors(corpus: Corpus, stage: Stage, video_ids: Collection[str] | None
             named as that. By default all are given, of which only new ones are read.
 
     Raises:
-        ManifestError: this machine's file of all vectors is damaged, or the vectors differ in dimension.
+        ManifestError: vectors are being written or were found lost, they differ in dimension, or this
+            machine's file of them is damaged.
         LedgerError: the ledger cannot be read.
         StoreError: the store cannot be read.
     """
@@ -225,7 +229,7 @@ def read_vectors(corpus: Corpus, stage: Stage, video_ids: Collection[str] | None
 
     if video_ids is not None:
         return _read_some(corpus, stage, video_ids)
-    found = modality_vectors(corpus, stage)
+    found = modality_vectors(corpus, stage, allow_none=True)
     _, dimension = count_vectors(found.file)
     ids: list[str] = []
     parts = [np.empty((0, dimension), np.float32)]

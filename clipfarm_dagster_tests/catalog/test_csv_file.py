@@ -39,6 +39,15 @@ def test_a_row_longer_than_a_block_is_an_error_of_that_block_size() -> None:
     assert sum(batch.num_rows for batch in csv_file.read_batches(file, ["a", "b"], 1 << 14)) == 101
 
 
+@pytest.mark.parametrize("ending", ["\r\n", "\r", "\n", "\r\r\n"])
+def test_an_end_of_line_in_a_cell_may_lie_where_a_block_ends(ending: str) -> None:
+    """Arrow drops the line feed of a pair that a block's end parts, within quotes too."""
+    for filling in range(60):
+        text = f'a,b\n{"x" * filling},"1{ending}2"\n' + "y,z\n" * 40
+        (first, *_) = csv_file.read_batches(io.BytesIO(text.encode()), ["a", "b"], 64)
+        assert first.column(1)[0].as_py() == f"1{ending}2", filling
+
+
 cells = st.text(st.sampled_from('ab,"\n\r é'), max_size=6)
 
 
