@@ -126,8 +126,8 @@ def _check_cells(url: str, line: int, cells: Sequence[str], header: Sequence[str
 class _Source(io.RawIOBase):
     """A file's bytes from its start, with the sentinel row behind them; remembers whether there was a NUL.
 
-    No block ends with a carriage return: Arrow would drop a line feed at the start of the next one, even within
-    a quoted cell.
+    No block ends with a carriage return: Arrow would drop a line feed at the start of the next one, even
+    within a quoted cell.
 
     Arrow reads ahead in a thread of its own, which a reader that failed or was left leaves running. Once
     closed, this never touches the file again, so that the file can be read anew.
