@@ -38,6 +38,8 @@ def migrate(connection: Connection, tables: Tables) -> None:
     """Add what is missing, in a transaction that writes."""
     schema, items = tables.items.schema, tables.items
     if schema is not None:
+        # other processes that open the same new or older database wait here
+        connection.execute(text("SELECT pg_advisory_xact_lock(hashtext(:name))"), {"name": schema})
         connection.execute(CreateSchema(schema, if_not_exists=True))
     inspector = inspect(connection)
     of_before = _columns(inspector, items) if inspector.has_table(items.name, schema) else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -58,7 +59,7 @@ def _running(initdb: str, server: str, folder: Path) -> Iterator[PostgresServer]
         _wait_until_ready(port, process)
         yield PostgresServer(f"postgresql://clipfarm@127.0.0.1:{port}", process.pid)
     finally:
-        process.terminate()
+        process.send_signal(signal.SIGINT)  # SIGTERM waits for clients, and an interrupted test may leave one
         process.wait(30)
 
 
