@@ -5,9 +5,9 @@
     <stage>_embedding.journal/<number>-….jsonl.gz   a segment: rows that one machine wrote
 
 All generations of a stage share the log; each row in it names its own. `send` appends the rows that were
-written here since. Whoever finds that the head has moved takes in what
-others have appended (`take_in`), and tries again: so all machines see one order, and no clock has a say. When
-segments hold more than a tenth of all rows, the snapshot is made anew and they are removed.
+written here since. Whoever finds that the head has moved takes in what others have appended (`take_in`), and
+tries again: so all machines see one order, and no clock has a say. When segments hold more than a tenth of
+all rows, the snapshot is made anew and they are removed.
 
 A snapshot may hold rows that are not in the log yet. They do no harm: whoever writes such a row finds by its
 version that somebody else has written it too.
@@ -188,6 +188,7 @@ class Journal:
                         changed += drop_generation(connection, segment.dropped)
                     changed += merge_rows(connection, rows)
                     _add_contracts(connection, contracts)
+                rewrite_merged_ids(connection)
                 settle_offers(connection)
                 self._finish(connection, Position.at(head, etag), changed)
                 connection.execute("COMMIT")
@@ -216,6 +217,7 @@ class Journal:
                 connection.execute("ATTACH DATABASE ? AS snapshot", (str(copy),))
                 connection.execute("BEGIN IMMEDIATE")
                 changed = self._merge_snapshot(connection)
+                rewrite_merged_ids(connection)
                 self._finish(connection, Position(snapshot_etag=etag), changed)
                 connection.execute("COMMIT")
 
@@ -367,7 +369,6 @@ class Journal:
 
     def _finish(self, connection: sqlite3.Connection, position: Position, changed: int) -> None:
         write_position(connection, position)
-        rewrite_merged_ids(connection)
         if changed:
             connection.execute("UPDATE ledger_version SET token = ?", (new_version(),))
 

@@ -168,9 +168,8 @@ class Ledger:
             with stream_sqlite(self.sqlite_path, f"SELECT {typed} UNION ALL {query}") as reader:
                 yield reader
         with self._connection() as connection:
-            if str(self._generations.find(connection, self.generation)) != str(
-                table
-            ):  # another connection has read it
+            table_now = self._generations.find(connection, self.generation)
+            if str(table_now) != str(table):  # another connection has read it
                 raise LedgerError(
                     f"another generation of {self.stage} vectors began to serve while the ledger at"
                     f" {self.name} was read; try again"

@@ -13,7 +13,8 @@ from clipfarm_dagster.corpus import Corpus, StageCorpus
 from clipfarm_dagster.engine.engine import embed_items
 from clipfarm_dagster.errors import MigrationError
 from clipfarm_dagster.ledger.ledger import Ledger
-from clipfarm_dagster.ledger.serving import Serving, ServingRecord
+from clipfarm_dagster.ledger.rows import WorkItem
+from clipfarm_dagster.ledger.serving import Serving, ServingRecord, VectorPlace
 from clipfarm_dagster.ledger.verify import verify_vectors
 from clipfarm_dagster.maintenance import migration
 from clipfarm_dagster.maintenance.migration import cut_over, finish_cut_over, move_vectors
@@ -28,11 +29,18 @@ IDS = [f"v{n}" for n in range(8)]
 TEXT = Stage.TEXT
 
 
-def embed(opened: StageCorpus, corpus: Corpus, video_ids: list[str] = IDS) -> HashingEncoder:
-    """Bring some vectors of a generation up to date."""
+def embed(
+    opened: StageCorpus,
+    corpus: Corpus,
+    video_ids: list[str] = IDS,
+    *,
+    items: list[WorkItem] | None = None,
+    place: VectorPlace | None = None,
+) -> HashingEncoder:
+    """Bring some vectors of a generation up to date; with `items` or a `place` of before."""
     encoder = HashingEncoder(opened.contract, set(), None)
     embed_items(
-        opened.work_items(video_ids, corpus.latest_rows()),
+        items or opened.work_items(video_ids, corpus.latest_rows()),
         contract=opened.contract,
         load_encoder=lambda: encoder,
         store=corpus.store,
@@ -40,7 +48,7 @@ def embed(opened: StageCorpus, corpus: Corpus, video_ids: list[str] = IDS) -> Ha
         ledger=opened.ledger,
         options=OPTIONS,
         on_recorded=lambda outcomes: None,
-        place=opened.place,
+        place=place or opened.place,
     )
     opened.ledger.push()
     return encoder
@@ -215,19 +223,7 @@ def test_a_run_that_began_before_writes_into_its_own_generation(two: Two):
         items = run.work_items(IDS[:3], two.corpus.latest_rows())
         cut_over(two.corpus, TEXT, two.new)
 
-        encoder = HashingEncoder(run.contract, set(), None)
-        embed_items(
-            items,
-            contract=run.contract,
-            load_encoder=lambda: encoder,
-            store=two.corpus.store,
-            keys=two.corpus.keys,
-            ledger=run.ledger,
-            options=OPTIONS,
-            on_recorded=lambda outcomes: None,
-            place=run.place,
-        )
-        run.ledger.push()
+        encoder = embed(run, two.corpus, items=items)
 
     assert encoder.embedded.total() == 3
     two.is_settled(two.new, aside=two.old)
@@ -261,19 +257,7 @@ def test_what_was_put_under_the_published_keys_too_late_is_not_believed(two: Two
         place = run.place
         cut_over(two.corpus, TEXT, two.new)
         place._record = None
-        encoder = HashingEncoder(run.contract, set(), None)
-        embed_items(
-            run.work_items(["late"], two.corpus.latest_rows()),
-            contract=run.contract,
-            load_encoder=lambda: encoder,
-            store=two.corpus.store,
-            keys=two.corpus.keys,
-            ledger=run.ledger,
-            options=OPTIONS,
-            on_recorded=lambda outcomes: None,
-            place=place,
-        )
-        run.ledger.push()
+        embed(run, two.corpus, ["late"], place=place)
     with two.corpus.stage(TEXT) as opened:
         embed(opened, two.corpus, ["late"])
 
