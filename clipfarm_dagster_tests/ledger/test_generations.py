@@ -12,30 +12,13 @@ import pytest
 from clipfarm_dagster.ledger.journal import Journal
 from clipfarm_dagster.ledger.ledger import Ledger
 from clipfarm_dagster.ledger.log import JournalKeys
-from clipfarm_dagster.ledger.schema import UNNAMED, LedgerRow, Status
+from clipfarm_dagster.ledger.schema import UNNAMED, LedgerRow
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.store import ObjectStore
+from clipfarm_dagster_tests.support.claims import claim, claims
 
 KEYS = JournalKeys("clipfarm/state/video_embedding.sqlite", "clipfarm/state/video_embedding.journal/")
 OLD, NEW = "a" * 16, "b" * 16
-
-
-def claim(video_id: str, vector: str) -> LedgerRow:
-    """A success whose vector is in the store."""
-    return LedgerRow(
-        video_id=video_id,
-        status=Status.SUCCESS,
-        source_hash=vector,
-        vector_source_hash=vector,
-        vector_contract_id="contract",
-        artifact_sha256=vector,
-    )
-
-
-def claims(ledger: Ledger) -> dict[str, str | None]:
-    """What each row claims of its vector."""
-    columns = ledger.columns(["video_id", "vector_source_hash"]).to_pylist()
-    return {found["video_id"]: found["vector_source_hash"] for found in columns}
 
 
 @contextmanager

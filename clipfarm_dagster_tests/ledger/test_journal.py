@@ -22,6 +22,7 @@ from clipfarm_dagster.ledger.log import JournalKeys
 from clipfarm_dagster.ledger.schema import LedgerRow, Status
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.store import ObjectStore
+from clipfarm_dagster_tests.support.claims import claim, claims
 
 KEYS = JournalKeys("clipfarm/state/video_embedding.sqlite", "clipfarm/state/video_embedding.journal/")
 
@@ -42,24 +43,6 @@ def machine(
 
 def row(video_id: str, day: int, note: str = "") -> LedgerRow:
     return LedgerRow(video_id=video_id, processed_at=f"2026-01-{day:02d}T00:00:00.000000Z", note=note)
-
-
-def claim(video_id: str, vector: str, day: int = 1) -> LedgerRow:
-    """A success whose vector is in the store."""
-    return replace(
-        row(video_id, day),
-        status=Status.SUCCESS,
-        source_hash=vector,
-        vector_source_hash=vector,
-        vector_contract_id="contract",
-        artifact_sha256=vector,
-    )
-
-
-def claims(ledger: Ledger) -> dict[str, str | None]:
-    """What each row claims of its vector."""
-    columns = ledger.columns(["video_id", "vector_source_hash"]).to_pylist()
-    return {found["video_id"]: found["vector_source_hash"] for found in columns}
 
 
 def segments(store: ObjectStore) -> list[str]:
