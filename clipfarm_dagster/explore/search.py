@@ -1,11 +1,12 @@
 """Nearest neighbours and near duplicates among the vectors of a file (`fusion.iter_vectors`), by cosine.
 
 Exact up to `INDEX_FROM` vectors. Beyond that by a USearch index (HNSW), which finds nearly all; it lies
-beside the file and is built anew when the file changes, or where the index is damaged.
+beside the file and is built anew when the file's vectors change, or where the index is damaged.
 """
 
 from __future__ import annotations
 
+import glob
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,7 +17,12 @@ from clipfarm_dagster.corpus import Corpus
 from clipfarm_dagster.errors import ManifestError, VideoNotFoundError
 from clipfarm_dagster.manifests.manifest import REPLACE_WRONG
 from clipfarm_dagster.manifests.refresh import modality_vectors
-from clipfarm_dagster.manifests.vector_table import FUSED_VECTOR_COLUMN, count_vectors, iter_vectors
+from clipfarm_dagster.manifests.vector_table import (
+    FUSED_VECTOR_COLUMN,
+    content_id,
+    count_vectors,
+    iter_vectors,
+)
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.store import cache_files
 from clipfarm_dagster.store.local_copies import LocalFile
@@ -236,8 +242,9 @@ def _index(file: LocalFile) -> tuple[Index, list[str]]:
 
     with file.reading() as path:
         ids: list[str] = pq.read_table(path, columns=["video_id"])["video_id"].to_pylist()
-    folder, status = path.parent / "indexes", path.stat()
-    version = f"{path.name}.{status.st_size}-{status.st_mtime_ns}"
+        status, content = path.stat(), content_id(file)
+    folder = path.parent / "indexes"
+    version = f"{file.stem}.{content or f'{status.st_size}-{status.st_mtime_ns}'}"
     place = cache_files.find(folder, version, _SUFFIX)
     if place is None:
         return _build_index(file, folder, version), ids
@@ -259,7 +266,9 @@ def _build_index(file: LocalFile, folder: Path, version: str) -> Index:
         index.save(part)
         place = cache_files.keep(part, folder, version, _SUFFIX)
     for old in folder.glob(f"*{_SUFFIX}"):
-        if old != place and (old.name.startswith(f"{file.path.name}.") or not _indexed(old).exists()):
+        stem = cache_files.stem_of(old, _SUFFIX).rpartition(".")[0]
+        gone = not any(folder.parent.glob(f"{glob.escape(stem)}*"))
+        if old != place and (stem == file.stem or gone):
             old.unlink(missing_ok=True)
     return index
 
@@ -268,11 +277,6 @@ def _empty_index(file: LocalFile) -> Index:
     from usearch.index import Index
 
     return Index(ndim=count_vectors(file)[1], metric="cos", dtype="f16")
-
-
-def _indexed(index: Path) -> Path:
-    """The file that an index was made of."""
-    return index.parent.parent / cache_files.stem_of(index, _SUFFIX).rpartition(".")[0]
 
 
 def _numbers(start: int, count: int) -> np.ndarray[Any, Any]:

@@ -1,9 +1,9 @@
 """Fused vectors: one row a video that has every modality that a strategy needs.
 
 What a fused vector is made of stands in its row: for each modality the vector's key, source hash, contract
-and SHA-256. A row whose inputs are as they were is copied from the file before; only the vectors of other
-rows are read, each one checked. Both files are in the order of `video_id` and are gone through in parallel,
-some hundred rows in memory at a time.
+and SHA-256. A vector is copied from the file before where its inputs are as they were, wherever they lie by
+now; only the vectors of other rows are read, each one checked. Both files are in the order of `video_id` and
+are gone through in parallel, some hundred rows in memory at a time.
 """
 
 from __future__ import annotations
@@ -35,6 +35,9 @@ STRATEGY = b"clipfarm.strategy"
 
 _INPUTS = ("embedding_key", "source_hash", "contract_id", "artifact_sha256")
 """What a row says of each modality's vector, as columns `<modality>_<name>`."""
+
+_DECISIVE = ("source_hash", "contract_id", "artifact_sha256")
+"""Those that decide the vector: it may be moved to another key."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,9 @@ class FusionPlan:
         self._targets = _targets(strategy, manifests, self._schema)
         self._standing = _Standing.open(previous, self._schema)
         self._rows_before = (
-            self._standing.match(self._targets) if self._standing else np.full(self._targets.num_rows, -1)
+            self._standing.match(self._targets, strategy.stages)
+            if self._standing
+            else np.full(self._targets.num_rows, -1)
         )
 
     @property
@@ -240,8 +245,11 @@ class _Standing:
         """Close the file."""
         self._file.close()
 
-    def match(self, targets: pa.Table) -> np.ndarray[Any, Any]:
-        """For each target the number of the row that was made of the same inputs, or -1."""
+    def match(self, targets: pa.Table, stages: Sequence[Stage]) -> np.ndarray[Any, Any]:
+        """For each target the number of the row that was made of the same inputs, or -1.
+
+        An input whose SHA-256 is not known is the same only at the same key.
+        """
         import numpy as np
         import pyarrow.compute as pc
 
@@ -250,12 +258,17 @@ class _Standing:
         numbers = pc.index_in(targets["video_id"], self.table["video_id"].combine_chunks())
         found = self.table.take(pc.fill_null(numbers, 0))
         same = np.array(pc.is_valid(numbers))
-        for name in targets.column_names:
-            if not name.endswith(_INPUTS):
-                continue
-            equal = pc.fill_null(pc.equal(found[name], targets[name]), False)
+
+        def equal(name: str) -> np.ndarray[Any, Any]:
+            same_value = pc.equal(found[name], targets[name])  # null where either is
             both_null = pc.and_(pc.is_null(found[name]), pc.is_null(targets[name]))
-            same &= np.array(pc.or_(equal, both_null))
+            return np.array(pc.coalesce(same_value, both_null))
+
+        for stage in stages:
+            for name in _DECISIVE:
+                same &= equal(f"{stage}_{name}")
+            known = np.array(pc.is_valid(targets[f"{stage}_artifact_sha256"]))
+            same &= known | equal(f"{stage}_embedding_key")
         return np.where(same, np.array(pc.fill_null(numbers, -1)), -1)
 
     def vectors(self, numbers: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

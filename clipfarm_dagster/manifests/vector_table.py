@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -58,6 +59,26 @@ def vector_keys(file: LocalFile, video_ids: Sequence[str]) -> dict[str, list[str
         rows = pq.read_table(path, columns=["video_id", *names], filters=wanted) if video_ids else None
     found = [] if rows is None else rows.to_pylist()
     return {row["video_id"]: [row[name] for name in names] for row in found}
+
+
+def content_id(file: LocalFile) -> str | None:
+    """A hash of what decides a file's vectors and their order, wherever they were read from; None if the
+    SHA-256 of one that they are made of is not known.
+
+    Raises:
+        ManifestError: the file cannot be read.
+    """
+    with opened(file) as parquet:
+        schema = parquet.schema_arrow
+        names = ["video_id", *(name for name in schema.names if name.endswith("_artifact_sha256"))]
+        table = parquet.read(columns=names)
+    found = hashlib.sha256(repr((schema.field(FUSED_VECTOR_COLUMN).type, schema.metadata)).encode())
+    for column in table.columns:
+        if column.null_count:
+            return None
+        for buffer in column.combine_chunks().buffers():
+            found.update(buffer or b"")
+    return found.hexdigest()[:16]
 
 
 @contextlib.contextmanager

@@ -33,6 +33,11 @@ class LocalFile:
     remedy: str
     """What a person is told to do where it is damaged."""
 
+    @property
+    def stem(self) -> str:
+        """What the names of all versions of the file in its folder begin with."""
+        return self.path.name
+
     @contextlib.contextmanager
     def reading(self) -> Iterator[Path]:
         """Its path, to be read within the context.
@@ -54,6 +59,11 @@ class LocalCopy(LocalFile):
     """A file with the content of one version of an object."""
 
     etag: str
+
+    @property
+    def stem(self) -> str:
+        """What the names of all versions of the file in its folder begin with."""
+        return self.path.name.rpartition("-")[0]
 
 
 @dataclass(frozen=True)

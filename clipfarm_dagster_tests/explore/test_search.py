@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from clipfarm_dagster.errors import ManifestError, VideoNotFoundError
 from clipfarm_dagster.explore import search
 from clipfarm_dagster.explore.search import near_duplicates, nearest, vector_of
-from clipfarm_dagster.manifests.refresh import modality_vectors
+from clipfarm_dagster.manifests.refresh import fused_file, modality_vectors
 from clipfarm_dagster.stages import Stage
-from clipfarm_dagster_tests.support.corpora import embed, open_corpus
+from clipfarm_dagster_tests.manifests.test_fusion import refresh
+from clipfarm_dagster_tests.support.corpora import embed, embed_all, move_aside, open_corpus
 
 IDS = [f"v{number:03d}" for number in range(300)]
 
@@ -111,6 +114,41 @@ def test_an_index_is_built_anew_when_vectors_changed(tmp_path, monkeypatch):
     assert nearest(file, made["a-new-one"], 3) == found  # from the file
     exact = nearest(file, made["a-new-one"], 3, exact=True)
     assert [match.video_id for match in exact] == [match.video_id for match in found]
+
+
+def test_an_index_stays_where_vectors_only_moved_to_other_keys(tmp_path, monkeypatch):
+    monkeypatch.setattr(search, "INDEX_FROM", 100)
+    corpus = open_corpus(tmp_path)
+    embed_all(corpus, IDS, dimension=32)
+    refresh(corpus)
+    files = [modality_vectors(corpus, Stage.TEXT).file, fused_file(corpus, "concat")]
+    found = [nearest(file, vector_of(file, "v007"), 3) for file in files]
+    indexes = sorted((files[0].path.parent / "indexes").iterdir())
+    move_aside(corpus)
+    refresh(corpus)
+
+    moved = [modality_vectors(corpus, Stage.TEXT).file, fused_file(corpus, "concat")]
+
+    assert [nearest(file, vector_of(file, "v007"), 3) for file in moved] == found
+    assert sorted((files[0].path.parent / "indexes").iterdir()) == indexes
+    assert len(indexes) == 2
+
+
+def test_an_index_of_a_vector_whose_hash_is_not_known_stays_only_with_its_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(search, "INDEX_FROM", 100)
+    corpus = open_corpus(tmp_path)
+    embed(corpus, Stage.TEXT, IDS, dimension=32)
+    with corpus.ledger(Stage.TEXT) as ledger:
+        ledger.record([replace(ledger.rows(["v003"])["v003"], artifact_sha256=None)])
+    file = modality_vectors(corpus, Stage.TEXT).file
+    nearest(file, vector_of(file, "v003"), 3)
+    made = embed(corpus, Stage.TEXT, ["v003"], version="2", dimension=32)
+    with corpus.ledger(Stage.TEXT) as ledger:
+        ledger.record([replace(ledger.rows(["v003"])["v003"], artifact_sha256=None)])
+    file = modality_vectors(corpus, Stage.TEXT).file
+
+    assert nearest(file, made["v003"], 1)[0].score == pytest.approx(1, abs=2e-3)
+    assert len(list((file.path.parent / "indexes").iterdir())) == 1
 
 
 def test_nothing_is_found_among_nothing(tmp_path):

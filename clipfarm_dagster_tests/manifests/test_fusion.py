@@ -23,7 +23,14 @@ from clipfarm_dagster.manifests.vector_table import count_vectors, iter_vectors
 from clipfarm_dagster.planning.delta import Reason
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.vectors.npy import to_npy
-from clipfarm_dagster_tests.support.corpora import embed, embed_all, etag_of, open_corpus, write_metadata
+from clipfarm_dagster_tests.support.corpora import (
+    embed,
+    embed_all,
+    etag_of,
+    move_aside,
+    open_corpus,
+    write_metadata,
+)
 from clipfarm_dagster_tests.support.stages import opened
 
 IDS = [f"v{number:02d}" for number in range(12)]
@@ -129,6 +136,41 @@ def test_only_what_changed_is_read_again(tmp_path, store):
     assert all((after[i] == before[i]).all() for i in IDS if i != "v05")
     assert not np.allclose(after["v05"], before["v05"])
     np.testing.assert_allclose(after["v05"][16:] * np.sqrt(3), remade["v05"], atol=1e-6)
+
+
+def test_vectors_that_only_moved_to_other_keys_are_not_read(tmp_path, store):
+    corpus = open_corpus(tmp_path, store)
+    embed_all(corpus, IDS)
+    refresh(corpus)
+    modality_vectors(corpus, Stage.TEXT)
+    before = fused_vectors(corpus)
+    move_aside(corpus)
+
+    result = refresh(corpus)
+    alone = modality_vectors(corpus, Stage.TEXT)
+
+    assert (result.changed, result.reused, result.objects_read) == (True, 12, 0)
+    assert (alone.fusion.reused, alone.fusion.objects_read) == (12, 0)
+    folder = corpus.keys.generation_folder(Stage.TEXT, corpus.contract(Stage.TEXT).id)
+    for file in (fused_file(corpus, "concat"), alone.file):
+        keys = pq.read_table(file.path, columns=["text_embedding_key"])["text_embedding_key"].to_pylist()
+        assert keys == [f"{folder}{video_id}.npy" for video_id in IDS]
+    after = fused_vectors(corpus)
+    assert all((after[i] == before[i]).all() for i in IDS)
+
+
+def test_a_vector_whose_hash_is_not_known_is_read_at_its_new_key(tmp_path):
+    corpus = open_corpus(tmp_path)
+    embed_all(corpus, IDS)
+    with corpus.ledger(Stage.AUDIO) as ledger:
+        ledger.record([replace(ledger.rows(["v03"])["v03"], artifact_sha256=None)])
+    refresh(corpus)
+    assert refresh(corpus).objects_read == 0
+    move_aside(corpus)
+
+    result = refresh(corpus)
+
+    assert (result.reused, result.objects_read) == (11, 3)
 
 
 def test_updating_gives_the_same_file_as_building(tmp_path, monkeypatch):

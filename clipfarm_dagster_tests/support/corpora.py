@@ -11,6 +11,7 @@ import numpy as np
 
 from clipfarm_dagster.corpus import Corpus
 from clipfarm_dagster.ledger.rows import WorkItem, success_row
+from clipfarm_dagster.maintenance.migration import move_vectors
 from clipfarm_dagster.settings import load_settings
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.store import ObjectStore
@@ -81,6 +82,13 @@ def embed_all(
 ) -> Mapping[Stage, dict[str, np.ndarray]]:
     """`embed` in every stage."""
     return {stage: embed(corpus, stage, video_ids, **options) for stage in Stage}
+
+
+def move_aside(corpus: Corpus) -> None:
+    """Bring all vectors of every stage to other keys, as a cut-over does."""
+    for stage in Stage:
+        with corpus.stage(stage) as opened:
+            assert move_vectors(opened, corpus.keys.generation_folder(stage, opened.contract.id)).lost == 0
 
 
 def write_metadata(corpus: Corpus, video_ids: Sequence[str]) -> None:
