@@ -30,6 +30,7 @@ from clipfarm_dagster.ledger.journal import Journal
 from clipfarm_dagster.ledger.ledger import Ledger
 from clipfarm_dagster.ledger.log import JournalKeys
 from clipfarm_dagster.ledger.serving import Serving, ServingRecord
+from clipfarm_dagster.ledger.tombstones import Tombstones
 from clipfarm_dagster.ledger.verify import repair_vectors, verify_vectors
 from clipfarm_dagster.modalities.encoder import Encoder
 from clipfarm_dagster.modalities.registry import load_encoder, stage_contract
@@ -134,6 +135,11 @@ class Corpus:
     def serving(self) -> ServingRecord:
         """Which generation of each stage serves."""
         return ServingRecord(self.store, self.keys.serving())
+
+    @cached_property
+    def tombstones(self) -> Tombstones:
+        """Which videos are erased."""
+        return Tombstones(self.store, self.keys.erased())
 
     @contextlib.contextmanager
     def ledger(self, stage: Stage) -> Iterator[Ledger]:

@@ -79,6 +79,10 @@ class Keys:
         """Which generation of each stage serves."""
         return f"{self.prefix}/state/serving.json"
 
+    def erased(self) -> str:
+        """Which videos are erased, as keyed hashes, and the key."""
+        return f"{self.prefix}/state/erased.json"
+
     def ledger_snapshot(self, stage: Stage) -> str:
         """Snapshot of a stage's SQLite ledger."""
         return f"{self.prefix}/state/{stage}_embedding.sqlite"
