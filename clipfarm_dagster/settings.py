@@ -144,6 +144,11 @@ class Settings(BaseSettings):
     retry_seconds: float = Field(
         60.0, gt=0, description="Delay after the first failure; doubles with each further one."
     )
+    cut_over: Literal["auto", "manual"] = Field(
+        "auto",
+        description="What happens once another model has embedded all that is served: with `auto` its vectors"
+        " serve, with `manual` only `clipfarm migrate cut-over` lets them.",
+    )
     item_timeout_seconds: float = Field(
         300.0, gt=0, description="If preparing one item takes longer, it is stopped and fails."
     )
