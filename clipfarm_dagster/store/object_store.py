@@ -29,6 +29,7 @@ from clipfarm_dagster.store.fetching import as_they_come
 from clipfarm_dagster.store.integrity import contradicts
 from clipfarm_dagster.store.s3 import SLOWEST_BYTES_PER_SECOND, S3Options
 from clipfarm_dagster.store.single_objects import ObjectInfo, SingleObjects, StoredObject, info_of
+from clipfarm_dagster.store.versions import PreviousVersions
 
 __all__ = ["ObjectInfo", "ObjectStore", "S3Options", "StoredObject", "local_path"]
 
@@ -77,7 +78,7 @@ C = TypeVar("C", bound=Copy)
 P = TypeVar("P")
 
 
-class ObjectStore(SingleObjects):
+class ObjectStore(SingleObjects, PreviousVersions):
     """A bucket or a folder. Threads may share one; pickling takes the address along and connects anew.
 
     A child process must be spawned, not forked: in a fork of a process that has used a store, calls hang.

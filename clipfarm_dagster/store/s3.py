@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from clipfarm_dagster.errors import SettingsError, StoreUnavailableError
@@ -150,6 +151,38 @@ class S3Connection:
             [entry["Size"] for entry in found],
             is_last=not answer["IsTruncated"],
         )
+
+    def folders(self, prefix: str) -> Iterator[str]:
+        """Keys of the folders right in a folder, with a slash at the end. Raises what botocore raises."""
+        pages = self._client.get_paginator("list_objects_v2").paginate(
+            Bucket=self._bucket, Prefix=prefix, Delimiter="/"
+        )
+        return (entry["Prefix"] for page in pages for entry in page.get("CommonPrefixes", []))
+
+    def folders_of_versions(self, prefix: str) -> Iterator[str]:
+        """As `folders`, those of all versions and marks of removal."""
+        pages = self._client.get_paginator("list_object_versions").paginate(
+            Bucket=self._bucket, Prefix=prefix, Delimiter="/"
+        )
+        return (entry["Prefix"] for page in pages for entry in page.get("CommonPrefixes", []))
+
+    def version_pages(self, prefix: str) -> Iterator[Mapping[str, Any]]:
+        """All versions, and marks of removal, of keys that begin with `prefix`, as boto3 gives them. Raises
+        what botocore raises."""
+        paginator = self._client.get_paginator("list_object_versions")
+        return iter(paginator.paginate(Bucket=self._bucket, Prefix=prefix))
+
+    def download_version(self, key: str, version_id: str, path: Path) -> None:
+        """Write a version into a file. Raises what botocore raises."""
+        self._client.download_file(self._bucket, key, str(path), ExtraArgs={"VersionId": version_id})
+
+    def delete_versions(self, versions: Sequence[tuple[str, str]]) -> list[Mapping[str, str]]:
+        """Remove versions for good, each given by key and id; returns what S3 says of those that it keeps.
+        Raises what botocore raises."""
+        asked = [{"Key": key, "VersionId": version_id} for key, version_id in versions]
+        answer = self._client.delete_objects(Bucket=self._bucket, Delete={"Objects": asked, "Quiet": True})
+        errors: list[Mapping[str, str]] = answer.get("Errors", [])
+        return errors
 
     def tells_md5(self, key: str) -> bool:
         """Whether nothing about an object says that its ETag is no MD5, as that of one encrypted by KMS or by

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 from workbench.seaweedfs import S3Server
 
@@ -112,7 +112,8 @@ class S3Proxy:
         self._behind = urlsplit(server.endpoint_url).netloc
         self._faults: list[tuple[str, re.Pattern[str], Fault]] = []
         self.requests: Counter[tuple[str, str]] = Counter()
-        """Requests that came, by method and key; listings by the method `LIST` and the prefix."""
+        """Requests that came, by method and key; listings by the method `LIST`, those of versions by
+        `VERSIONS`, and the prefix."""
         self._lock = threading.Lock()
         proxy = self
 
@@ -128,7 +129,7 @@ class S3Proxy:
 
     def break_(self, method: str, key: str, fault: Fault) -> None:
         """From now on answer requests of `method` for keys that match the pattern `key` by `fault`; the
-        method `LIST` is for listings, by their prefix. The latest that matches counts."""
+        methods `LIST` and `VERSIONS` are for listings, by their prefix. The latest that matches counts."""
         with self._lock:
             self._faults.insert(0, (method, re.compile(key), fault))
 
@@ -172,9 +173,10 @@ class _Handler(BaseHTTPRequestHandler):
         parts = urlsplit(self.path)
         key = unquote(parts.path.lstrip("/").partition("/")[2])
         method = self.command
-        if method == "GET" and "list-type=" in parts.query:
-            found = re.search(r"(?:^|&)prefix=([^&]*)", parts.query)
-            method, key = "LIST", unquote(found[1]) if found else ""
+        listing = {"list-type": "LIST", "versions": "VERSIONS"}
+        asked = parse_qs(parts.query, keep_blank_values=True)
+        if method == "GET" and (named := listing.keys() & asked.keys()):
+            method, key = listing[named.pop()], asked.get("prefix", [""])[0]
         fault = self.proxy._fault(method, key)
         answer = self._ask(body)
         self._say(fault(answer) if fault is not None else answer)
