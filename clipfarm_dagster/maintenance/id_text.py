@@ -13,9 +13,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from clipfarm_dagster.stages import Stage
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 _TOKENS = re.compile(
     r"(?:\x1b|\\+u001b)\[[0-9;]*m"  # a colour of the terminal
@@ -97,15 +100,20 @@ class IdText:
     def held_in(self, texts: Sequence[str] | Sequence[bytes]) -> list[bool]:
         """Which of some texts have one of the ids anywhere, within another word too; fast for many ids."""
         import pyarrow as pa
+
+        return [bool(held) for held in self.mask(pa.array(texts)).to_pylist()]
+
+    def mask(self, texts: pa.Array) -> pa.BooleanArray:
+        """As `held_in`, of a column of texts."""
+        import pyarrow as pa
         import pyarrow.compute as pc
 
-        array = pa.array(texts)
-        found = pa.array([False] * len(texts))
+        found = pa.repeat(False, len(texts))
         escaped = [re.escape(video_id) for video_id in self.tombstones]
         for start in range(0, len(escaped), _IN_ONE_PATTERN):
             pattern = "|".join(escaped[start : start + _IN_ONE_PATTERN])
-            found = pc.or_(found, pc.match_substring_regex(array, pattern))
-        return [bool(held) for held in found.to_pylist()]
+            found = pc.or_(found, pc.fill_null(pc.match_substring_regex(texts, pattern), False))
+        return found
 
     def spans(self, text: str) -> Iterator[tuple[int, int, str]]:
         """Where ids stand as wholes, words or not: start, end and id, from left to right."""

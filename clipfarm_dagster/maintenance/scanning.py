@@ -1,11 +1,12 @@
 """Looks for what is left of erased videos: their ids in the bytes of files, and in tables of databases.
 
-What a file compresses is not seen, except for columns of a database that hold a zlib stream. An id of fewer
-than six characters can stand in binary data by chance.
+What a file compresses is not seen, except for Parquet's columns of text, gzip files, and columns of a
+database that hold a zlib stream. An id of fewer than six characters can stand in binary data by chance.
 """
 
 from __future__ import annotations
 
+import gzip
 import mmap
 import re
 import sqlite3
@@ -20,9 +21,12 @@ from typing import TYPE_CHECKING
 from clipfarm_dagster.maintenance.id_text import IdText
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from sqlalchemy import Connection
 
 _SQLITE_MAGIC = b"SQLite format 3\0"
+_PARQUET_MAGIC = b"PAR1"
+_GZIP_MAGIC = b"\x1f\x8b"
 _LOG_SUFFIXES = ("-wal", "-journal")
 _SURE = 6
 """Characters of an id that bytes without boundaries are searched for."""
@@ -39,7 +43,8 @@ class Trace:
     """Ids that are still there."""
 
     place: str
-    """The path of a file, with table and column where it is a database; or table and column of a server."""
+    """The path of a file, with table and column where it is a database, with the column where it is Parquet;
+    or table and column of a server."""
     count: int
 
 
@@ -71,14 +76,20 @@ def scan_file(path: Path, ids: IdText) -> list[Trace]:
         with path.open("rb") as file:
             if not path.stat().st_size or path.name.endswith("-shm"):
                 return []
-            is_sqlite = file.read(len(_SQLITE_MAGIC)) == _SQLITE_MAGIC
+            head = file.read(len(_SQLITE_MAGIC))
+            is_sqlite = head == _SQLITE_MAGIC
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
                 packed = is_sqlite or path.name.endswith(_LOG_SUFFIXES)
                 count = _count_packed(data, ids) if packed else _count_whole(data, ids)
     except FileNotFoundError:
         return []
-    in_tables = _scan_sqlite(path, ids) if is_sqlite else []
-    return in_tables or ([Trace(str(path), count)] if count else [])
+    if is_sqlite:
+        inside = _scan_sqlite(path, ids)
+    elif head.startswith(_PARQUET_MAGIC):
+        inside = _scan_parquet(path, ids)
+    else:
+        inside = _scan_gzip(path, ids) if head.startswith(_GZIP_MAGIC) else []
+    return inside or ([Trace(str(path), count)] if count else [])
 
 
 def scan_postgres(connection: Connection, ids: IdText) -> list[Trace]:
@@ -155,6 +166,37 @@ def _sqlite_columns(connection: sqlite3.Connection) -> list[tuple[str, str]]:
         """SELECT m.name, c.name FROM sqlite_master AS m JOIN pragma_table_info(m.name) AS c
         WHERE m.type = 'table' ORDER BY m.name, c.cid"""
     ).fetchall()
+
+
+def _scan_parquet(path: Path, ids: IdText) -> list[Trace]:
+    """What is left in the columns of text of a Parquet file; one that is damaged has its bytes alone."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    traces = []
+    with suppress(pa.ArrowException), pq.ParquetFile(path) as file:
+        for field in file.schema_arrow:
+            if pa.types.is_string(field.type) or pa.types.is_large_string(field.type):
+                batches = file.iter_batches(columns=[field.name])
+                count = sum(_count_column(batch[0], ids) for batch in batches)
+                if count:
+                    traces.append(Trace(f"{path}: {field.name}", count))
+    return traces
+
+
+def _count_column(column: pa.Array, ids: IdText) -> int:
+    """Ids that stand in a column of text, which may be long."""
+    held = column.filter(ids.mask(column))
+    return sum(len(list(ids.spans(text))) for text in held.to_pylist())
+
+
+def _scan_gzip(path: Path, ids: IdText) -> list[Trace]:
+    """What is left in the lines of a gzip file; one that is damaged, up to there."""
+    count = 0
+    with suppress(OSError, EOFError, zlib.error), gzip.open(path) as lines:
+        while batch := list(islice(lines, _BATCH)):
+            count += _count_values(batch, ids)
+    return [Trace(str(path), count)] if count else []
 
 
 def _count_values(values: Iterable[object], ids: IdText) -> int:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import gzip
 import sqlite3
 import zlib
 from contextlib import closing
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 import sqlalchemy
 
@@ -77,6 +81,31 @@ def test_the_write_ahead_log_counts(tmp_path: Path, ids: IdText):
         assert found(tmp_path, ids) == {"some.db-wal": 1}
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         assert found(tmp_path, ids) == {}
+
+
+def test_columns_of_parquet_and_lines_of_gzip(tmp_path: Path, ids: IdText):
+    names = [None, *(f"clip-1{n}" for n in range(5000)), "clip-0001", "clip-00012"]
+    notes = pa.array([f"about {name}" for name in names], pa.large_string())
+    table = pa.table({"id": names, "note": notes, "n": list(range(len(names)))})
+    for name, codec in (("a.parquet", "zstd"), ("b.parquet", "lz4")):
+        pq.write_table(table, tmp_path / name, compression=codec, row_group_size=1000, write_statistics=False)
+    pq.write_table(table.filter(pc.not_equal(table["id"], "clip-0001")), tmp_path / "c.parquet")
+    (tmp_path / "rows.gz").write_bytes(gzip.compress(b'{"id": "clip-00012"}\n{"id": "clip-0001"}\n' * 700))
+    (tmp_path / "others.gz").write_bytes(gzip.compress(b"clip-00012"))
+    (tmp_path / "damaged.parquet").write_bytes(b"PAR1 clip-0001")
+    (tmp_path / "damaged.gz").write_bytes(gzip.compress(b"clip-0001\n" * 5000)[:-4])
+
+    assert not any(b"clip-0001" in (tmp_path / name).read_bytes() for name in ("a.parquet", "rows.gz"))
+    told = found(tmp_path, ids)
+    assert told.pop("damaged.gz") > 0
+    assert told == {
+        "a.parquet: id": 1,
+        "a.parquet: note": 1,
+        "b.parquet: id": 1,
+        "b.parquet: note": 1,
+        "damaged.parquet": 1,
+        "rows.gz": 700,
+    }
 
 
 def test_columns_of_postgresql(postgres_url: str, ids: IdText):
