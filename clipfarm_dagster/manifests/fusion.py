@@ -18,7 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 from clipfarm_dagster.manifests.manifest import Manifest
 from clipfarm_dagster.manifests.strategies import Strategy
-from clipfarm_dagster.manifests.vector_table import CHUNK, FUSED_VECTOR_COLUMN, matrix, with_vectors
+from clipfarm_dagster.manifests.vector_table import (
+    CHUNK,
+    FUSED_VECTOR_COLUMN,
+    matrix,
+    vectors_writer,
+    with_vectors,
+)
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.store import ObjectStore
 from clipfarm_dagster.store.local_copies import LocalFile
@@ -134,22 +140,11 @@ class FusionPlan:
         """
         import numpy as np
         import pyarrow as pa
-        import pyarrow.parquet as pq
 
         targets, standing = self._targets, self._standing
         reader = _Reader(self._strategy, store, self._known, targets, self._rows_before < 0)
         result = Fusion(True, reused=int((self._rows_before >= 0).sum()))
-        with pq.ParquetWriter(
-            output,
-            self._schema,
-            compression="zstd",
-            compression_level=1,
-            use_dictionary=False,
-            use_byte_stream_split=[
-                f"{FUSED_VECTOR_COLUMN}.list.element"
-            ],  # a sixth smaller than plain float32
-            write_statistics=["video_id"],
-        ) as writer:
+        with vectors_writer(output, self._schema) as writer:
             for start in range(0, targets.num_rows, CHUNK):
                 chunk, before = targets.slice(start, CHUNK), self._rows_before[start : start + CHUNK]
                 vectors = np.empty((chunk.num_rows, self._fused_dim), dtype=np.float32)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clipfarm_dagster.errors import ManifestError
@@ -192,8 +193,6 @@ def write_manifest(manifest: Manifest, copies: LocalCopies, key: str) -> tuple[L
     Raises:
         StoreError: the store cannot be read or written.
     """
-    import pyarrow.parquet as pq
-
     standing = copies.get(key)
     if standing is not None:
         try:
@@ -201,5 +200,11 @@ def write_manifest(manifest: Manifest, copies: LocalCopies, key: str) -> tuple[L
                 return standing, False
         except ManifestError:
             pass  # of another version, or damaged: it is replaced
-    write = partial(pq.write_table, manifest.table, row_group_size=_ROW_GROUP, compression="zstd")
-    return copies.put(key, write)[1], True
+    return copies.put(key, partial(write_rows, manifest.table))[1], True
+
+
+def write_rows(table: pa.Table, path: Path) -> None:
+    """Write the rows of a manifest into a file."""
+    import pyarrow.parquet as pq
+
+    pq.write_table(table, path, row_group_size=_ROW_GROUP, compression="zstd")

@@ -59,9 +59,13 @@ class Keys:
         """The `.npy` of a video's embedding."""
         return f"{self.embedding_folder(stage)}{check_video_id(video_id)}.npy"
 
+    def generations_folder(self, stage: Stage) -> str:
+        """Folder of the generations of a stage that do not serve, with a slash at the end."""
+        return f"{self.prefix}/generations/{stage}/"
+
     def generation_folder(self, stage: Stage, contract_id: str) -> str:
         """Folder of the vectors of a generation that does not serve, with a slash at the end."""
-        return f"{self.prefix}/generations/{stage}/{contract_id}/"
+        return f"{self.generations_folder(stage)}{contract_id}/"
 
     def generation(self, stage: Stage, contract_id: str, video_id: str) -> str:
         """The `.npy` of a video's embedding in a generation that does not serve."""
@@ -70,7 +74,7 @@ class Keys:
     def vector(self, stage: Stage, video_id: str, recorded: str | None) -> str:
         """Where a vector lies: at the key that was recorded, if that is one of this store's, else under
         `embeddings/`."""
-        own = (self.embedding_folder(stage), f"{self.prefix}/generations/{stage}/")
+        own = (self.embedding_folder(stage), self.generations_folder(stage))
         if recorded is not None and recorded.startswith(own) and recorded.endswith(f"/{video_id}.npy"):
             return recorded
         return self.embedding(stage, video_id)
@@ -100,13 +104,21 @@ class Keys:
         name = hashlib.sha256(f"{model_name}@{revision}".encode()).hexdigest()[:16]
         return f"{self.prefix}/state/models/{stage}/{name}.json"
 
+    def manifests_folder(self) -> str:
+        """Folder of the manifests, with a slash at the end."""
+        return f"{self.prefix}/manifests/"
+
     def manifest(self, stage: Stage) -> str:
         """A modality's manifest."""
-        return f"{self.prefix}/manifests/{stage}.parquet"
+        return f"{self.manifests_folder()}{stage}.parquet"
+
+    def fused_folder(self) -> str:
+        """Folder of the fused manifests of all strategies, with a slash at the end."""
+        return f"{self.prefix}/fused/"
 
     def fused_manifest(self, strategy: str) -> str:
         """The fused manifest of one strategy."""
-        return f"{self.prefix}/fused/{strategy}/fused_manifest.parquet"
+        return f"{self.fused_folder()}{strategy}/fused_manifest.parquet"
 
     def canary_folder(self, stage: Stage, contract_id: str) -> str:
         """Folder of what the canary gave under a contract, with a slash at the end."""
