@@ -16,7 +16,7 @@ import pytest
 from sqlalchemy import create_engine, text
 
 from clipfarm_dagster.errors import LedgerError
-from clipfarm_dagster.ledger import ledger as ledger_module
+from clipfarm_dagster.ledger import reading
 from clipfarm_dagster.ledger.ledger import Ledger
 from clipfarm_dagster.ledger.schema import LEDGER_COLUMNS, LedgerRow, Status
 from clipfarm_dagster.stages import Stage
@@ -82,7 +82,7 @@ def test_a_batch_is_recorded_whole_or_not_at_all(ledger: Ledger):
 
 @pytest.mark.parametrize("rows_read_here", [0, 20_000], ids=["in another process", "here"])
 def test_columns_give_every_row_typed(ledger: Ledger, monkeypatch: pytest.MonkeyPatch, rows_read_here: int):
-    monkeypatch.setattr(ledger_module, "_ROWS_READ_HERE", rows_read_here)
+    monkeypatch.setattr(reading, "_ROWS_READ_HERE", rows_read_here)
     # nulls first: the types must not be guessed from them
     ledger.record([*(LedgerRow(video_id=f"v{i}") for i in range(2000)), FULL])
 
@@ -98,14 +98,14 @@ def test_columns_give_every_row_typed(ledger: Ledger, monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("rows_read_here", [0, 20_000], ids=["in another process", "here"])
 def test_an_empty_ledger_has_empty_columns(ledger: Ledger, monkeypatch, rows_read_here: int):
-    monkeypatch.setattr(ledger_module, "_ROWS_READ_HERE", rows_read_here)
+    monkeypatch.setattr(reading, "_ROWS_READ_HERE", rows_read_here)
 
     assert ledger.columns(["video_id", "seconds"]).to_pydict() == {"video_id": [], "seconds": []}
 
 
 def test_bulk_reading_between_writes_loses_nothing(ledger: Ledger, monkeypatch: pytest.MonkeyPatch):
     """A second copy of SQLite in this process would drop our locks, and with them the write-ahead log."""
-    monkeypatch.setattr(ledger_module, "_ROWS_READ_HERE", 0)
+    monkeypatch.setattr(reading, "_ROWS_READ_HERE", 0)
     for i in range(5):
         ledger.record([LedgerRow(video_id=f"v{i}")])
         assert ledger.columns(["video_id"]).num_rows == i + 1
