@@ -9,6 +9,7 @@ import contextlib
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,7 +26,7 @@ from clipfarm_dagster.catalog.source import MetadataSource
 from clipfarm_dagster.corpus.generations import follow, recorded_contract
 from clipfarm_dagster.corpus.stage_corpus import StageCorpus, list_raw_objects, plan_stages
 from clipfarm_dagster.errors import MetadataError, SettingsError
-from clipfarm_dagster.ledger.corpus_id import bind_to_corpus
+from clipfarm_dagster.ledger.corpus_id import bind_to_corpus, read_corpus_id
 from clipfarm_dagster.ledger.journal import Journal
 from clipfarm_dagster.ledger.ledger import Ledger
 from clipfarm_dagster.ledger.log import JournalKeys
@@ -43,6 +44,14 @@ from clipfarm_dagster.vectors.contract import Contract
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What the store says of the corpus as a whole when stages are opened."""
+
+    corpus_id: str | None
+    serving: Mapping[Stage, Serving]
 
 
 class Corpus:
@@ -151,16 +160,19 @@ class Corpus:
             LedgerError: it cannot be opened, or it belongs to another corpus.
             StoreError: the store cannot be read.
         """
-        with self._ledger(stage) as (ledger, _):
+        with self._ledger(stage, self._look()) as (ledger, _):
             yield ledger
 
+    def _look(self) -> _Seen:
+        return _Seen(read_corpus_id(self.store, self.keys.corpus_id()), self.serving.read())
+
     @contextlib.contextmanager
-    def _ledger(self, stage: Stage) -> Iterator[tuple[Ledger, Serving | None]]:
+    def _ledger(self, stage: Stage, seen: _Seen) -> Iterator[tuple[Ledger, Serving | None]]:
         path = self.settings.home_files.ledger(stage)
         ledger = Ledger.open(stage, state_url=self.settings.state_url, sqlite_path=path)
         try:
-            bind_to_corpus(ledger, self.store, self.keys.corpus_id())
-            serving = self.serving.read().get(stage)
+            bind_to_corpus(ledger, self.store, self.keys.corpus_id(), seen.corpus_id)
+            serving = seen.serving.get(stage)
             if serving is not None:
                 follow(ledger, serving)
             if ledger.sqlite_path is not None:
@@ -190,7 +202,12 @@ class Corpus:
                 contract.
             StoreError: the store cannot be read.
         """
-        with self._ledger(stage) as (ledger, serving):
+        with self._stage(stage, generation, self._look()) as opened:
+            yield opened
+
+    @contextlib.contextmanager
+    def _stage(self, stage: Stage, generation: str | None, seen: _Seen) -> Iterator[StageCorpus]:
+        with self._ledger(stage, seen) as (ledger, serving):
             contract = None
             if generation is None and serving is not None:
                 generation = serving.contract_id
@@ -203,8 +220,9 @@ class Corpus:
     def stages(self, stages: Collection[Stage]) -> Iterator[dict[Stage, StageCorpus]]:
         """Several stages as `stage` opens one, opened at the same time."""
         with contextlib.ExitStack() as held:
+            seen = self._look()
             with ThreadPoolExecutor(len(Stage)) as pool:
-                opened = pool.map(lambda stage: held.enter_context(self.stage(stage)), stages)
+                opened = pool.map(lambda stage: held.enter_context(self._stage(stage, None, seen)), stages)
                 by_stage = dict(zip(stages, opened, strict=True))
             yield by_stage
 

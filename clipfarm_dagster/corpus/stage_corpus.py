@@ -84,7 +84,7 @@ class StageCorpus:
     @property
     def place(self) -> VectorPlace:
         """Where vectors of this generation are written."""
-        return VectorPlace(self.keys, self.stage, self.contract.id, self.record)
+        return VectorPlace(self.keys, self.stage, self.contract.id, self.record, self.serving)
 
     @property
     def serves(self) -> bool:

@@ -50,13 +50,11 @@ def store_vectors(
         StoreError: the store as a whole cannot be read or written.
         LedgerError: the ledger cannot be written.
     """
-    keys = _keys(place, vectors)
-    stored = {v.item.video_id: Stored(v.item, key) for v, key in zip(vectors, keys, strict=True)}
+    stored = {vector.item.video_id: Stored(vector.item, "") for vector in vectors}
     new = [vector for vector in vectors if _is_new(vector.item)]
-    changed_meanwhile = _put(store, [(vector, None) for vector in new], stored)
     known = [vector for vector in vectors if not _is_new(vector.item)]
-    changed_meanwhile += _overwrite(store, ledger, place, known, stored)
-    for vector in _overwrite(store, ledger, place, changed_meanwhile, stored):
+    changed_meanwhile = _store_once(store, ledger, place, new, known, stored)
+    for vector in _store_once(store, ledger, place, [], changed_meanwhile, stored):
         video_id = vector.item.video_id
         stored[video_id] = replace(stored[video_id], contested=True)
     return stored
@@ -83,14 +81,10 @@ def _marked(item: WorkItem, version: int | None) -> WorkItem:
     return replace(item, previous=replace(forgotten(previous), row_version=version))
 
 
-def _keys(place: VectorPlace, vectors: Sequence[NewVector]) -> list[str]:
-    known = [vector.item.previous for vector in vectors]
-    return place.keys_now(
-        [
-            (vector.item.video_id, None if row is None else row.artifact_key)
-            for vector, row in zip(vectors, known, strict=True)
-        ]
-    )
+def _asked(vectors: Sequence[NewVector]) -> list[tuple[str, str | None]]:
+    """Each vector as `VectorPlace` is asked for it."""
+    items = [vector.item for vector in vectors]
+    return [(item.video_id, item.previous.artifact_key if item.previous else None) for item in items]
 
 
 def _refused(stored: Stored, error: StoreError) -> Stored:
@@ -99,35 +93,41 @@ def _refused(stored: Stored, error: StoreError) -> Stored:
     return Stored(_marked(stored.item, version), stored.key, refused=error)
 
 
-def _overwrite(
+def _store_once(
     store: ObjectStore,
     ledger: Ledger,
     place: VectorPlace,
-    vectors: Sequence[NewVector],
+    new: Sequence[NewVector],
+    known: Sequence[NewVector],
     stored: dict[str, Stored],
 ) -> list[NewVector]:
-    """Mark, then write over what was there before; returns those that somebody has changed in between."""
+    """Create the new ones; mark the others, then write over what was there before. Returns those that somebody
+    has changed in between, or that go elsewhere by now."""
+    vectors = [*new, *known]
     if not vectors:
         return []
-    writable: list[tuple[NewVector, str | None]] = []
-    moved: list[NewVector] = []
-    keys = _keys(place, vectors)
-    seen_objects = store.head_each(keys)
-    # Asked again once the objects were seen: if another generation began to serve after that, what it puts
-    # there has another ETag than what was seen.
-    for vector, key, seen, key_now in zip(vectors, keys, seen_objects, _keys(place, vectors), strict=True):
+    looked_at = place.keys_seen(_asked(known))
+    seen_objects = store.head_each(looked_at)
+    # Asked once the objects were seen: if another generation begins to serve after that, what it puts there
+    # has another ETag than what was seen.
+    for vector, key in zip(vectors, place.keys_now(_asked(vectors)), strict=True):
         video_id = vector.item.video_id
         stored[video_id] = replace(stored[video_id], key=key)
-        if isinstance(seen, StoreError):
+    left = _put(store, [(vector, None) for vector in new], stored)
+    writable: list[tuple[NewVector, str | None]] = []
+    for vector, key, seen in zip(known, looked_at, seen_objects, strict=True):
+        video_id = vector.item.video_id
+        if key != stored[video_id].key:
+            left.append(vector)
+        elif isinstance(seen, StoreError):
             stored[video_id] = _refused(stored[video_id], seen)
-        elif key != key_now:
-            moved.append(vector)
         else:
             writable.append((vector, None if seen is None else seen.etag))
-    versions = ledger.mark_overwriting([vector.item.video_id for vector, _ in writable])
-    for video_id, version in versions.items():
-        stored[video_id] = replace(stored[video_id], item=_marked(stored[video_id].item, version))
-    return moved + _put(store, writable, stored)
+    if writable:
+        versions = ledger.mark_overwriting([vector.item.video_id for vector, _ in writable])
+        for video_id, version in versions.items():
+            stored[video_id] = replace(stored[video_id], item=_marked(stored[video_id].item, version))
+    return left + _put(store, writable, stored)
 
 
 def _put(

@@ -46,14 +46,19 @@ def ensure_corpus_id(store: ObjectStore, key: str) -> str:
     return corpus_id
 
 
-def bind_to_corpus(ledger: Ledger, store: ObjectStore, key: str) -> None:
+def bind_to_corpus(ledger: Ledger, store: ObjectStore, key: str, here: str | None) -> None:
     """Let a ledger belong to the corpus whose id lies under `key`, from its first row on.
+
+    Args:
+        here: what `read_corpus_id` gave of late.
 
     Raises:
         LedgerError: it belongs to another one.
         StoreError: the store cannot be read.
     """
-    here, known = read_corpus_id(store, key), ledger.corpus_id()
+    known = ledger.corpus_id()
+    if here is None and known is not None:
+        here = read_corpus_id(store, key)  # another process may have written the first row meanwhile
     if known is None and here is not None:
         ledger.set_corpus_id(here)
     elif known is None:

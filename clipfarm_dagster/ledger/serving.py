@@ -104,22 +104,33 @@ class VectorPlace:
     """
 
     def __init__(
-        self, keys: Keys, stage: Stage, contract_id: str, record: ServingRecord | None = None
+        self,
+        keys: Keys,
+        stage: Stage,
+        contract_id: str,
+        record: ServingRecord | None = None,
+        seen: Serving | None = None,
     ) -> None:
-        """`record` None: the generation serves, whatever happens."""
+        """`record` None: the generation serves, whatever happens. `seen`: what it said of late."""
         self._keys, self._stage, self._contract_id, self._record = keys, stage, contract_id, record
+        self._seen = seen
 
     def keys_now(self, vectors: Sequence[tuple[str, str | None]]) -> list[str]:
         """The keys for some vectors, each given as `video_id` and the key at which the ledger says it lies.
 
         A key holds as long as the same generation serves: whoever looks at what lies at a key has to ask here
-        again before writing.
+        after that, and before writing.
 
         Raises:
             StoreError: the store cannot be read.
         """
-        serving = None if self._record is None else self._record.read().get(self._stage)
-        return [self._key(serving, video_id, known) for video_id, known in vectors]
+        if self._record is not None:
+            self._seen = self._record.read().get(self._stage)
+        return self.keys_seen(vectors)
+
+    def keys_seen(self, vectors: Sequence[tuple[str, str | None]]) -> list[str]:
+        """The keys by what was last known, which may not hold any more; asks nothing."""
+        return [self._key(self._seen, video_id, known) for video_id, known in vectors]
 
     def _key(self, serving: Serving | None, video_id: str, known: str | None) -> str:
         aside = self._keys.generation(self._stage, self._contract_id, video_id)

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from clipfarm_dagster.corpus import Corpus
 from clipfarm_dagster.errors import SettingsError
+from clipfarm_dagster.ledger.ledger import Ledger
 from clipfarm_dagster.ledger.schema import LedgerRow, Status
+from clipfarm_dagster.ledger.serving import Serving
 from clipfarm_dagster.ledger.verify import repair_vectors, verify_vectors
 from clipfarm_dagster.settings import load_settings
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.store import ObjectStore
 from clipfarm_dagster_tests.support.raw import metadata_row, put_metadata
+from clipfarm_dagster_tests.support.s3_proxy import s3_proxy
 from clipfarm_dagster_tests.support.stages import opened
 from workbench.seaweedfs import S3Server
 
@@ -91,3 +95,38 @@ def test_metadata_that_cannot_be_reached_is_refused_by_its_setting(corpus: Corpu
 
     assert "s3://bucket/key.csv" in str(caught.value)
     assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("store", ["s3"], indirect=True)
+def test_stages_that_are_opened_together_ask_the_store_once_for_what_they_share(
+    corpus: Corpus, s3_environment: S3Server, monkeypatch: pytest.MonkeyPatch
+):
+    with corpus.ledger(Stage.TEXT) as ledger:
+        ledger.record([LedgerRow(video_id="a", status=Status.SUCCESS, processed_at="2026")])
+    contract_id = corpus.contract(Stage.TEXT).id
+    corpus.serving.change(Stage.TEXT, lambda now: Serving(contract_id, "2026-01-01T00:00:00.000000Z"))
+    with s3_proxy(s3_environment) as proxy, monkeypatch.context() as through_it:
+        through_it.setenv("AWS_ENDPOINT_URL", proxy.server.endpoint_url)
+        with Corpus.open(load_settings()).stages(list(Stage)) as stages:
+            assert [one.serving is not None for one in stages.values()] == [False, False, True]
+
+        shared = (corpus.keys.serving(), corpus.keys.corpus_id())
+        assert [proxy.requests["GET", key] for key in shared] == [1, 1]
+
+
+@over_a_folder
+def test_another_process_may_write_the_first_row_while_a_ledger_is_opened(
+    corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+):
+    open_ledger = Ledger.open
+
+    def opened_late(*args: Any, **kwargs: Any) -> Ledger:
+        monkeypatch.setattr(Ledger, "open", open_ledger)
+        with corpus.ledger(Stage.TEXT) as other:
+            other.record([LedgerRow(video_id="a", status=Status.SUCCESS, processed_at="2026")])
+        return open_ledger(*args, **kwargs)
+
+    monkeypatch.setattr(Ledger, "open", opened_late)
+
+    with corpus.ledger(Stage.TEXT) as ledger:
+        assert list(ledger.rows(["a"])) == ["a"]
