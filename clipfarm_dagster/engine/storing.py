@@ -101,8 +101,8 @@ def _store_once(
     known: Sequence[NewVector],
     stored: dict[str, Stored],
 ) -> list[NewVector]:
-    """Create the new ones; mark the others, then write over what was there before. Returns those that somebody
-    has changed in between, or that go elsewhere by now."""
+    """Create the new ones; mark the others, then write over what was there before. Returns those that
+    somebody has changed in between, or that go elsewhere by now."""
     vectors = [*new, *known]
     if not vectors:
         return []
