@@ -41,13 +41,17 @@ class Bench:
     def write(self, video_ids: Sequence[str], number: int) -> dict[str, Stored]:
         """Store and record a vector for each id."""
         rows = self.ledger.rows(video_ids)
-        new = [NewVector(WorkItem(i, {}, "h", None, rows.get(i)), npy(number)) for i in video_ids]
+        new = [NewVector(WorkItem(i, {}, "h", "2026", rows.get(i)), npy(number)) for i in video_ids]
         stored = store_vectors(self.store, self.ledger, self.place, new)
-        made = {"status": Status.SUCCESS, "processed_at": "2026", "vector_source_hash": str(number)}
         self.ledger.record(
             [
-                replace(one.item.previous or LedgerRow(video_id=i), artifact_key=one.key, **made)
-                for i, one in stored.items()
+                replace(
+                    one.item.previous or LedgerRow(video_id=video_id),
+                    status=Status.SUCCESS,
+                    processed_at="2026",
+                    artifact_key=one.key,
+                )
+                for video_id, one in stored.items()
             ]
         )
         return stored
