@@ -107,7 +107,7 @@ class ManifestError(ClipFarmError):
 
 
 class MigrationError(ClipFarmError):
-    """The generation that serves cannot be changed now; nothing is lost."""
+    """A generation cannot serve, be written or be dropped now; nothing is lost."""
 
 
 class FusionError(ClipFarmError):

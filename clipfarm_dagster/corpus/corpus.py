@@ -23,7 +23,7 @@ from clipfarm_dagster.catalog.metadata import (
     split_points,
 )
 from clipfarm_dagster.catalog.source import MetadataSource
-from clipfarm_dagster.corpus.generations import follow, recorded_contract
+from clipfarm_dagster.corpus.generations import follow, forget_dropped, recorded_contract
 from clipfarm_dagster.corpus.stage_corpus import StageCorpus, list_raw_objects, plan_stages
 from clipfarm_dagster.errors import MetadataError, SettingsError
 from clipfarm_dagster.ledger.corpus_id import bind_to_corpus, read_corpus_id
@@ -180,6 +180,8 @@ class Corpus:
                 journal = Journal(ledger, self.store, keys, prove=partial(self._prove, ledger))
                 ledger.journal = journal
                 journal.take_in()
+            if serving is not None:
+                forget_dropped(ledger, serving)
             yield ledger if serving is None else ledger.of(serving.contract_id), serving
         finally:
             ledger.close()

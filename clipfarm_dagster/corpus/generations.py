@@ -24,6 +24,13 @@ def follow(ledger: Ledger, serving: Serving) -> None:
         ledger.serve(serving.contract_id)
 
 
+def forget_dropped(ledger: Ledger, serving: Serving) -> None:
+    """Forget the rows of generations that were dropped: this machine may have written some before it knew."""
+    if serving.dropped:
+        for contract_id in set(serving.dropped).intersection(ledger.generations()):
+            ledger.drop(contract_id, tell=False)
+
+
 def recorded_contract(ledger: Ledger, contract_id: str, wanted: Callable[[], Contract]) -> Contract:
     """The contract with an id: as the ledger has recorded it, or as the settings ask for it.
 

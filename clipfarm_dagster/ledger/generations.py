@@ -102,8 +102,11 @@ class Generations:
             connection.execute(text(f"ALTER TABLE {table.fullname} RENAME TO {name}"))
             self._note(connection, generation, name)
 
-    def drop(self, connection: Connection, contract_id: str) -> None:
+    def drop(self, connection: Connection, contract_id: str, *, tell: bool) -> None:
         """Remove the rows of a generation.
+
+        Args:
+            tell: whether other machines are told of it.
 
         Raises:
             ValueError: it serves.
@@ -111,13 +114,14 @@ class Generations:
         if self.serving(connection) == contract_id:
             raise ValueError(f"generation {contract_id} serves")
         table = self.find(connection, contract_id)
+        # the name first: on PostgreSQL that waits for those who have looked it up
+        connection.execute(delete(self._names).where(self._names.c.contract_id == contract_id))
         if table is not None:
             table.drop(connection)
-        if (unsent := self._tables.unsent) is None:
-            connection.execute(delete(self._names).where(self._names.c.contract_id == contract_id))
-        else:  # the other machines are told of it
+        if (unsent := self._tables.unsent) is not None:
             connection.execute(delete(unsent).where(unsent.c.generation == contract_id))
-            self._note(connection, contract_id, None)
+            if tell:
+                self._note(connection, contract_id, None)
 
     def _note(self, connection: Connection, contract_id: str, items: str | None) -> None:
         insert: Any = (sqlite if self._schema is None else postgresql).insert(self._names)

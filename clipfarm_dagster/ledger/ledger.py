@@ -171,15 +171,18 @@ class Ledger(LedgerReader):
             self._renew_version(connection)
             self._generations.serve(connection, contract_id)
 
-    def drop(self, contract_id: str) -> None:
+    def drop(self, contract_id: str, *, tell: bool = True) -> None:
         """Forget the rows of a generation that does not serve: here and, once that is sent, everywhere.
+
+        Args:
+            tell: whether other machines are told of it.
 
         Raises:
             ValueError: it serves.
         """
         with self._transaction() as connection:
             self._renew_version(connection)
-            self._generations.drop(connection, contract_id)
+            self._generations.drop(connection, contract_id, tell=tell)
 
     # inside
 

@@ -9,9 +9,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
 
-from clipfarm_dagster.errors import LedgerError, ObjectMissingError, PreconditionFailedError
+from clipfarm_dagster.errors import (
+    LedgerError,
+    MigrationError,
+    ObjectMissingError,
+    PreconditionFailedError,
+)
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.store import ObjectStore
 from clipfarm_dagster.store.keys import Keys
@@ -33,6 +39,9 @@ class Serving:
     """Whether all of its vectors lie under the keys of `embeddings/`; until then the ledger says where."""
     rolled_back: str | None = None
     """Contract id of the generation from which a person went back; only a person lets it serve again."""
+    dropped: tuple[str, ...] = ()
+    """Contract ids of generations that were dropped: nothing of them counts or is written any more, by any
+    machine."""
 
 
 class ServingRecord:
@@ -75,6 +84,14 @@ class ServingRecord:
             return then
         raise LedgerError(f"{self._store.url}: {self._key!r} changed {_ATTEMPTS} times meanwhile; try again")
 
+    def want_again(self, stage: Stage, contract_id: str) -> None:
+        """Let a generation be filled, also if it was dropped before. Raises what `change` raises."""
+
+        def change(now: Serving | None) -> Serving | None:
+            return now and replace(now, dropped=tuple(i for i in now.dropped if i != contract_id))
+
+        self.change(stage, change)
+
     def _read(self) -> tuple[dict[Stage, Serving], str | None]:
         try:
             stored = self._store.get(self._key)
@@ -84,7 +101,7 @@ class ServingRecord:
         try:
             told = dict(json.loads(stored.data).items())
             return {
-                stage: Serving(**{name: value for name, value in told[stage].items() if name in known})
+                stage: _serving({name: value for name, value in told[stage].items() if name in known})
                 for stage in Stage
                 if stage in told
             }, stored.info.etag
@@ -93,6 +110,10 @@ class ServingRecord:
                 f"{self._store.url}: {self._key!r} does not say which generations serve"
                 f" ({type(error).__name__}: {error}); restore its content: `contract_id` and `since` by stage"
             ) from None
+
+
+def _serving(told: dict[str, Any]) -> Serving:
+    return Serving(**{**told, "dropped": tuple(told.get("dropped", ()))})
 
 
 class VectorPlace:
@@ -122,10 +143,16 @@ class VectorPlace:
         after that, and before writing.
 
         Raises:
+            MigrationError: the generation was dropped.
             StoreError: the store cannot be read.
         """
         if self._record is not None:
             self._seen = self._record.read().get(self._stage)
+        if self._seen is not None and self._contract_id in self._seen.dropped:
+            raise MigrationError(
+                f"the generation {self._contract_id} of {self._stage} vectors was dropped meanwhile, so that"
+                " nothing is written to it any more"
+            )
         return self.keys_seen(vectors)
 
     def keys_seen(self, vectors: Sequence[tuple[str, str | None]]) -> list[str]:

@@ -49,6 +49,8 @@ class Moved:
 def cut_over(corpus: Corpus, stage: Stage, contract_id: str, *, going_back: bool = False) -> None:
     """Let another generation of a stage serve. Where it was broken off before, it goes on.
 
+    Going back to the one that still serves ends a cut-over that is under way.
+
     Args:
         contract_id: the generation; its rows and vectors are there.
         going_back: whether this undoes an earlier cut-over: the generation that serves now is then not
@@ -69,6 +71,12 @@ def cut_over(corpus: Corpus, stage: Stage, contract_id: str, *, going_back: bool
     def begin(now: Serving | None) -> Serving | None:
         if now is None:
             raise MigrationError(f"no generation of {stage} vectors serves yet; nothing was changed")
+        if contract_id in now.dropped:
+            raise MigrationError(
+                f"the {stage} vectors of contract {contract_id} were dropped; nothing was changed"
+            )
+        if now.contract_id == contract_id and now.following is not None and going_back:
+            return replace(now, following=None, settled=False, rolled_back=now.following)
         if now.following not in (None, contract_id):
             raise MigrationError(
                 f"a cut-over of the {stage} vectors to contract {now.following} is under way; it has to end"
@@ -95,6 +103,8 @@ def finish_cut_over(corpus: Corpus, stage: Stage) -> bool:
     if serving.following is not None:
         _copy_aside(corpus, stage, serving.following)
         serving = _switch(corpus, stage, serving)
+        if serving.following is not None:
+            raise _changed_meanwhile(stage)
     _publish(corpus, stage)
     with corpus.stage(stage) as opened:
         move_vectors(opened, opened.keys.embedding_folder(stage))
@@ -109,8 +119,13 @@ def _switch(corpus: Corpus, stage: Stage, seen: Serving) -> Serving:
     """Say that the following generation serves, once a copy is kept of the one that did."""
     assert seen.following is not None
     since = timestamp(datetime.now(UTC))
-    switched = Serving(
-        seen.following, since, before=seen.contract_id, settled=False, rolled_back=seen.rolled_back
+    switched = replace(
+        seen,
+        contract_id=seen.following,
+        since=since,
+        before=seen.contract_id,
+        following=None,
+        settled=False,
     )
     told = corpus.serving.change(stage, lambda now: switched if now == seen else now)
     assert told is not None
@@ -180,10 +195,13 @@ def move_vectors(opened: StageCorpus, folder: str) -> Moved:
 def _check_still_serving(opened: StageCorpus) -> None:
     """A process that was held up for long must not go on with the copies of a cut-over that was undone."""
     if opened.record is not None and opened.record.read().get(opened.stage) != opened.serving:
-        raise MigrationError(
-            f"which {opened.stage} vectors serve was changed by another process meanwhile; nothing is lost,"
-            " call again"
-        )
+        raise _changed_meanwhile(opened.stage)
+
+
+def _changed_meanwhile(stage: Stage) -> MigrationError:
+    return MigrationError(
+        f"which {stage} vectors serve was changed by another process meanwhile; nothing is lost, call again"
+    )
 
 
 def _copy(opened: StageCorpus, rows: Sequence[LedgerRow], folder: str, etags: Mapping[str, str]) -> Moved:

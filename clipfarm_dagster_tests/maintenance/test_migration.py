@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from clipfarm_dagster.manifests.refresh import read_vectors
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.store import ObjectStore
 from clipfarm_dagster_tests.support.generations import IDS, Two, embed, texts
+from clipfarm_dagster_tests.support.killing import Killed, killing
 from clipfarm_dagster_tests.support.machines import open_corpus, put_texts, put_transcript
 
 TEXT = Stage.TEXT
@@ -58,34 +59,15 @@ def test_a_cut_over_that_is_done_changes_nothing(two: Two):
     assert two.corpus.store.list().sort_by("key") == before.sort_by("key")
 
 
-class Killed(BaseException):
-    """The process ends here."""
-
-
-def _killing(monkeypatch: pytest.MonkeyPatch, at: int) -> Callable[[], int]:
-    """Let the process end before the `at`-th step that changes something; tells how many there were."""
-    count = 0
-
-    def before(change: Any) -> Any:
-        def step(*args: Any, **kwargs: Any) -> Any:
-            nonlocal count
-            count += 1
-            if count == at:
-                raise Killed
-            return change(*args, **kwargs)
-
-        return step
-
-    for owner, name in (
-        (ServingRecord, "change"),
-        (Ledger, "replace"),
-        (Ledger, "push"),
-        (ObjectStore, "copy_each"),
-        (ObjectStore, "delete_each"),
-        (migration, "refresh_manifest"),
-    ):
-        monkeypatch.setattr(owner, name, before(getattr(owner, name)))
-    return lambda: count
+_STEPS = (
+    (ServingRecord, "change"),
+    (Ledger, "replace"),
+    (Ledger, "push"),
+    (ObjectStore, "copy_each"),
+    (ObjectStore, "delete_each"),
+    (migration, "refresh_manifest"),
+)
+"""What a cut-over does that changes something."""
 
 
 @pytest.mark.parametrize("store", ["folder"], indirect=True)
@@ -102,7 +84,7 @@ def test_wherever_it_is_broken_off_readers_see_a_whole_set_and_it_goes_on(
     while True:
         at += 1
         with monkeypatch.context() as patch:
-            steps = _killing(patch, at)
+            steps = killing(patch, at, *_STEPS)
             try:
                 cut_over(two.corpus, TEXT, new, going_back=going_back)
             except Killed:
@@ -124,7 +106,7 @@ def test_wherever_it_is_broken_off_readers_see_a_whole_set_and_it_goes_on(
 
 def test_another_machine_goes_on(two: Two, store: ObjectStore, tmp_path: Path):
     with pytest.MonkeyPatch.context() as patch:
-        _killing(patch, 9)
+        killing(patch, 9, *_STEPS)
         with pytest.raises(Killed):
             cut_over(two.corpus, TEXT, two.new)
     elsewhere = open_corpus(tmp_path / "elsewhere", store)
@@ -228,3 +210,20 @@ def test_copying_ends_where_another_process_has_gone_on(two: Two):
             move_vectors(opened, two.corpus.keys.embedding_folder(TEXT))
 
     two.is_settled(two.new, aside=two.old)
+
+
+@pytest.mark.parametrize("store", ["folder"], indirect=True)
+def test_a_cut_over_that_is_under_way_can_be_undone(store: ObjectStore, tmp_path: Path):
+    two = Two(open_corpus(tmp_path / "home", store), open_corpus(tmp_path / "home", store, contract=1))
+    for at in (2, 4, 6):
+        with pytest.MonkeyPatch.context() as patch:
+            killing(patch, at, *_STEPS)
+            with pytest.raises(Killed):
+                cut_over(two.corpus, TEXT, two.new)
+        assert two.corpus.serving.read()[TEXT].following == two.new
+
+        cut_over(two.corpus, TEXT, two.old, going_back=True)
+
+        two.is_settled(two.old, aside=two.new)
+        serving = two.corpus.serving.read()[TEXT]
+        assert (serving.before, serving.rolled_back) == (None, two.new)
