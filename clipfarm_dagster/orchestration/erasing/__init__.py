@@ -58,6 +58,7 @@ def erase_from_dagster(
     tombstones: Mapping[str, str],
     *,
     more_assets: Collection[dg.AssetKey] = (),
+    dry_run: bool = False,
 ) -> Erased:
     """Remove videos of a corpus from all that an instance stores, on this machine and in its databases.
 
@@ -67,6 +68,7 @@ def erase_from_dagster(
     Args:
         tombstones: by `video_id`, the text that takes its place.
         more_assets: assets besides the corpus's own whose partitions are its videos; their events go too.
+        dry_run: whether only to count.
 
     Raises:
         ErasureError: this Dagster or its storage is not known, and nothing was changed; or a database or file
@@ -79,25 +81,31 @@ def erase_from_dagster(
     keys = partition_keys(partitions)
     ids = IdText(tombstones, set().union(*keys.values()) - tombstones.keys())
     asset_keys = [*names.asset_keys(), *more_assets]
-    unfinished = not tombstones.keys().isdisjoint(keys.pop(names.partitions_name, ()))
+    here = tombstones.keys() & keys.pop(names.partitions_name, set())
     shared = tombstones.keys() & set().union(*keys.values())
     scope = Scope(instance, names, asset_keys, ids, shared)
 
     total, last, compacted = Counts(), Counts(), 0
     for database in open_databases(instance):
-        last = clear_rows(database, ids, frozenset(key.to_string() for key in asset_keys), scope)
+        keys_of_assets = frozenset(key.to_string() for key in asset_keys)
+        last = clear_rows(database, ids, keys_of_assets, scope, dry_run=dry_run)
         total.add(last)
+        if dry_run:
+            continue
         if database.path is None or database.path != partitions.path:
-            every = unfinished and database.run_id is None
+            every = bool(here) and database.run_id is None
             compacted += database.compact(database.table_names() if every else last.tables(), ids)
     changed = removed = 0
     for folder in instance_folders(instance):
-        in_folder = clear_files(folder, scope.of_file)
+        in_folder = clear_files(folder, scope.of_file, dry_run=dry_run)
         changed, removed = changed + in_folder[0], removed + in_folder[1]
-    deleted = delete_partitions(partitions, names.partitions_name, ids)
-    # a SQLite file whole, once its keys are gone too; of a server the one table that was not yet written anew
-    touched = {PARTITIONS_TABLE} if deleted or partitions.path is None else last.tables()
-    compacted += partitions.compact(touched, ids, within_others=True)
+    if dry_run:
+        deleted = len(here)
+    else:
+        deleted = delete_partitions(partitions, names.partitions_name, ids)
+        # a SQLite file whole, once its keys are gone too; of a server the table that was not yet written anew
+        touched = {PARTITIONS_TABLE} if deleted or partitions.path is None else last.tables()
+        compacted += partitions.compact(touched, ids, within_others=True)
     return Erased(
         deleted,
         dict(+total.deleted),

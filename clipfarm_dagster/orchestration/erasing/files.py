@@ -6,6 +6,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TextIO
 
 import dagster as dg
 
@@ -44,13 +45,14 @@ def out_of_reach(instance: dg.DagsterInstance) -> tuple[str, ...]:
     return (f"compute logs of {type(manager).__name__}",)
 
 
-def clear_files(folder: Path, ids_of: Callable[[Path], IdText]) -> tuple[int, int]:
+def clear_files(folder: Path, ids_of: Callable[[Path], IdText], *, dry_run: bool = False) -> tuple[int, int]:
     """Replace ids in the text files of a folder, and remove the files that have one as their name, less a
     suffix: what an IO manager keeps of a partition.
 
     Args:
         folder: of the instance.
         ids_of: the ids that may be replaced in a file.
+        dry_run: whether only to count.
 
     Returns:
         How many files were changed, and how many removed.
@@ -63,10 +65,11 @@ def clear_files(folder: Path, ids_of: Callable[[Path], IdText]) -> tuple[int, in
         ids = ids_of(path)
         try:
             if any(start == 0 and not is_word(video_id) for start, _, video_id in ids.spans(path.name)):
-                path.unlink(missing_ok=True)
+                if not dry_run:
+                    path.unlink(missing_ok=True)
                 removed += 1
             elif bytes_hold(path, ids) and _is_text(path):
-                changed += _replaced(path, ids)
+                changed += _has_lines(path, ids) if dry_run else _replaced(path, ids)
         except FileNotFoundError:
             continue  # gone meanwhile
         except OSError as error:
@@ -87,16 +90,22 @@ def _is_text(path: Path) -> bool:
 
 def _replaced(path: Path, ids: IdText) -> bool:
     """Write a file anew if it has ids; line by line, for a log may be long. Bytes that are no UTF-8 stay."""
-    options = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
-    with path.open(**options) as lines:  # type: ignore[call-overload]
-        if all(_in_line(line, ids) == line for line in lines):
-            return False
-        lines.seek(0)
-        with written_whole(path) as part:
-            with part.open("w", **options) as output:  # type: ignore[call-overload]
-                output.writelines(_in_line(line, ids) for line in lines)
-            shutil.copystat(path, part)
+    if not _has_lines(path, ids):
+        return False
+    with _lines(path) as lines, written_whole(path) as part:
+        with part.open("w", encoding="utf-8", errors="surrogateescape", newline="") as output:
+            output.writelines(_in_line(line, ids) for line in lines)
+        shutil.copystat(path, part)
     return True
+
+
+def _has_lines(path: Path, ids: IdText) -> bool:
+    with _lines(path) as lines:
+        return any(_in_line(line, ids) != line for line in lines)
+
+
+def _lines(path: Path) -> TextIO:
+    return path.open(encoding="utf-8", errors="surrogateescape", newline="")
 
 
 def _in_line(line: str, ids: IdText) -> str:

@@ -42,11 +42,14 @@ class Counts:
         return set(+self.deleted) | {place.split(".")[0] for place in self.replaced}
 
 
-def clear_rows(database: Database, ids: IdText, asset_keys: frozenset[str], scope: Scope) -> Counts:
+def clear_rows(
+    database: Database, ids: IdText, asset_keys: frozenset[str], scope: Scope, *, dry_run: bool = False
+) -> Counts:
     """Delete the events of the ids' partitions of some assets, and replace the ids wherever else they are.
 
     Args:
         asset_keys: as the tables have them, in JSON.
+        dry_run: whether only to count.
 
     Raises:
         ErasureError: the database cannot be used; what was done can be repeated.
@@ -62,10 +65,14 @@ def clear_rows(database: Database, ids: IdText, asset_keys: frozenset[str], scop
         if not columns:
             continue
         for keys in _rows_with(database, table, columns, ids):
+            query = select(table.c.id, *columns).where(table.c.id.in_(keys))
+            if dry_run:
+                with database.reading() as connection:
+                    rows = connection.execute(query).fetchall()
+                    _count(connection, table, rows, ids, asset_keys, scope, counts)
+                continue
             with database.writing() as connection:
-                rows = connection.execute(
-                    select(table.c.id, *columns).where(table.c.id.in_(keys)).with_for_update()
-                ).fetchall()
+                rows = connection.execute(query.with_for_update()).fetchall()
                 _clear(connection, table, rows, ids, asset_keys, scope, counts)
     return counts
 
@@ -112,11 +119,7 @@ def _clear(
     counts: Counts,
 ) -> None:
     """Delete and change rows of one table, all of which may have ids."""
-    own = {
-        row.id
-        for row in rows
-        if table.name == "event_logs" and row.asset_key in asset_keys and row.partition in ids.tombstones
-    }
+    own = _own_events(table, rows, ids, asset_keys)
     if own:
         tags = table.metadata.tables["asset_event_tags"]
         counts.deleted[tags.name] += connection.execute(
@@ -133,6 +136,36 @@ def _clear(
         if changed:
             connection.execute(table.update().where(table.c.id == row.id).values(**changed))
             counts.replaced.update(f"{table.name}.{column}" for column in changed)
+
+
+def _count(
+    connection: Connection,
+    table: Table,
+    rows: Sequence[Row[Any]],
+    ids: IdText,
+    asset_keys: frozenset[str],
+    scope: Scope,
+    counts: Counts,
+) -> None:
+    """Count what `_clear` does."""
+    own = _own_events(table, rows, ids, asset_keys)
+    if own:
+        tags = table.metadata.tables["asset_event_tags"]
+        query = select(sqlalchemy.func.count()).select_from(tags).where(tags.c.event_id.in_(own))
+        counts.deleted[tags.name] += connection.execute(query).scalar_one()
+        counts.deleted[table.name] += len(own)
+    for row in rows:
+        values = dict(row._mapping)
+        if row.id not in own:
+            changed = _changed(values, scope.of_row(table.name, values))
+            counts.replaced.update(f"{table.name}.{column}" for column in changed)
+
+
+def _own_events(table: Table, rows: Sequence[Row[Any]], ids: IdText, asset_keys: frozenset[str]) -> set[int]:
+    """Those of some rows that are events of the ids' partitions."""
+    if table.name != "event_logs":
+        return set()
+    return {row.id for row in rows if row.asset_key in asset_keys and row.partition in ids.tombstones}
 
 
 def _changed(values: Mapping[str, Any], ids: IdText) -> dict[str, str]:

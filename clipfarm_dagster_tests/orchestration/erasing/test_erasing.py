@@ -8,6 +8,7 @@ import re
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -92,8 +93,16 @@ def test_an_erased_video_leaves_no_trace_and_its_neighbours_stay(
         "its name",
     }, places
     assert any(SAID.encode() in path.read_bytes() for path in files(instance)) or on_postgres(instance)
+    contents = {path: path.read_bytes() for path in files(instance) if ".db" not in path.name}
+
+    planned = erase_from_dagster(instance, DEFAULT_NAMES, TOMBSTONES, dry_run=True)
+
+    assert all_rows(instance) == before
+    assert {path: path.read_bytes() for path in contents} == contents
 
     done = erase_from_dagster(instance, DEFAULT_NAMES, TOMBSTONES)
+
+    assert replace(done, compacted=0) == planned
 
     assert scan_dagster(instance, [GONE]) == []
     assert not any(SAID.encode() in path.read_bytes() for path in files(instance))
