@@ -14,11 +14,11 @@ import io
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 from clipfarm_dagster.catalog import csv_file
 from clipfarm_dagster.catalog.duckdb_connection import duckdb_connection
@@ -54,6 +54,17 @@ _SHOWN_CHARACTERS = 200
 _ISO_8601 = r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d([.]\d{1,9})?)?( ?(Z|[+-]\d\d(:?\d\d)?))?)?"
 
 
+class LeftOut(Protocol):
+    """Videos whose rows are not read, though the CSV has them: those that were erased."""
+
+    @property
+    def version(self) -> str:
+        """A text that changes with the videos; empty for none."""
+
+    def among(self, video_ids: Iterable[str]) -> set[str]:
+        """Those of some ids that are left out."""
+
+
 @dataclass(frozen=True)
 class LatestRows:
     """The latest row of each accepted `video_id`."""
@@ -66,6 +77,8 @@ class LatestRows:
     """Ids that are refused, with their numbers of rows; at most `REFUSED_SAMPLE`, cut at 200 characters."""
     refused_ids: int
     """How many ids are refused, whether named in `refused` or not."""
+    erased: int = 0
+    """How many ids are left out, since their videos were erased."""
 
     def video_ids(self) -> list[str]:
         """All accepted ids, the newest `captured_at` first, then by id."""
@@ -83,6 +96,7 @@ def read_latest_rows(
     source_columns: Mapping[Stage, Sequence[str]],
     cache_dir: Path,
     etag: str | None,
+    left_out: LeftOut | None = None,
 ) -> LatestRows:
     """The latest row by `captured_at` of each `video_id`; of rows of one instant the later line counts.
 
@@ -94,22 +108,23 @@ def read_latest_rows(
         url: where it came from, for errors.
         source_columns: the columns that each stage hashes; none for a stage that is left out.
         cache_dir: folder of the Parquet files. What was read under the same `etag`, `url` and
-            `source_columns` is taken from there, unless it was damaged; the least recently used files are
-            removed.
+            `source_columns`, without the same videos, is taken from there, unless it was damaged; the least
+            recently used files are removed.
         etag: identifies the content; None if unknown, which reads the CSV in any case.
+        left_out: videos whose rows are passed over.
 
     Raises:
         MetadataError: the file cannot be read as a whole, with line and column; nothing has changed.
     """
     hashed = {stage: list(source_columns.get(stage, ())) for stage in Stage}
-    stem = _cache_stem(url, hashed, etag or os.urandom(16).hex())
+    stem = _cache_stem(url, hashed, etag or os.urandom(16).hex(), left_out)
     if cached := _open_cached(cache_dir, stem):
         return cached
     cache_dir.mkdir(parents=True, exist_ok=True)
     part = cache_dir / f"{stem}.{os.urandom(8).hex()}.part"
     try:
         with io.BytesIO(csv) if isinstance(csv, bytes) else csv.open("rb") as file, _unchanged(file, url):
-            latest = _write_latest(file, url, hashed, part)
+            latest = _write_latest(file, url, hashed, part, left_out)
         path = cache_files.keep(part, cache_dir, stem, _SUFFIX)
     finally:
         part.unlink(missing_ok=True)
@@ -118,11 +133,16 @@ def read_latest_rows(
 
 
 def open_latest_rows(
-    *, url: str, source_columns: Mapping[Stage, Sequence[str]], cache_dir: Path, etag: str
+    *,
+    url: str,
+    source_columns: Mapping[Stage, Sequence[str]],
+    cache_dir: Path,
+    etag: str,
+    left_out: LeftOut | None = None,
 ) -> LatestRows | None:
     """What `read_latest_rows` has read of this version before, without the CSV; None if it is not there."""
     hashed = {stage: list(source_columns.get(stage, ())) for stage in Stage}
-    return _open_cached(cache_dir, _cache_stem(url, hashed, etag))
+    return _open_cached(cache_dir, _cache_stem(url, hashed, etag, left_out))
 
 
 def split_points(latest: LatestRows) -> list[str]:
@@ -156,7 +176,13 @@ def rows_for(latest: LatestRows, video_ids: Sequence[str]) -> dict[str, dict[str
     return rows
 
 
-def _write_latest(file: BinaryIO, url: str, hashed: Mapping[Stage, Sequence[str]], path: Path) -> LatestRows:
+def _write_latest(
+    file: BinaryIO,
+    url: str,
+    hashed: Mapping[Stage, Sequence[str]],
+    path: Path,
+    left_out: LeftOut | None,
+) -> LatestRows:
     """Write the latest rows to `path`. Reads the file twice: for the rows that win, with two narrow columns
     in memory, and then for these rows' texts, which are hashed and written as they stream by."""
     import pyarrow as pa
@@ -180,10 +206,12 @@ def _write_latest(file: BinaryIO, url: str, hashed: Mapping[Stage, Sequence[str]
             raise MetadataError(url, "this column's name is reserved; rename it", line=1, column=name)
 
     block_size, narrow = _read_narrow(file, url, header)
-    winners = _choose(narrow, file, url)
+    winners = _choose(narrow, file, url, left_out)
     del narrow
-    latest = LatestRows(path, int(winners.rows.sum()), winners.refused, winners.refused_ids)
+    latest = LatestRows(path, int(winners.rows.sum()), winners.refused, winners.refused_ids, winners.erased)
     info = {"videos": latest.videos, "refused": latest.refused, "refused_ids": latest.refused_ids}
+    if latest.erased:  # unknown to earlier versions, which may share the folder
+        info["erased"] = latest.erased
     schema = pa.schema(
         [
             ("video_id", pa.string()),
@@ -235,14 +263,15 @@ def _read_narrow(file: BinaryIO, url: str, header: Sequence[str]) -> tuple[int, 
 @dataclass(frozen=True)
 class _Winners:
     rows: np.ndarray[Any, np.dtype[np.bool_]]
-    """For each row of the CSV, whether it is the latest of its video."""
+    """For each row of the CSV, whether it is the latest of its video, and the video is not left out."""
     captured_at: pa.ChunkedArray
     """Of these rows, in their order."""
     refused: dict[str, int]
     refused_ids: int
+    erased: int
 
 
-def _choose(narrow: pa.Table, file: BinaryIO, url: str) -> _Winners:
+def _choose(narrow: pa.Table, file: BinaryIO, url: str, left_out: LeftOut | None) -> _Winners:
     """The latest row of each video.
 
     Raises:
@@ -283,9 +312,23 @@ def _choose(narrow: pa.Table, file: BinaryIO, url: str) -> _Winners:
             QUALIFY row_number() OVER (PARTITION BY video_id ORDER BY captured_at DESC, n DESC) = 1
             ORDER BY n"""
         ).to_arrow_table()
+    latest, erased = _without(latest, narrow["video_id"], left_out)
     rows = np.zeros(narrow.num_rows, dtype=np.bool_)
     rows[latest["n"].to_numpy()] = True
-    return _Winners(rows, latest["captured_at"], dict(refused[:REFUSED_SAMPLE]), len(refused))
+    return _Winners(rows, latest["captured_at"], dict(refused[:REFUSED_SAMPLE]), len(refused), erased)
+
+
+def _without(latest: pa.Table, ids: pa.ChunkedArray, left_out: LeftOut | None) -> tuple[pa.Table, int]:
+    """The rows of videos that are not left out, and how many were; `n` is a row's place among the ids."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if left_out is None or not left_out.version:
+        return latest, 0
+    names = ids.take(latest["n"])
+    gone = left_out.among(names.to_pylist())
+    kept = latest.filter(pc.invert(pc.is_in(names, value_set=pa.array(gone, names.type))))
+    return kept, latest.num_rows - kept.num_rows
 
 
 def _latest_batches(
@@ -303,8 +346,9 @@ def _latest_batches(
         yield kept.append_column("captured_at", captured_at)
 
 
-def _cache_stem(url: str, hashed: Mapping[Stage, Sequence[str]], etag: str) -> str:
-    identity = json.dumps([_FORMAT, url, etag, hashed], sort_keys=True)
+def _cache_stem(url: str, hashed: Mapping[Stage, Sequence[str]], etag: str, left_out: LeftOut | None) -> str:
+    without = [] if left_out is None or not left_out.version else [left_out.version]
+    identity = json.dumps([_FORMAT, url, etag, hashed, *without], sort_keys=True)
     return f"latest-{hashlib.sha256(identity.encode()).hexdigest()[:32]}"
 
 

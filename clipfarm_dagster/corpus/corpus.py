@@ -103,21 +103,32 @@ class Corpus:
         return MetadataSource(ObjectStore.open(str(path.parent)), path.name)
 
     def latest_rows(self) -> LatestRows:
-        """The latest metadata row of each video; read anew only when the CSV's ETag changes.
+        """The latest metadata row of each video that was not erased; read anew only when the CSV's ETag
+        changes, or another video is erased.
 
         Raises:
             MetadataError: the CSV is missing or cannot be read; nothing is changed.
+            LedgerError: the list of erased videos is damaged.
             StoreError: the store cannot be read.
         """
         source, cache = self.metadata, self.settings.home_files.metadata_cache
-        columns = self.settings.source_columns()
+        columns, erased = self.settings.source_columns(), self.tombstones.read()
         etag = source.etag()
-        cached = open_latest_rows(url=source.url, source_columns=columns, cache_dir=cache, etag=etag)
+        cached = open_latest_rows(
+            url=source.url, source_columns=columns, cache_dir=cache, etag=etag, left_out=erased
+        )
         if cached is not None:
             return cached
 
         def read(csv: Path, etag: str | None) -> LatestRows:
-            return read_latest_rows(csv, url=source.url, source_columns=columns, cache_dir=cache, etag=etag)
+            return read_latest_rows(
+                csv,
+                url=source.url,
+                source_columns=columns,
+                cache_dir=cache,
+                etag=etag,
+                left_out=erased,
+            )
 
         cache.mkdir(parents=True, exist_ok=True)
         if source.path is not None:

@@ -6,6 +6,7 @@ import csv
 import io
 import os
 import random
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
@@ -43,6 +44,37 @@ def table(latest: LatestRows) -> dict[str, dict[str, Any]]:
 
 def titles(latest: LatestRows) -> dict[str, str]:
     return {video_id: row["title"] for video_id, row in table(latest).items()}
+
+
+class Erased:
+    """Videos that are left out."""
+
+    def __init__(self, *video_ids: str) -> None:
+        self.video_ids = set(video_ids)
+
+    @property
+    def version(self) -> str:
+        return " ".join(sorted(self.video_ids))
+
+    def among(self, video_ids: Iterable[str]) -> set[str]:
+        return self.video_ids.intersection(video_ids)
+
+
+def test_videos_that_were_erased_are_left_out_and_counted(tmp_path: Path) -> None:
+    content = f"{HEADER}\na,2026-01-01,A,d,q\nb,2026-01-02,B,d,q\nb,2026-01-01,old,d,q\nc,2026-01-03,C,d,q\n"
+    whole = read(tmp_path, content, etag="1")
+    assert (whole.videos, whole.erased) == (3, 0)
+
+    latest = read(tmp_path, content, etag="1", left_out=Erased("b", "x"))
+
+    assert titles(latest) == {"a": "A", "c": "C"}
+    assert {row["captured_at"].day for row in table(latest).values()} == {1, 3}
+    assert (latest.videos, latest.erased, latest.refused_ids) == (2, 1, 0)
+    assert latest.video_ids() == ["c", "a"]
+    again = read(tmp_path, b"not read", etag="1", left_out=Erased("b", "x"))
+    assert again == latest
+    assert read(tmp_path, b"not read", etag="1", left_out=Erased()) == whole
+    assert titles(read(tmp_path, content, etag="1", left_out=Erased("a", "b", "c"))) == {}
 
 
 def test_all_columns_hashes_and_the_latest_row(tmp_path: Path) -> None:

@@ -88,6 +88,18 @@ def test_metadata_in_a_file_is_found_by_path_and_by_url(corpus: Corpus, tmp_path
 
 
 @over_a_folder
+def test_an_erased_video_is_no_longer_in_the_metadata_though_the_csv_has_it(corpus: Corpus):
+    corpus.store.put(corpus.keys.metadata(), HEADER + b"a,2026-01-01,t,d,q\nb,2026-01-02,t,d,q\n")
+    assert corpus.latest_rows().video_ids() == ["b", "a"]
+
+    corpus.tombstones.add(["b"])
+
+    latest = corpus.latest_rows()
+    assert (latest.video_ids(), latest.erased) == (["a"], 1)
+    assert corpus.rows(["b"]) == {}
+
+
+@over_a_folder
 @pytest.mark.parametrize("url", ["https://user:hunter2@host/x.csv", "file://host/x.csv", "gs://bucket/x.csv"])
 def test_metadata_that_cannot_be_reached_is_refused_by_its_setting(corpus: Corpus, url: str):
     with pytest.raises(SettingsError, match="CLIPFARM_METADATA_URL") as caught:
