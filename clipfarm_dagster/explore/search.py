@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import glob
 import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipfarm_dagster.corpus import Corpus
 from clipfarm_dagster.errors import ManifestError, VideoNotFoundError
+from clipfarm_dagster.explore.pairs import Found, near_pairs
 from clipfarm_dagster.manifests.manifest import REPLACE_WRONG
 from clipfarm_dagster.manifests.refresh import modality_vectors
 from clipfarm_dagster.manifests.vector_table import (
@@ -168,7 +168,7 @@ def near_duplicates(
         ManifestError: the file cannot be read.
     """
     count, _ = count_vectors(file)
-    find = _pairs_by_index if count > INDEX_FROM and not exact else _pairs_exactly
+    find = _pairs_by_index if count > INDEX_FROM and not exact else near_pairs
     best, found = _Best(limit), 0
     ids: list[str] = []
     for firsts, seconds, scores in find(file, threshold, ids):
@@ -196,28 +196,8 @@ def _nearest_by_index(file: LocalFile, query: np.ndarray[Any, Any], top: int) ->
     ]
 
 
-_Found = Iterator[tuple["np.ndarray[Any, Any]", "np.ndarray[Any, Any]", "np.ndarray[Any, Any]"]]
-
-
-def _pairs_exactly(file: LocalFile, threshold: float, ids: list[str]) -> _Found:
-    """Numbers of first and second, and scores, of pairs at or above the threshold; fills `ids`."""
-    import numpy as np
-
-    blocks: list[tuple[int, np.ndarray[Any, Any]]] = []
-    for some, vectors in iter_vectors(file):
-        start = len(ids)
-        ids += some
-        blocks.append((start, vectors))
-        for other_start, others in blocks:
-            scores = others @ vectors.T
-            if other_start == start:
-                scores = np.where(np.tri(len(some), dtype=bool), -np.inf, scores)  # each pair once
-            rows, columns = np.nonzero(scores >= threshold)
-            yield rows + other_start, columns + start, scores[rows, columns]
-
-
-def _pairs_by_index(file: LocalFile, threshold: float, ids: list[str]) -> _Found:
-    """As `_pairs_exactly`, among the nearest of each vector."""
+def _pairs_by_index(file: LocalFile, threshold: float, ids: list[str]) -> Found:
+    """As `near_pairs`, among the nearest of each vector."""
     import numpy as np
 
     index, all_ids = _index(file)
