@@ -46,10 +46,10 @@ class CrashingLedger(Ledger):
 
     crash = False
 
-    def record(self, rows: Sequence[LedgerRow]) -> None:
+    def record(self, rows: Sequence[LedgerRow]) -> set[str]:
         if self.crash:
             raise LedgerError("the disk is gone")
-        super().record(rows)
+        return super().record(rows)
 
 
 @dataclass

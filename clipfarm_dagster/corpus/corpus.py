@@ -31,7 +31,7 @@ from clipfarm_dagster.ledger.journal import Journal
 from clipfarm_dagster.ledger.ledger import Ledger
 from clipfarm_dagster.ledger.log import JournalKeys
 from clipfarm_dagster.ledger.serving import Serving, ServingRecord
-from clipfarm_dagster.ledger.tombstones import Tombstones
+from clipfarm_dagster.ledger.tombstones import Erased, Tombstones
 from clipfarm_dagster.ledger.verify import repair_vectors, verify_vectors
 from clipfarm_dagster.modalities.encoder import Encoder
 from clipfarm_dagster.modalities.registry import load_encoder, stage_contract
@@ -52,6 +52,7 @@ class _Seen:
 
     corpus_id: str | None
     serving: Mapping[Stage, Serving]
+    erased: Erased
 
 
 class Corpus:
@@ -175,7 +176,8 @@ class Corpus:
             yield ledger
 
     def _look(self) -> _Seen:
-        return _Seen(read_corpus_id(self.store, self.keys.corpus_id()), self.serving.read())
+        corpus_id = read_corpus_id(self.store, self.keys.corpus_id())
+        return _Seen(corpus_id, self.serving.read(), self.tombstones.read())
 
     @contextlib.contextmanager
     def _ledger(self, stage: Stage, seen: _Seen) -> Iterator[tuple[Ledger, Serving | None]]:
@@ -183,6 +185,8 @@ class Corpus:
         ledger = Ledger.open(stage, state_url=self.settings.state_url, sqlite_path=path)
         try:
             bind_to_corpus(ledger, self.store, self.keys.corpus_id(), seen.corpus_id)
+            ledger.tombstones = self.tombstones
+            ledger.follow_erasures(seen.erased)
             serving = seen.serving.get(stage)
             if serving is not None:
                 follow(ledger, serving)

@@ -11,12 +11,15 @@ from datetime import UTC, datetime
 
 from clipfarm_dagster.engine.outcomes import ItemResult, Outcome, Settlement
 from clipfarm_dagster.engine.progress import Progress
-from clipfarm_dagster.engine.storing import NewVector, store_vectors
+from clipfarm_dagster.engine.storing import NewVector, record_stored, store_vectors
 from clipfarm_dagster.ledger.ledger import Ledger
 from clipfarm_dagster.ledger.rows import WorkItem
 from clipfarm_dagster.ledger.serving import VectorPlace
 from clipfarm_dagster.store import ObjectStore
 from clipfarm_dagster.vectors.npy import to_npy
+
+ERASED = "erased"
+"""What items are counted as whose videos were erased meanwhile: nothing is recorded of them."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,7 @@ class _InHand:
 
 class Recorder:
     """Settles what was computed. The order of effects for each item: vector, ledger row, then `on_recorded`.
+    Items whose videos were erased meanwhile have none.
 
     What fails on the way is raised by a later call. Of that batch nothing is recorded that did not happen,
     and those after it are left unwritten: where the store is away, each would wait for it as the first did.
@@ -103,11 +107,14 @@ class Recorder:
         outcomes = [
             self._settlement.outcome(done.item, done.result, done.finished, stored.get(done.item.video_id))
             for done in batch
+            if done.result.vector is None or done.item.video_id in stored
         ]
         with self._progress.timed("ledger"):
-            self._ledger.record([outcome.row for outcome in outcomes])
-        for outcome in outcomes:
-            status = str(outcome.row.status)
+            rows = [outcome.row for outcome in outcomes]
+            erased = record_stored(self._store, self._ledger, rows, stored)
+        outcomes = [outcome for outcome in outcomes if outcome.row.video_id not in erased]
+        statuses = [str(outcome.row.status) for outcome in outcomes]
+        for status in [*statuses, *[ERASED] * (len(batch) - len(outcomes))]:
             self._progress.outcomes[status] = self._progress.outcomes.get(status, 0) + 1
         with self._progress.timed("report"):
             self._on_recorded(outcomes)

@@ -8,7 +8,7 @@ mark: it is only ever created.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from clipfarm_dagster.errors import ObjectMissingError, PreconditionFailedError, StoreError
@@ -44,12 +44,15 @@ class Stored:
 def store_vectors(
     store: ObjectStore, ledger: Ledger, place: VectorPlace, vectors: Sequence[NewVector]
 ) -> dict[str, Stored]:
-    """Store vectors, and tell by `video_id` what became of each. The caller records the rows.
+    """Store vectors, and tell by `video_id` what became of each; the answer lacks those of erased videos, of
+    which nothing is stored. The caller records the rows by `record_stored`.
 
     Raises:
         StoreError: the store as a whole cannot be read or written.
         LedgerError: the ledger cannot be written.
     """
+    erased = ledger.erased(vector.item.video_id for vector in vectors)
+    vectors = [vector for vector in vectors if vector.item.video_id not in erased]
     stored = {vector.item.video_id: Stored(vector.item, "") for vector in vectors}
     new = [vector for vector in vectors if _is_new(vector.item)]
     known = [vector for vector in vectors if not _is_new(vector.item)]
@@ -58,6 +61,22 @@ def store_vectors(
         video_id = vector.item.video_id
         stored[video_id] = replace(stored[video_id], contested=True)
     return stored
+
+
+def record_stored(
+    store: ObjectStore, ledger: Ledger, rows: Sequence[LedgerRow], stored: Mapping[str, Stored]
+) -> set[str]:
+    """Record rows, with those of vectors that were `stored` for them. Nothing is recorded of videos that were
+    erased meanwhile, and their vectors are removed again; returns their ids.
+
+    Raises:
+        StoreError: the store cannot be read or written.
+        LedgerError: the ledger cannot be written.
+    """
+    erased = ledger.record(rows)
+    for video_id in erased & stored.keys():
+        store.delete(stored[video_id].key)
+    return erased
 
 
 def contested_row(row: LedgerRow) -> LedgerRow:
@@ -127,6 +146,10 @@ def _store_once(
         versions = ledger.mark_overwriting([vector.item.video_id for vector, _ in writable])
         for video_id, version in versions.items():
             stored[video_id] = replace(stored[video_id], item=_marked(stored[video_id].item, version))
+        for vector, _ in writable:
+            if vector.item.video_id not in versions:  # erased meanwhile
+                del stored[vector.item.video_id]
+        writable = [(vector, etag) for vector, etag in writable if vector.item.video_id in stored]
     return left + _put(store, writable, stored)
 
 

@@ -10,7 +10,7 @@ from urllib.parse import quote
 from sqlalchemy import URL, Connection
 from sqlalchemy.exc import SQLAlchemyError
 
-from clipfarm_dagster.errors import LedgerError
+from clipfarm_dagster.errors import ClipFarmError, LedgerError
 from clipfarm_dagster.ledger.postgres import hint
 from clipfarm_dagster.stages import Stage
 
@@ -21,7 +21,7 @@ _DAMAGED = ("file is not a database", "database disk image is malformed")
 class Guarded:
     """A SQLAlchemy connection whose errors become what `failure` makes of them."""
 
-    def __init__(self, connect: Any, failure: Callable[[Exception], LedgerError]) -> None:
+    def __init__(self, connect: Any, failure: Callable[[Exception], ClipFarmError]) -> None:
         self._connect, self._failure = connect, failure
 
     def __enter__(self) -> Connection:

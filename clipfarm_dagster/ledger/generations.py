@@ -148,6 +148,15 @@ def serving_of(connection: sqlite3.Connection, schema: str = "main") -> str:
     return next((i for i, items in tables_of(connection, schema).items() if items == SERVING_ITEMS), UNNAMED)
 
 
+def count_rows(connection: sqlite3.Connection) -> int:
+    """Rows of all generations in an SQLite database."""
+    counted = [
+        connection.execute(f"SELECT count(*) FROM main.{table}").fetchone()  # noqa: S608 - names are checked
+        for table in tables_of(connection).values()
+    ]
+    return sum(count for (count,) in counted)
+
+
 def _holds_items(name: str) -> bool:
     return name == SERVING_ITEMS or (
         name.startswith("generation_")

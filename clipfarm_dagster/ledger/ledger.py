@@ -11,26 +11,23 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Self
 
-from sqlalchemy import URL, Connection, Table, make_url, select, update
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import URL, Connection, Table, make_url, select
+from sqlalchemy.dialects import sqlite
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from clipfarm_dagster.errors import LedgerError
+from clipfarm_dagster.ledger.erasing import ErasingLedger
 from clipfarm_dagster.ledger.failures import Guarded
-from clipfarm_dagster.ledger.migrations import is_current, migrate, new_version
-from clipfarm_dagster.ledger.reading import LedgerReader
+from clipfarm_dagster.ledger.migrations import is_current, migrate
 from clipfarm_dagster.ledger.schema import LEDGER_COLUMNS, LedgerRow
 from clipfarm_dagster.ledger.versions import forgotten, to_write
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.vectors.contract import Contract
 
-if TYPE_CHECKING:
-    from clipfarm_dagster.ledger.log import SharedLog
 
-
-class Ledger(LedgerReader):
+class Ledger(ErasingLedger):
     """One stage's rows: of the generation that serves, or of another (see `of`). Threads may share it;
     processes open their own.
 
@@ -40,10 +37,7 @@ class Ledger(LedgerReader):
 
     def __init__(self, stage: Stage, url: URL) -> None:
         super().__init__(stage, url)
-        self.journal: SharedLog | None = None
-        """Its end of the log in the store; null where machines share the database, or it stands alone."""
         self.before_first_write: Callable[[], None] | None = None
-        self._writing_engine = self._engine.execution_options(clipfarm_writes=True)
         try:
             with self._engine.connect() as connection:
                 current = is_current(connection, self._tables)
@@ -89,15 +83,21 @@ class Ledger(LedgerReader):
 
     # writing
 
-    def record(self, rows: Sequence[LedgerRow]) -> None:
-        """Insert or replace whole rows, all of them or none.
+    def record(self, rows: Sequence[LedgerRow]) -> set[str]:
+        """Insert or replace whole rows, all of them or none, but those of erased videos; returns the ids of
+        these.
 
         A row that somebody else has written since the version that it names is merged with theirs
         (see `versions.merged`).
+
+        Raises:
+            StoreError: the store cannot be asked which videos are erased.
         """
-        if rows:
-            with self._writing() as (connection, items):
-                self._write_rows(connection, items, rows, self._read_rows(connection, items, _ids(rows)))
+        if not rows:
+            return set()
+        with self._writing() as (connection, items):
+            current = self._read_rows(connection, items, _ids(rows))
+            return self._write_rows(connection, items, rows, current)
 
     def replace(self, changes: Sequence[tuple[LedgerRow, LedgerRow]]) -> list[str]:
         """Put the second row of each pair where the ledger still holds the first; returns the ids of these.
@@ -109,8 +109,10 @@ class Ledger(LedgerReader):
         with self._writing() as (connection, items):
             current = self._read_rows(connection, items, [before.video_id for before, _ in changes])
             rows = [after for before, after in changes if current.get(before.video_id) == before]
-            self._write_rows(connection, items, [replace(row, row_version=None) for row in rows], current)
-        return _ids(rows)
+            erased = self._write_rows(
+                connection, items, [replace(row, row_version=None) for row in rows], current
+            )
+        return [video_id for video_id in _ids(rows) if video_id not in erased]
 
     def record_contract(self, contract: Contract) -> None:
         """Remember what a contract id stands for."""
@@ -127,6 +129,7 @@ class Ledger(LedgerReader):
 
         Returns:
             The version of each row by then, for the rows that are recorded once the vectors are uploaded.
+            None of those that are erased, whose vectors must not be uploaded.
         """
         if not video_ids:
             return {}
@@ -188,6 +191,7 @@ class Ledger(LedgerReader):
 
     @contextmanager
     def _writing(self) -> Iterator[tuple[Connection, Table]]:
+        self.follow_erasures()
         with self._transaction() as connection:
             self._renew_version(connection)  # nobody else writes from here on
             yield connection, self._generations.own(connection, self.generation)
@@ -203,10 +207,12 @@ class Ledger(LedgerReader):
         items: Table,
         rows: Sequence[LedgerRow],
         current: Mapping[str, LedgerRow],
-    ) -> None:
-        """Write rows over those that are there now."""
+    ) -> set[str]:
+        """Write rows over those that are there now, but none of erased videos; returns the ids of these."""
+        erased = self._among(connection, _ids(rows))
+        rows = [row for row in rows if row.video_id not in erased]
         if not rows:
-            return
+            return erased
         insert = self._insert(items)
         changes = {name: insert.excluded[name] for name in LEDGER_COLUMNS if name != "video_id"}
         statement = insert.on_conflict_do_update(index_elements=["video_id"], set_=changes)
@@ -221,13 +227,7 @@ class Ledger(LedgerReader):
                     for i in _ids(rows)
                 ],
             )
-
-    def _renew_version(self, connection: Connection) -> None:
-        # before the rows: writers on PostgreSQL then wait for each other here, and cannot deadlock over rows
-        connection.execute(update(self._tables.versions).values(token=new_version()))
-
-    def _insert(self, table: Table) -> Any:
-        return (sqlite if self._schema is None else postgresql).insert(table)
+        return erased
 
 
 def _ids(rows: Sequence[LedgerRow]) -> list[str]:

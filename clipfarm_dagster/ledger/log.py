@@ -10,6 +10,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
 
+ATTEMPTS = 20
+"""So often something is tried again where other machines have changed the log meanwhile."""
+
 
 @dataclass(frozen=True)
 class JournalKeys:
@@ -33,6 +36,9 @@ class SharedLog(Protocol):
 
     def push(self) -> bool:
         """`send`, and then tidy the log if that is due; tells whether there was anything to send."""
+
+    def rewrite(self) -> None:
+        """Make the log anew of this ledger's rows and those that others are adding: nothing else is left."""
 
 
 @dataclass(frozen=True)
@@ -124,8 +130,8 @@ def write_position(connection: sqlite3.Connection, position: Position) -> None:
 
 
 @contextlib.contextmanager
-def open_database(path: Path) -> Iterator[sqlite3.Connection]:
-    """A connection to an SQLite file that trusts nothing in its schema."""
-    with contextlib.closing(sqlite3.connect(path, timeout=60, isolation_level=None)) as connection:
+def open_database(path: Path, *, timeout: float = 60) -> Iterator[sqlite3.Connection]:
+    """A connection to an SQLite file that trusts nothing in its schema, and waits for locks, in seconds."""
+    with contextlib.closing(sqlite3.connect(path, timeout=timeout, isolation_level=None)) as connection:
         connection.execute("PRAGMA trusted_schema = OFF")
         yield connection

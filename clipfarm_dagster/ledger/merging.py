@@ -135,6 +135,13 @@ def drop_generation(connection: sqlite3.Connection, generation: str) -> int:
     return int(count) + 1
 
 
+def add_contracts(connection: sqlite3.Connection, contracts: Mapping[str, str]) -> None:
+    """Remember what contract ids of the store's stand for."""
+    connection.executemany(
+        "INSERT OR IGNORE INTO main.contracts (contract_id, contract) VALUES (?, ?)", [*contracts.items()]
+    )
+
+
 def _merge_conflicts(
     connection: sqlite3.Connection,
     ours_table: str,

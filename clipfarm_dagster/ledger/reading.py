@@ -48,6 +48,7 @@ class LedgerReader:
         self._tables = Tables.of(self._schema)
         self._generations = Generations(self._tables)
         self._engine = postgres_engine(url) if self._schema else sqlite_engine(url)
+        self._writing_engine = self._engine.execution_options(clipfarm_writes=True)
 
     @property
     def name(self) -> str:

@@ -127,6 +127,9 @@ class Tables:
     contracts: Table
     versions: Table
     corpus: Table
+    erased: Table
+    """The tombstones of erased videos that the ledger follows: what of each `remains` here (see `erasing`),
+    and whether rows of it were seen `in_log` (see `journal`)."""
     unsent: Table | None
     """None on PostgreSQL, where machines share the database."""
 
@@ -150,13 +153,20 @@ class Tables:
             ),
             versions=Table("ledger_version", metadata, Column("token", Text, nullable=False)),
             corpus=Table("ledger_corpus", metadata, Column("corpus_id", Text, nullable=False)),
+            erased=Table(
+                "erased",
+                metadata,
+                Column("tombstone", Text, primary_key=True, nullable=False),
+                Column("remains", Text),
+                Column("in_log", Integer),
+            ),
             unsent=None if schema else unsent_table(),
         )
 
     def all(self) -> list[Table]:
         """All of them."""
-        tables = (self.items, self.generations, self.contracts, self.versions, self.corpus, self.unsent)
-        return [table for table in tables if table is not None]
+        tables = (self.items, self.generations, self.contracts, self.versions, self.corpus, self.erased)
+        return [*tables] if self.unsent is None else [*tables, self.unsent]
 
 
 FAILED_STATUSES = (Status.FAIL, Status.INVALID_RAW_OBJECT, Status.QUARANTINED)

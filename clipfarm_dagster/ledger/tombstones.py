@@ -93,6 +93,11 @@ class Tombstones:
         self._store, self._key = store, key
         self._known: tuple[str | None, Erased] = None, Erased()
 
+    @property
+    def last(self) -> Erased:
+        """The erased videos as they were last read or written by this object."""
+        return self._known[1]
+
     def read(self) -> Erased:
         """The erased videos now: one small request, and another where they are others than last time.
 

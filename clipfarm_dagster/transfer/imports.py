@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from clipfarm_dagster.catalog.metadata import LatestRows
 from clipfarm_dagster.corpus import Corpus, StageCorpus
-from clipfarm_dagster.engine.storing import NewVector, contested_row, store_vectors
+from clipfarm_dagster.engine.storing import NewVector, contested_row, record_stored, store_vectors
 from clipfarm_dagster.ledger.rows import WorkItem, success_row, vector_stands
 from clipfarm_dagster.ledger.schema import LedgerRow, Status
 from clipfarm_dagster.manifests.manifest import LEDGER_COLUMNS_READ, build_manifest
@@ -29,6 +29,9 @@ from clipfarm_dagster.vectors.npy import to_npy, vector_problem
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
+
+
+ERASED = "its video was erased"
 
 
 @dataclass
@@ -56,8 +59,9 @@ def import_vectors(
     already, or one that is done, keep it, unless `replace_done`.
 
     Refused are vectors that are no unit vectors or of another dimension than the configured checkpoint's, ids
-    that are invalid or come twice, and videos that the metadata does not have. Where `contract` is another,
-    or the checkpoint is not on this machine, the vectors that stand tell the dimension, or else the first.
+    that are invalid or come twice, videos that were erased, and those that the metadata does not have. Where
+    `contract` is another, or the checkpoint is not on this machine, the vectors that stand tell the
+    dimension, or else the first.
 
     Raises:
         VectorFileError: the file cannot be read.
@@ -74,6 +78,7 @@ def import_vectors(
         opened.ledger.record_contract(contract)
         for ids, vectors in file.batches():
             chosen: dict[str, np.ndarray[Any, Any]] = {}
+            erased = opened.ledger.erased(filter(is_valid_video_id, ids))
             for video_id, vector in zip(ids, vectors, strict=True):
                 if dimension is None and vector is not None:
                     dimension = vector.size
@@ -82,6 +87,8 @@ def import_vectors(
                     problem = "its video_id cannot be used in a key"
                 elif video_id in seen:
                     problem = "it occurs twice; the first one counts"
+                elif video_id in erased:
+                    problem = ERASED
                 elif not inputs.known(video_id):
                     problem = "it is not in the metadata"
                 seen.add(video_id)
@@ -122,7 +129,8 @@ def _store(
         else:
             new.append(NewVector(item, to_npy(vector)))
     rows = []
-    for video_id, stored in store_vectors(opened.store, ledger, opened.place, new).items():
+    all_stored = store_vectors(opened.store, ledger, opened.place, new)
+    for video_id, stored in all_stored.items():
         if stored.refused is not None:
             imported.refused[video_id] = str(stored.refused)
             continue
@@ -140,8 +148,10 @@ def _store(
             note="imported from a file",
         )
         rows.append(contested_row(row) if stored.contested else row)
-    ledger.record(rows)
-    imported.rows += rows
+    erased = record_stored(opened.store, ledger, rows, all_stored)
+    erased |= {vector.item.video_id for vector in new} - all_stored.keys()
+    imported.refused |= dict.fromkeys(erased, ERASED)
+    imported.rows += [row for row in rows if row.video_id not in erased]
 
 
 def _standing_contract(item: WorkItem, etag: str) -> str | None:
