@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from clipfarm_dagster.engine.own_file import embed_file
     from clipfarm_dagster.errors import ClipFarmError
     from clipfarm_dagster.explore.search import Match, search
-    from clipfarm_dagster.manifests.refresh import read_vectors
+    from clipfarm_dagster.manifests.vectors import read_vectors
     from clipfarm_dagster.planning.delta import StagePlan
     from clipfarm_dagster.planning.explain import Explanation
     from clipfarm_dagster.settings import Settings, load_settings
@@ -54,7 +54,7 @@ _MODULES = {
     "build_definitions": "definitions",
     "embed_file": "engine.own_file",
     "load_settings": "settings",
-    "read_vectors": "manifests.refresh",
+    "read_vectors": "manifests.vectors",
     "search": "explore.search",
 }
 

@@ -7,10 +7,15 @@ from typing import Annotated
 
 import typer
 
-from clipfarm_dagster.cli.output import console, table
+from clipfarm_dagster.cli.output import AllowPartial, Generation, console, table
 from clipfarm_dagster.corpus import Corpus
+from clipfarm_dagster.corpus.named_generations import find_generation
 from clipfarm_dagster.errors import SettingsError
+from clipfarm_dagster.manifests.refresh import fused_file
+from clipfarm_dagster.manifests.vectors import fused_vectors
 from clipfarm_dagster.settings import load_settings
+from clipfarm_dagster.stages import Stage
+from clipfarm_dagster.store.local_copies import LocalFile
 
 SHOWN_PROBLEMS = 20
 """Videos without a thumbnail that are named."""
@@ -23,6 +28,8 @@ def register(app: typer.Typer) -> None:
 
 def atlas(
     strategy: Annotated[str, typer.Option(help="Fusion strategy whose vectors to show.")] = "concat",
+    generation: Generation = "",
+    allow_partial: AllowPartial = False,
     port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 5055,
     thumbnails: Annotated[
         int, typer.Option(min=0, help="Show a thumbnail for this many videos; each is read once.")
@@ -37,11 +44,17 @@ def atlas(
 
     check_port_is_free(port)
     corpus = Corpus.open(load_settings())
+    file: LocalFile
+    if generation:
+        named = find_generation(corpus, list(Stage), generation)
+        file, _ = fused_vectors(corpus, strategy, *named, allow_partial=allow_partial)
+    else:
+        file = fused_file(corpus, strategy)
     console().print(f"Placing the vectors of {strategy!r}, and making thumbnails …")
     problems: dict[str, str] = {}
-    rows = atlas_table(corpus, strategy, thumbnails=thumbnails, on_problem=problems.__setitem__)
+    rows = atlas_table(corpus, file, thumbnails=thumbnails, on_problem=problems.__setitem__)
     if not rows.num_rows:
-        raise SettingsError(f"the fused manifest {strategy!r} is empty; run `clipfarm status`")
+        raise SettingsError(f"there are no vectors fused by {strategy!r}; run `clipfarm status`")
     if problems:
         shown = [[video_id, cause] for video_id, cause in list(problems.items())[:SHOWN_PROBLEMS]]
         console().print(table(f"{len(problems):,} videos have no thumbnail", ["video_id", "cause"], shown))

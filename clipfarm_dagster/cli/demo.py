@@ -17,7 +17,7 @@ from clipfarm_dagster.corpus import Corpus
 from clipfarm_dagster.errors import SettingsError
 from clipfarm_dagster.explore.search import nearest, vector_of
 from clipfarm_dagster.ledger.schema import Status
-from clipfarm_dagster.manifests.refresh import modality_vectors
+from clipfarm_dagster.manifests.vectors import modality_vectors
 from clipfarm_dagster.modalities.registry import quiet_transformers
 from clipfarm_dagster.orchestration.in_process import run_in_process
 from clipfarm_dagster.settings import SETTINGS_FILE, load_settings

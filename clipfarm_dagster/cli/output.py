@@ -26,6 +26,17 @@ Stages = Annotated[
     list[Stage] | None,
     typer.Option("--stage", help="Only this stage; may be given several times. All by default."),
 ]
+Generation = Annotated[
+    str,
+    typer.Option(
+        metavar="CONTRACT_ID",
+        help="Read this generation, not the one that serves; the id's first characters are enough.",
+    ),
+]
+AllowPartial = Annotated[
+    bool,
+    typer.Option("--allow-partial", help="With --generation: also if it lacks videos that are served."),
+]
 
 
 # C0, DEL and C1 controls, what ends lines or turns the order of letters round, and half surrogate pairs

@@ -6,8 +6,9 @@ from typing import Annotated, Any
 
 import typer
 
-from clipfarm_dagster.cli.output import Json, console, print_json, table
+from clipfarm_dagster.cli.output import AllowPartial, Generation, Json, console, print_json, table
 from clipfarm_dagster.corpus import Corpus
+from clipfarm_dagster.corpus.named_generations import find_generation
 from clipfarm_dagster.errors import SettingsError
 from clipfarm_dagster.explore.search import (
     DUPLICATE_COSINE,
@@ -16,8 +17,9 @@ from clipfarm_dagster.explore.search import (
     vector_of,
     words_vector,
 )
-from clipfarm_dagster.manifests.refresh import fused_file, modality_vectors
+from clipfarm_dagster.manifests.refresh import fused_file
 from clipfarm_dagster.manifests.vector_table import vector_keys
+from clipfarm_dagster.manifests.vectors import fused_vectors, modality_vectors
 from clipfarm_dagster.settings import load_settings
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.store.local_copies import LocalFile
@@ -40,6 +42,8 @@ def search(
         Stage | None, typer.Option(help="With --like: compare vectors of this modality.")
     ] = None,
     strategy: Annotated[str, typer.Option(help="With --like: compare vectors fused by this strategy.")] = "",
+    generation: Generation = "",
+    allow_partial: AllowPartial = False,
     top: Annotated[int, typer.Option(min=1, help="Number of videos to list.")] = 10,
     exact: Exact = False,
     as_json: Json = False,
@@ -52,14 +56,12 @@ def search(
     if modality is not None and strategy:
         raise SettingsError("give --modality or --strategy, not both")
     corpus = Corpus.open(load_settings())
-    file: LocalFile
-    if strategy:
-        file = fused_file(corpus, strategy)
+    named = _named(corpus, Stage.TEXT if words else modality, strategy, generation)
+    file = _file(corpus, modality or Stage.TEXT, strategy, named, allow_partial)
+    if words:
+        query = words_vector(corpus.encoder(Stage.TEXT, named and named[1]), words)
     else:
-        vectors = modality_vectors(corpus, modality or Stage.TEXT)
-        file = vectors.file
-        _warn(len(vectors.fusion.dropped))
-    query = words_vector(corpus.encoder(Stage.TEXT), words) if words else vector_of(file, like)
+        query = vector_of(file, like)
     found = nearest(file, query, top, without=like or None, exact=exact)
     titles = _titles(corpus, [match.video_id for match in found])
     keys = vector_keys(file, [match.video_id for match in found])
@@ -82,8 +84,12 @@ def search(
 
 
 def duplicates(
-    modality: Annotated[Stage, typer.Option(help="Modality of the vectors.")] = Stage.VIDEO,
+    modality: Annotated[
+        Stage | None, typer.Option(help="Modality of the vectors: by default video, or that of --generation.")
+    ] = None,
     strategy: Annotated[str, typer.Option(help="Compare vectors fused by this strategy instead.")] = "",
+    generation: Generation = "",
+    allow_partial: AllowPartial = False,
     threshold: Annotated[
         float, typer.Option(min=-1, max=1, help="Minimum cosine of a pair.")
     ] = DUPLICATE_COSINE,
@@ -93,13 +99,8 @@ def duplicates(
 ) -> None:
     """List pairs of nearly identical videos."""
     corpus = Corpus.open(load_settings())
-    file: LocalFile
-    if strategy:
-        file = fused_file(corpus, strategy)
-    else:
-        vectors = modality_vectors(corpus, modality)
-        file, fusion = vectors.file, vectors.fusion
-        _warn(len(fusion.dropped))
+    named = _named(corpus, modality, strategy, generation)
+    file = _file(corpus, modality or Stage.VIDEO, strategy, named, allow_partial)
     pairs, count = near_duplicates(file, threshold, limit=limit, exact=exact)
     titles = _titles(corpus, list({name for pair in pairs for name in (pair.first, pair.second)}))
     found: list[dict[str, Any]] = [
@@ -119,6 +120,32 @@ def duplicates(
     ]
     title = f"{count:,} pairs of cosine {threshold:g} or more"
     console().print(table(title, ["cosine", "video_id", "video_id", "titles"], rows))
+
+
+def _named(
+    corpus: Corpus, modality: Stage | None, strategy: str, generation: str
+) -> tuple[Stage, str] | None:
+    """Stage and contract id of the generation that was named, if one was."""
+    if not generation:
+        return None
+    return find_generation(corpus, list(Stage) if modality is None or strategy else [modality], generation)
+
+
+def _file(
+    corpus: Corpus, modality: Stage, strategy: str, named: tuple[Stage, str] | None, allow_partial: bool
+) -> LocalFile:
+    """The vectors to look at; says on standard error how many of them are missing."""
+    if strategy and named is None:
+        return fused_file(corpus, strategy)
+    if strategy:
+        assert named is not None
+        file, fusion = fused_vectors(corpus, strategy, *named, allow_partial=allow_partial)
+    else:
+        stage, generation = named or (modality, None)
+        vectors = modality_vectors(corpus, stage, generation=generation, allow_partial=allow_partial)
+        file, fusion = vectors.file, vectors.fusion
+    _warn(len(fusion.dropped))
+    return file
 
 
 def _titles(corpus: Corpus, video_ids: list[str]) -> dict[str, str]:

@@ -8,8 +8,17 @@ from typing import Annotated, Any
 
 import typer
 
-from clipfarm_dagster.cli.output import Json, console, dagster_instance, print_json, table
+from clipfarm_dagster.cli.output import (
+    AllowPartial,
+    Generation,
+    Json,
+    console,
+    dagster_instance,
+    print_json,
+    table,
+)
 from clipfarm_dagster.corpus import Corpus
+from clipfarm_dagster.corpus.named_generations import find_generation
 from clipfarm_dagster.errors import SettingsError
 from clipfarm_dagster.settings import load_settings
 from clipfarm_dagster.stages import Stage
@@ -32,10 +41,14 @@ def register(app: typer.Typer) -> None:
 def export(
     modality: Modality,
     out: Annotated[Path, typer.Option(help="File to write: .parquet or .npz.")],
+    generation: Generation = "",
+    allow_partial: AllowPartial = False,
     as_json: Json = False,
 ) -> None:
     """Write a modality's vectors, with their video_ids and their contract, to one file."""
-    done = export_vectors(Corpus.open(load_settings()), modality, out)
+    corpus = Corpus.open(load_settings())
+    named = find_generation(corpus, [modality], generation)[1] if generation else None
+    done = export_vectors(corpus, modality, out, generation=named, allow_partial=allow_partial)
     bad = [{"video_id": lost.video_id, "key": lost.key, "problem": lost.problem} for lost in done.dropped]
     if as_json:
         print_json(

@@ -19,6 +19,7 @@ from clipfarm_dagster.ledger.rows import WorkItem, missing_row, standing_row
 from clipfarm_dagster.ledger.schema import LedgerRow
 from clipfarm_dagster.ledger.serving import Serving, ServingRecord, VectorPlace
 from clipfarm_dagster.modalities.registry import settings_for, stage_contract
+from clipfarm_dagster.planning.coverage import COVERAGE_COLUMNS, Coverage, coverage
 from clipfarm_dagster.planning.delta import DELTA_COLUMNS, StagePlan, plan_stage
 from clipfarm_dagster.planning.explain import Explanation, explain
 from clipfarm_dagster.settings import Settings
@@ -96,6 +97,12 @@ class StageCorpus:
         if contract.id == self.contract.id:
             return self
         return replace(self, ledger=self.ledger.of(contract.id), given_contract=contract)
+
+    def coverage(self, latest: LatestRows) -> Coverage:
+        """What this generation has of what is served."""
+        serving = self.ledger if self.serving is None else self.ledger.of(self.serving.contract_id)
+        with serving.stream(COVERAGE_COLUMNS) as served, self.ledger.stream(COVERAGE_COLUMNS) as rows:
+            return coverage(latest, served, rows, contract_id=self.contract.id, now=datetime.now(UTC))
 
     def raw_listing(self, latest: LatestRows | None = None) -> pa.Table:
         """The raw objects: columns `key`, `etag`, `size`. With `latest`, many objects are listed in parts at

@@ -18,9 +18,9 @@ from clipfarm_dagster.engine.local.preparation import Limits, PreparedItem, prep
 from clipfarm_dagster.engine.options import cores
 from clipfarm_dagster.errors import ClipFarmError, InvalidRawObjectError, PreparationError, StoreError
 from clipfarm_dagster.explore.projection import project_file
-from clipfarm_dagster.manifests.refresh import fused_file
 from clipfarm_dagster.modalities.encoder import Prepared
 from clipfarm_dagster.stages import Stage
+from clipfarm_dagster.store.local_copies import LocalFile
 from clipfarm_dagster.store.whole_files import written_whole
 
 if TYPE_CHECKING:
@@ -35,23 +35,22 @@ OnProblem: TypeAlias = Callable[[str, str], None]
 
 
 def atlas_table(
-    corpus: Corpus, strategy: str, *, thumbnails: int, on_problem: OnProblem = lambda video_id, cause: None
+    corpus: Corpus, file: LocalFile, *, thumbnails: int, on_problem: OnProblem = lambda video_id, cause: None
 ) -> pa.Table:
-    """A row for each fused vector: `video_id`, `title`, `thumbnail` for the first `thumbnails` videos,
-    `query`, `description`, `captured_at`, and its place `x`, `y`.
+    """A row for each vector of a file of fused ones: `video_id`, `title`, `thumbnail` for the first
+    `thumbnails` videos, `query`, `description`, `captured_at`, and its place `x`, `y`.
 
     A thumbnail is the middle frame as the data URI of a JPEG; null where there is none, of which `on_problem`
     is told with the cause: the clip is gone, cannot be decoded, or is over a limit.
 
     Raises:
-        ManifestError: the strategy has no fused manifest, or it cannot be read.
+        ManifestError: the file cannot be read.
         MetadataError: the metadata cannot be read.
         StoreError: the store cannot be read.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    file = fused_file(corpus, strategy)
     places = project_file(file)
     with file.reading() as path:
         captured_at = pq.read_table(path, columns=["captured_at"])["captured_at"]

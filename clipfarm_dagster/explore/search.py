@@ -16,13 +16,13 @@ from clipfarm_dagster.corpus import Corpus
 from clipfarm_dagster.errors import ManifestError, VideoNotFoundError
 from clipfarm_dagster.explore.pairs import Found, near_pairs
 from clipfarm_dagster.manifests.manifest import REPLACE_WRONG
-from clipfarm_dagster.manifests.refresh import modality_vectors
 from clipfarm_dagster.manifests.vector_table import (
     FUSED_VECTOR_COLUMN,
     content_id,
     count_vectors,
     iter_vectors,
 )
+from clipfarm_dagster.manifests.vectors import modality_vectors
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.store import cache_files
 from clipfarm_dagster.store.local_copies import LocalFile
@@ -68,6 +68,7 @@ def search(
     *,
     like: str | None = None,
     stage: Stage = Stage.TEXT,
+    generation: str | None = None,
     top: int = 10,
     exact: bool = False,
 ) -> list[Match]:
@@ -77,6 +78,7 @@ def search(
         words: looked up among text vectors.
         like: a `video_id`, in place of words; it is not among the answers.
         stage: with `like`: in which modality.
+        generation: contract id of another generation than the one that serves, which may lack some videos.
         exact: whether to look at every vector, whatever their number.
 
     Raises:
@@ -90,9 +92,9 @@ def search(
     """
     if words is not None and stage != Stage.TEXT:
         raise ValueError(f"words are looked up among text vectors, not among those of {stage}; use like=")
-    file = modality_vectors(corpus, stage).file
+    file = modality_vectors(corpus, stage, generation=generation, allow_partial=True).file
     if words is not None and like is None:
-        query = words_vector(corpus.encoder(Stage.TEXT), words)
+        query = words_vector(corpus.encoder(Stage.TEXT, generation), words)
     elif like is not None and words is None:
         query = vector_of(file, like)
     else:

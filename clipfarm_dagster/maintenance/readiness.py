@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
-from clipfarm_dagster.corpus import Corpus, StageCorpus
+from clipfarm_dagster.corpus import Corpus
 from clipfarm_dagster.corpus.generations import recorded_contract
 from clipfarm_dagster.ledger.serving import Serving
 from clipfarm_dagster.maintenance.audit import AUDIT_COLUMNS, Audit, Finding, audit
 from clipfarm_dagster.maintenance.migration import cut_over, finish_cut_over
-from clipfarm_dagster.planning.coverage import COVERAGE_COLUMNS, Cover, Coverage, coverage
+from clipfarm_dagster.planning.coverage import Cover, Coverage
 from clipfarm_dagster.stages import Stage
 
 _LOST_SHARE, _LOST = 100, 3
@@ -87,22 +86,6 @@ def ready_to_cut_over(
     return Readiness(contract_id, found, tuple(missing), tuple(held))
 
 
-def coverage_of(corpus: Corpus, serving: StageCorpus, other: StageCorpus) -> Coverage:
-    """What a generation has of what another serves.
-
-    Raises:
-        MetadataError: the metadata cannot be read.
-        LedgerError: the ledger cannot be read.
-        StoreError: the store cannot be read.
-    """
-    latest = corpus.latest_rows()
-    with (
-        serving.ledger.stream(COVERAGE_COLUMNS) as rows,
-        other.ledger.stream(COVERAGE_COLUMNS) as others,
-    ):
-        return coverage(latest, rows, others, contract_id=other.contract.id, now=datetime.now(UTC))
-
-
 def readiness(corpus: Corpus, stage: Stage, contract_id: str | None = None) -> Readiness | None:
     """Whether a generation may serve in place of the one that does.
 
@@ -132,7 +115,7 @@ def readiness(corpus: Corpus, stage: Stage, contract_id: str | None = None) -> R
         other = serving.under(contract)
         return ready_to_cut_over(
             contract.id,
-            coverage_of(corpus, serving, other),
+            other.coverage(corpus.latest_rows()),
             audit(other.ledger.columns(AUDIT_COLUMNS)),
             serving=serving.serving,
             automatic=corpus.settings.cut_over == "auto",

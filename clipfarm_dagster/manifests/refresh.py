@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 
@@ -21,15 +20,9 @@ from clipfarm_dagster.manifests.manifest import (
     read_manifest,
     write_manifest,
 )
-from clipfarm_dagster.manifests.strategies import Single, Strategy, make_strategy
-from clipfarm_dagster.manifests.vector_table import count_vectors, iter_vectors
+from clipfarm_dagster.manifests.strategies import Strategy, make_strategy
 from clipfarm_dagster.stages import Stage
-from clipfarm_dagster.store.local_copies import LocalCopies, LocalCopy, LocalFile
-from clipfarm_dagster.store.whole_files import written_whole
-from clipfarm_dagster.vectors.contract import Contract
-from clipfarm_dagster.vectors.matrix import VectorMatrix
-from clipfarm_dagster.vectors.npy import VectorProblem
-from clipfarm_dagster.vectors.stored import checked_vector
+from clipfarm_dagster.store.local_copies import LocalCopies, LocalCopy
 
 PATIENCE_SECONDS = 10.0
 """How long a manifest waits for vectors that are being written over."""
@@ -166,101 +159,3 @@ def record_dropped(corpus: Corpus, dropped: list[Dropped]) -> None:
         with corpus.ledger(stage) as ledger:
             if record_lost(ledger, dropped, datetime.now(UTC)):
                 ledger.push()
-
-
-@dataclass(frozen=True)
-class ModalityVectors:
-    """All vectors of a modality under one contract, in a file of this machine."""
-
-    file: LocalFile
-    """See `vector_table.iter_vectors`."""
-    contract: Contract
-    fusion: Fusion
-    """What was done to bring the file up to date."""
-
-
-def modality_vectors(corpus: Corpus, stage: Stage, *, allow_none: bool = False) -> ModalityVectors:
-    """All vectors of a modality that its ledger calls done under the contract that the settings ask for.
-
-    Only vectors that are new since the last call are read. Those that are missing or wrong are left out and
-    named in the answer; nothing is recorded.
-
-    Args:
-        allow_none: whether there may be no vectors at all.
-
-    Raises:
-        ManifestError: there are none, some are being written or lost, or the file of the last call is damaged
-            among its vectors.
-        LedgerError: the ledger cannot be read.
-        StoreError: the store cannot be read.
-    """
-    with corpus.stage(stage) as opened:
-        contract, manifest = opened.contract, complete_manifest(opened)
-    if not manifest.table.num_rows and not allow_none:
-        raise ManifestError(
-            f"there are no {stage} vectors of contract {contract.id} yet; `clipfarm plan` shows what there is"
-            " to embed, `clipfarm sync` embeds it"
-        )
-    path = corpus.settings.home_files.vectors(stage, contract.id)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file = LocalFile(path, str(path), "delete it, and it is made anew")
-    with closing(FusionPlan(Single(stage), {stage: manifest}, file if path.exists() else None)) as plan:
-        if plan.unchanged:
-            return ModalityVectors(file, contract, plan.kept())
-        with written_whole(path) as output:
-            fusion = plan.write(corpus.store, output)
-    return ModalityVectors(file, contract, fusion)
-
-
-def read_vectors(corpus: Corpus, stage: Stage, video_ids: Collection[str] | None = None) -> VectorMatrix:
-    """The vectors of a stage that are done under the contract that the settings ask for, in memory.
-
-    Args:
-        video_ids: the videos to read, straight from the store; those without such a vector are left out, and
-            named as that. By default all are given, of which only new ones are read.
-
-    Raises:
-        ManifestError: vectors are being written or were found lost, they differ in dimension, or this
-            machine's file of them is damaged.
-        LedgerError: the ledger cannot be read.
-        StoreError: the store cannot be read.
-    """
-    import numpy as np
-
-    if video_ids is not None:
-        return _read_some(corpus, stage, video_ids)
-    found = modality_vectors(corpus, stage, allow_none=True)
-    _, dimension = count_vectors(found.file)
-    ids: list[str] = []
-    parts = [np.empty((0, dimension), np.float32)]
-    for some, vectors in iter_vectors(found.file):
-        ids += some
-        parts.append(vectors)
-    left_out = {dropped.video_id: dropped.problem for dropped in found.fusion.dropped}
-    return VectorMatrix(ids, np.concatenate(parts), left_out)
-
-
-def _read_some(corpus: Corpus, stage: Stage, video_ids: Collection[str]) -> VectorMatrix:
-    import numpy as np
-    import pyarrow as pa
-
-    with corpus.stage(stage) as opened:
-        rows = opened.ledger.rows(video_ids).values()
-        kinds = {name: pa.string() for name in LEDGER_COLUMNS_READ} | {"embedding_dim": pa.int64()}
-        claims = pa.Table.from_pylist([asdict(row) for row in rows], pa.schema(list(kinds.items())))
-        manifest = build_manifest(opened.contract, claims, corpus.keys)
-    table, dimension = manifest.table, manifest.dimension or 0
-    columns = (table[name].to_pylist() for name in ("video_id", "embedding_key", "artifact_sha256"))
-    vectors = np.empty((table.num_rows, dimension), np.float32)
-    left_out = dict.fromkeys(video_ids, "it has none under the present contract")
-    ids: list[str] = []
-    answers = corpus.store.get_many(table["embedding_key"].to_pylist())
-    for video_id, key, sha256, (_, answer) in zip(*columns, answers, strict=True):
-        try:
-            vectors[len(ids)] = checked_vector(answer, dimension, sha256)
-        except VectorProblem as problem:
-            left_out[video_id] = f"{key}: {problem}"
-        else:
-            ids.append(video_id)
-            del left_out[video_id]
-    return VectorMatrix(ids, vectors[: len(ids)], left_out)

@@ -6,7 +6,7 @@ import dagster as dg
 
 from clipfarm_dagster.corpus import Corpus
 from clipfarm_dagster.errors import ClipFarmError, VideoNotFoundError
-from clipfarm_dagster.manifests.refresh import read_vectors
+from clipfarm_dagster.manifests.vectors import read_vectors
 from clipfarm_dagster.orchestration.names import CorpusNames
 from clipfarm_dagster.orchestration.resources.taking import CORPUS, take_corpus
 from clipfarm_dagster.stages import Stage

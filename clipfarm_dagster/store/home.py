@@ -47,6 +47,10 @@ class Home:
         """The file with all vectors of a stage under a contract."""
         return self.manifests_cache / f"vectors-{stage}-{contract_id}.parquet"
 
+    def fused_vectors(self, strategy: str, contract_id: str) -> Path:
+        """The file with the vectors that a strategy would give if another generation served."""
+        return self.manifests_cache / f"fused-{strategy}-{contract_id}.parquet"
+
     @property
     def thumbnails(self) -> Path:
         """The folder of the atlas' thumbnails."""

@@ -8,7 +8,7 @@ import io
 from PIL import Image
 
 from clipfarm_dagster.explore.atlas import atlas_table
-from clipfarm_dagster.manifests.refresh import refresh_fused, refresh_manifest
+from clipfarm_dagster.manifests.refresh import fused_file, refresh_fused, refresh_manifest
 from clipfarm_dagster.manifests.strategies import make_strategy
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster_tests.support.corpora import embed_all, open_corpus, write_metadata
@@ -49,7 +49,7 @@ def test_a_clip_over_a_limit_costs_its_own_thumbnail_alone(tmp_path, store):
 
     for _ in range(2):
         told: dict[str, str] = {}
-        table = atlas_table(corpus, "concat", thumbnails=99, on_problem=told.__setitem__)
+        table = atlas_table(corpus, fused_file(corpus, "concat"), thumbnails=99, on_problem=told.__setitem__)
 
         shown = dict(zip(table["video_id"].to_pylist(), table["thumbnail"].to_pylist(), strict=True))
         assert {video_id for video_id, picture in shown.items() if picture} == {"good-1", "z-good"}
@@ -69,7 +69,7 @@ def test_each_video_has_its_place_its_texts_and_a_frame(tmp_path, store):
     corpus.store.put(corpus.keys.raw(Stage.VIDEO, "b"), b"no clip any more")
     corpus.store.put(corpus.keys.raw(Stage.VIDEO, "d"), clip)
 
-    table = atlas_table(corpus, "concat", thumbnails=3)
+    table = atlas_table(corpus, fused_file(corpus, "concat"), thumbnails=3)
 
     assert table["video_id"].to_pylist() == IDS
     assert table["title"].to_pylist() == [f"Title of {video_id}" for video_id in IDS]
@@ -79,4 +79,4 @@ def test_each_video_has_its_place_its_texts_and_a_frame(tmp_path, store):
     kind, _, data = shown.partition(",")
     assert kind == "data:image/jpeg;base64"
     assert Image.open(io.BytesIO(base64.b64decode(data))).size == (224, 168)
-    assert atlas_table(corpus, "concat", thumbnails=3).equals(table)
+    assert atlas_table(corpus, fused_file(corpus, "concat"), thumbnails=3).equals(table)

@@ -10,7 +10,8 @@ import pytest
 from clipfarm_dagster.errors import ManifestError, VideoNotFoundError
 from clipfarm_dagster.explore import search
 from clipfarm_dagster.explore.search import near_duplicates, nearest, vector_of
-from clipfarm_dagster.manifests.refresh import fused_file, modality_vectors
+from clipfarm_dagster.manifests.refresh import fused_file
+from clipfarm_dagster.manifests.vectors import modality_vectors
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster_tests.manifests.test_fusion import refresh
 from clipfarm_dagster_tests.support.corpora import embed, embed_all, move_aside, open_corpus

@@ -14,7 +14,7 @@ from clipfarm_dagster.ledger.ledger import Ledger
 from clipfarm_dagster.ledger.serving import ServingRecord
 from clipfarm_dagster.maintenance import migration
 from clipfarm_dagster.maintenance.migration import cut_over, finish_cut_over, move_vectors
-from clipfarm_dagster.manifests.refresh import read_vectors
+from clipfarm_dagster.manifests.vectors import read_vectors
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.store import ObjectStore
 from clipfarm_dagster_tests.support.generations import IDS, Two, embed, texts

@@ -17,9 +17,7 @@ import pytest
 
 from clipfarm_dagster.errors import FusionError, ManifestError
 from clipfarm_dagster.explore.projection import project_file
-from clipfarm_dagster.manifests.refresh import (
-    fused_file,
-)
+from clipfarm_dagster.manifests.refresh import fused_file
 from clipfarm_dagster.manifests.vector_table import count_vectors, iter_vectors
 from clipfarm_dagster.store.local_copies import LocalFile
 from clipfarm_dagster_tests.manifests.test_fusion import IDS, fused_vectors, refresh

@@ -12,14 +12,10 @@ import pytest
 
 from clipfarm_dagster.errors import FusionError, ManifestError, SettingsError, StoreError
 from clipfarm_dagster.manifests import fusion as fusion_module
-from clipfarm_dagster.manifests.refresh import (
-    fused_file,
-    modality_vectors,
-    refresh_fused,
-    refresh_manifest,
-)
+from clipfarm_dagster.manifests.refresh import fused_file, refresh_fused, refresh_manifest
 from clipfarm_dagster.manifests.strategies import STRATEGIES, Mean, make_strategy, parse_weights
 from clipfarm_dagster.manifests.vector_table import count_vectors, iter_vectors
+from clipfarm_dagster.manifests.vectors import modality_vectors
 from clipfarm_dagster.planning.delta import Reason
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.vectors.npy import to_npy
