@@ -129,6 +129,12 @@ class SeaweedFS:
                     raise RuntimeError(f"SeaweedFS does not start: {error}\n{tail}") from error
                 time.sleep(0.1)
 
+    def cpu_seconds(self) -> float:
+        """Processor time that the running server has taken."""
+        assert self._process is not None
+        times = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(times[11]) + int(times[12])) / os.sysconf("SC_CLK_TCK")
+
     def stop(self) -> None:
         """Stop the server; what it stores stays."""
         if self._process is None:

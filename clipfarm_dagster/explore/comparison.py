@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from clipfarm_dagster.explore.search import DUPLICATE_COSINE, Match, Pair, near_duplicates
-from clipfarm_dagster.manifests.vector_table import count_vectors, iter_vectors
+from clipfarm_dagster.manifests.vector_table import count_vectors, iter_vectors, vectors_of
 from clipfarm_dagster.store.local_copies import LocalFile
 
 if TYPE_CHECKING:
@@ -163,21 +163,6 @@ def compare(
 def draw(video_ids: Collection[str], count: int) -> list[str]:
     """Some of many videos, the same each time: those whose ids have the least hashes."""
     return heapq.nsmallest(count, video_ids, key=lambda i: hashlib.sha256(i.encode()).digest())
-
-
-def vectors_of(file: LocalFile, video_ids: Collection[str]) -> dict[str, np.ndarray[Any, Any]]:
-    """The vectors of some videos that the file has, float32 (dimension,), by `video_id`.
-
-    Raises:
-        ManifestError: the file cannot be read.
-    """
-    wanted = frozenset(video_ids)
-    return {
-        video_id: vector.copy()  # a row would keep its whole chunk in memory
-        for ids, vectors in iter_vectors(file)
-        for video_id, vector in zip(ids, vectors, strict=True)
-        if video_id in wanted
-    }
 
 
 def _measured(file: LocalFile) -> tuple[VectorSet, set[str]]:

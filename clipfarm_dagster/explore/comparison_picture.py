@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from clipfarm_dagster.explore.comparison import Comparison, Duplicates, Overlap, draw, vectors_of
+from clipfarm_dagster.explore.comparison import Comparison, Duplicates, Overlap, draw
 from clipfarm_dagster.explore.pictures import (
     ACCENT,
     INK,
@@ -21,7 +21,7 @@ from clipfarm_dagster.explore.pictures import (
     without_scales,
 )
 from clipfarm_dagster.explore.projection import Plane
-from clipfarm_dagster.manifests.vector_table import iter_vectors
+from clipfarm_dagster.manifests.vector_table import iter_vectors, vectors_of
 from clipfarm_dagster.store.local_copies import LocalFile
 
 if TYPE_CHECKING:

@@ -26,6 +26,7 @@ from clipfarm_dagster.ledger.serving import Serving
 from clipfarm_dagster.ledger.verify import lost_row
 from clipfarm_dagster.manifests.refresh import refresh_fused, refresh_manifest
 from clipfarm_dagster.manifests.strategies import STRATEGIES, make_strategy
+from clipfarm_dagster.manifests.vectors import own_vectors
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.store.object_store import Copied
 from clipfarm_dagster.timestamps import timestamp
@@ -209,9 +210,15 @@ def _copy(opened: StageCorpus, rows: Sequence[LedgerRow], folder: str, etags: Ma
     now = datetime.now(UTC)
     by_source = {opened.keys.vector(opened.stage, row.video_id, row.artifact_key): row for row in rows}
     targets = {source: f"{folder}{row.video_id}.npy" for source, row in by_source.items()}
+    own = own_vectors(opened, [row.video_id for row in rows])
     copies = [
         VectorCopy(
-            source, targets[source], row.artifact_sha256, row.embedding_dim, etags.get(targets[source])
+            source,
+            targets[source],
+            row.artifact_sha256,
+            row.embedding_dim,
+            etags.get(targets[source]),
+            own.get(row.video_id),
         )
         for source, row in by_source.items()
     ]
@@ -229,7 +236,7 @@ def _copy(opened: StageCorpus, rows: Sequence[LedgerRow], folder: str, etags: Ma
 def _claimed(opened: StageCorpus) -> Iterator[Sequence[LedgerRow]]:
     """The rows that claim a vector, some at a time."""
     columns = opened.ledger.columns(["video_id", "vector_source_hash"])
-    ids = [row["video_id"] for row in columns.to_pylist() if row["vector_source_hash"] is not None]
+    ids = sorted(row["video_id"] for row in columns.to_pylist() if row["vector_source_hash"] is not None)
     for start in range(0, len(ids), _BATCH):
         rows = opened.ledger.rows(ids[start : start + _BATCH]).values()
         yield [row for row in rows if row.vector_source_hash is not None]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,30 @@ def iter_vectors(file: LocalFile) -> Iterator[tuple[list[str], np.ndarray[Any, A
             table = parquet.read_row_group(group, columns=["video_id", FUSED_VECTOR_COLUMN])
             if table.num_rows:
                 yield table["video_id"].to_pylist(), matrix(table)
+
+
+def vectors_of(file: LocalFile, video_ids: Collection[str]) -> dict[str, np.ndarray[Any, Any]]:
+    """The vectors of some videos that a file has, float32 (dimension,), by `video_id`. Only parts of the file
+    are read where the ids are near to each other in its order.
+
+    Raises:
+        ManifestError: the file cannot be read.
+    """
+    found: dict[str, np.ndarray[Any, Any]] = {}
+    if not video_ids:
+        return found
+    wanted, first, last = frozenset(video_ids), min(video_ids), max(video_ids)
+    with opened(file) as parquet:
+        ids_column = parquet.schema_arrow.get_field_index("video_id")
+        for group in range(parquet.num_row_groups):
+            span = parquet.metadata.row_group(group).column(ids_column).statistics
+            if span is not None and (span.max < first or last < span.min):
+                continue
+            table = parquet.read_row_group(group, columns=["video_id", FUSED_VECTOR_COLUMN])
+            for video_id, vector in zip(table["video_id"].to_pylist(), matrix(table), strict=True):
+                if video_id in wanted:
+                    found[video_id] = vector.copy()  # a row would keep its whole group in memory
+    return found
 
 
 def count_vectors(file: LocalFile) -> tuple[int, int]:

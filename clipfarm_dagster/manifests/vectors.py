@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from clipfarm_dagster.corpus import Corpus, StageCorpus
 from clipfarm_dagster.errors import FusionError, ManifestError
@@ -13,7 +15,7 @@ from clipfarm_dagster.manifests.fusion import Fusion, FusionPlan
 from clipfarm_dagster.manifests.manifest import LEDGER_COLUMNS_READ, Manifest, build_manifest
 from clipfarm_dagster.manifests.refresh import complete_manifest
 from clipfarm_dagster.manifests.strategies import Single, Strategy, make_strategy
-from clipfarm_dagster.manifests.vector_table import count_vectors, iter_vectors
+from clipfarm_dagster.manifests.vector_table import count_vectors, iter_vectors, vectors_of
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.store.local_copies import LocalFile
 from clipfarm_dagster.store.whole_files import written_whole
@@ -21,6 +23,9 @@ from clipfarm_dagster.vectors.contract import Contract
 from clipfarm_dagster.vectors.matrix import VectorMatrix
 from clipfarm_dagster.vectors.npy import VectorProblem
 from clipfarm_dagster.vectors.stored import checked_vector
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,16 @@ def modality_vectors(
         )
     path = corpus.settings.home_files.vectors(stage, contract.id)
     return ModalityVectors(*_file_of(corpus, path, Single(stage), {stage: manifest}), contract)
+
+
+def own_vectors(stage: StageCorpus, video_ids: Collection[str]) -> dict[str, np.ndarray[Any, Any]]:
+    """The vectors of some videos that `modality_vectors` left on this machine, float32 (dimension,), by
+    `video_id`. They may have been replaced since. None where there is no such file, or it is damaged."""
+    path = stage.settings.home_files.vectors(stage.stage, stage.contract.id)
+    if path.exists():
+        with contextlib.suppress(ManifestError):
+            return vectors_of(_local_file(path), video_ids)
+    return {}
 
 
 def fused_vectors(
@@ -122,12 +137,16 @@ def check_covering(corpus: Corpus, opened: StageCorpus) -> None:
         )
 
 
+def _local_file(path: Path) -> LocalFile:
+    return LocalFile(path, str(path), "delete it, and it is made anew")
+
+
 def _file_of(
     corpus: Corpus, path: Path, strategy: Strategy, manifests: Mapping[Stage, Manifest]
 ) -> tuple[LocalFile, Fusion]:
     """Bring a file of this machine up to date with manifests, reading only what is new."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    file = LocalFile(path, str(path), "delete it, and it is made anew")
+    file = _local_file(path)
     with closing(FusionPlan(strategy, manifests, file if path.exists() else None)) as plan:
         if plan.unchanged:
             return file, plan.kept()

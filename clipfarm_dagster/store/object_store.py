@@ -25,7 +25,7 @@ from clipfarm_dagster.errors import (
     StoreError,
 )
 from clipfarm_dagster.store.backend import checked, folder_of, local_path
-from clipfarm_dagster.store.fetching import as_they_come
+from clipfarm_dagster.store.fetching import as_they_come, by_threads
 from clipfarm_dagster.store.integrity import contradicts
 from clipfarm_dagster.store.s3 import SLOWEST_BYTES_PER_SECOND, S3Options
 from clipfarm_dagster.store.single_objects import ObjectInfo, SingleObjects, StoredObject, info_of
@@ -40,7 +40,7 @@ FETCH_SECONDS = 120.0
 """Most that an object may take by default, besides what its size needs; more than a store that is away is
 waited for."""
 
-COPIES_AT_ONCE = 64
+COPIES_AT_ONCE = 128
 """Copies that `copy_each` keeps under way by default: more are no faster."""
 
 _HEADS_AT_ONCE = 16
@@ -261,6 +261,7 @@ class ObjectStore(SingleObjects, PreviousVersions):
         self,
         copies: Iterable[C],
         problem: Callable[[C, bytes], P | None],
+        known: Callable[[C], bytes | None] = lambda copy: None,
         *,
         max_concurrency: int = COPIES_AT_ONCE,
     ) -> Generator[tuple[C, Copied | P | StoreError]]:
@@ -268,51 +269,49 @@ class ObjectStore(SingleObjects, PreviousVersions):
         give what became of each as soon as it is known.
 
         The bytes that are read are the bytes that are written, unless `problem` says what is wrong with
-        them; that is given then, and nothing is written. Also given, not raised: a source that is missing
+        them; that is given then, and nothing is written. Where `known` gives the bytes that the source has to
+        have, these are written, and the source is not read. Also given, not raised: a source that is missing
         (ObjectMissingError), a target that somebody else has changed meanwhile (PreconditionFailedError),
         and trouble with one key alone. A target that holds the same bytes counts as copied, so a copy may be
         repeated, and it does not matter whether the answer to a request was lost.
 
         Copies are taken as it goes; at most `max_concurrency` are under way or wait to be taken, in a folder
-        one. Closing the iterator ends what is under way, of which some may have been written.
+        one. Closing the iterator waits for those under way.
         """
         # conditional writes into a folder wait for one lock
         at_once = max_concurrency if self._root is None else 1
-        request = partial(self._copy, problem=problem)
+        request = partial(self._copy, problem=problem, known=known)
         asked = map(_checked_copy, copies)
-        with closing(as_they_come(asked, request, max_concurrency=at_once)) as answers:
-            for done in answers:
-                if done is None:
-                    continue
-                copy, future = done
-                answer, written = future.result()
+        with closing(by_threads(asked, request, max_concurrency=at_once)) as answers:
+            for copy, (answer, written) in answers:
                 if isinstance(answer, StoreError) and not isinstance(answer, PreconditionFailedError):
                     key = copy.source_key if written is None else copy.target_key
                     self._check_own_trouble(key, answer, written=written)
                 yield copy, answer
 
-    async def _copy(
-        self, copy: C, problem: Callable[[C, bytes], P | None]
+    def _copy(
+        self, copy: C, problem: Callable[[C, bytes], P | None], known: Callable[[C], bytes | None]
     ) -> tuple[Copied | P | StoreError, bytes | None]:
         """What became of a copy, and the bytes that were, or were to be, written."""
-        data: bytes | None = None
+        data = known(copy)
         try:
-            source = await self.get_async(copy.source_key)
-            wrong = problem(copy, source.data)
-            if wrong is not None:
-                return wrong, None
-            data = source.data
-            return Copied(await self.put_if_unchanged_async(copy.target_key, data, copy.target_etag)), data
+            if data is None:
+                source = self.get(copy.source_key)
+                wrong = problem(copy, source.data)
+                if wrong is not None:
+                    return wrong, None
+                data = source.data
+            return Copied(self.put_if_unchanged(copy.target_key, data, copy.target_etag)), data
         except StoreError as error:
             # an earlier try, or another machine, may have written them, and so may a request that seems to
             # have failed
-            found = None if data is None else await self._etag_if_holding(copy.target_key, data)
+            found = None if data is None else self._etag_if_holding(copy.target_key, data)
             return error if found is None else Copied(found, already_there=True), data
 
-    async def _etag_if_holding(self, key: str, data: bytes) -> str | None:
+    def _etag_if_holding(self, key: str, data: bytes) -> str | None:
         """The object's version if it can be read and has these very bytes."""
         try:
-            found = await self.get_async(key)
+            found = self.get(key)
         except StoreError:
             return None  # the caller has the error that led here
         return found.info.etag if found.data == data else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -99,28 +98,6 @@ class SingleObjects(Backend):
                 S3's answer was lost and the repeated request met its own write.
         """
         return self._put_if_unchanged(key, data, len(data), etag)
-
-    async def put_if_unchanged_async(self, key: str, data: bytes, etag: str | None) -> str:
-        """Write a small object as `put_if_unchanged` does, and wait for it in an event loop."""
-        import obstore
-
-        if self._root is not None:
-            return await asyncio.to_thread(self.put_if_unchanged, key, data, etag)
-        with self._errors_named(key):
-            try:
-                put = await obstore.put_async(self._backend, checked(key), data, mode=_mode(etag))
-            except FileNotFoundError:
-                self._check_there(key)
-                raise self._lost(key) from None
-            return etag_of(put["e_tag"])
-
-    async def get_async(self, key: str) -> StoredObject:
-        """Read a small object as `get` does, and wait for it in an event loop."""
-        import obstore
-
-        with self._errors_named(key):
-            result = await obstore.get_async(self._backend, checked(key))
-            return StoredObject(bytes(await result.bytes_async()), info_of(result.meta))
 
     def copy(self, key: str, to: str) -> None:
         """Copy an object within the store, whatever lies at `to`.

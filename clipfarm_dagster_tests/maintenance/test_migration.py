@@ -12,14 +12,17 @@ import pytest
 from clipfarm_dagster.errors import MigrationError
 from clipfarm_dagster.ledger.ledger import Ledger
 from clipfarm_dagster.ledger.serving import ServingRecord
+from clipfarm_dagster.ledger.verify import verify_vectors
 from clipfarm_dagster.maintenance import migration
 from clipfarm_dagster.maintenance.migration import cut_over, finish_cut_over, move_vectors
-from clipfarm_dagster.manifests.vectors import read_vectors
+from clipfarm_dagster.manifests.vectors import modality_vectors, read_vectors
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.store import ObjectStore
 from clipfarm_dagster_tests.support.generations import IDS, Two, embed, texts
 from clipfarm_dagster_tests.support.killing import Killed, killing
 from clipfarm_dagster_tests.support.machines import open_corpus, put_texts, put_transcript
+from clipfarm_dagster_tests.support.s3_proxy import s3_proxy
+from workbench.seaweedfs import S3Server
 
 TEXT = Stage.TEXT
 
@@ -172,6 +175,27 @@ def test_what_was_put_under_the_published_keys_too_late_is_not_believed(two: Two
         plan = opened.plan(two.corpus.latest_rows())
         assert plan.reasons == {"retry_due": 1}
         assert plan.work["video_id"].to_pylist() == ["late"]
+
+
+@pytest.mark.parametrize("store", ["s3"], indirect=True)
+@pytest.mark.parametrize("damaged", [False, True])
+def test_vectors_that_this_machine_has_are_not_read_again(two: Two, s3_environment: S3Server, damaged: bool):
+    file = modality_vectors(two.corpus, TEXT).file
+    if damaged:
+        file.path.write_bytes(b"PAR1 no more")
+    with s3_proxy(s3_environment) as proxy:
+        behind = ObjectStore.open(two.corpus.store.url, s3=proxy.server.options())
+        with two.corpus.stage(TEXT) as opened:
+            through_it = replace(opened, store=behind)
+
+            moved = move_vectors(through_it, two.corpus.keys.generation_folder(TEXT, two.old))
+
+        read = [key for method, key in proxy.requests if method == "GET" and key.endswith(".npy")]
+    assert moved.copied == len(IDS)
+    assert len(read) == (len(IDS) if damaged else 0)
+    with two.corpus.stage(TEXT) as opened:
+        found = list(verify_vectors(opened.ledger, opened.store, opened.keys))
+        assert [one.problem for one in found] == [None] * len(IDS)
 
 
 def test_a_lost_vector_is_work_and_stops_nothing_else(two: Two):

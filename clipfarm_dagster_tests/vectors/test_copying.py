@@ -138,6 +138,34 @@ class TestOutcomes:
             outcome(store, dataclasses.replace(COPIES[1], sha256=None, dimension=None)), VectorProblem
         )
 
+    def test_a_vector_that_this_machine_has_is_not_read(self, store: ObjectStore) -> None:
+        etag = store.put(COPIES[1].target_key, to_npy(VECTORS[5]))
+        mine = [
+            dataclasses.replace(copy_of(number, target), vector=VECTORS[number])
+            for number, target in ((0, None), (1, etag))
+        ]
+        answers = dict(copy_vectors(store, mine))  # there are no sources
+        for number, copy in enumerate(mine):
+            target = store.get(copy.target_key)
+            assert answers[copy] == Copied(target.info.etag)
+            assert target.data == to_npy(VECTORS[number])
+
+    @pytest.mark.parametrize(
+        "copy",
+        [
+            dataclasses.replace(COPIES[0], vector=VECTORS[1]),
+            dataclasses.replace(COPIES[0], vector=VECTORS[0][:-1]),
+            dataclasses.replace(COPIES[0], sha256=None, vector=VECTORS[1]),
+        ],
+        ids=["another", "cut", "no-hash"],
+    )
+    def test_a_vector_that_is_not_known_to_be_the_recorded_one_is_read(
+        self, store: ObjectStore, copy: VectorCopy
+    ) -> None:
+        put_sources(store)
+        assert isinstance(outcome(store, copy), Copied)
+        assert store.get(copy.target_key).data == to_npy(VECTORS[0])
+
     @pytest.mark.parametrize("name", ["source_key", "target_key"])
     def test_a_dangerous_key_is_refused(self, store: ObjectStore, name: str) -> None:
         put_sources(store)

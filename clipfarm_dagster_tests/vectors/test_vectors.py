@@ -33,6 +33,20 @@ def test_a_vector_survives_its_file_bit_for_bit():
     assert vector_sha256(from_npy(to_npy(vector))) == vector_sha256(vector)
 
 
+@pytest.mark.parametrize("array", [UNIT, UNIT.astype(np.float64), UNIT.reshape(2, 2), UNIT[:0]], ids=str)
+def test_a_file_is_what_numpy_writes(array: np.ndarray):
+    assert to_npy(array) == npy(array)
+
+
+@pytest.mark.parametrize("version", [(1, 0), (2, 0), (3, 0)])
+def test_whatever_header_a_file_has_its_vector_is_read(version: tuple[int, int]):
+    buffer = io.BytesIO()
+    np.lib.format.write_array(buffer, UNIT, version=version)
+
+    np.testing.assert_array_equal(from_npy(buffer.getvalue(), dimension=4), UNIT)
+    np.testing.assert_array_equal(from_npy(buffer.getvalue()), UNIT)
+
+
 def test_each_row_is_scaled_to_length_one():
     rows = l2_normalise(np.array([[3.0, 4.0], [1e-20, 0.0], [1e20, 1e20]], dtype=np.float32))
 
