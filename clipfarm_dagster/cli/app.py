@@ -18,6 +18,7 @@ from clipfarm_dagster.cli import (
     demo,
     dev,
     manifests,
+    migrate,
     planning,
     reconcile,
     searching,
@@ -45,6 +46,7 @@ searching.register(app)
 transfer.register(app)
 atlas.register(app)
 canary.register(app)
+migrate.register(app)
 reconcile.register(app)
 demo.register(app)
 dev.register(app)

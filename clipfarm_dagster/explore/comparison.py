@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import heapq
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from clipfarm_dagster.explore.search import DUPLICATE_COSINE, Match, Pair, near_duplicates
@@ -106,8 +106,18 @@ class Comparison:
     """Share of the old set's videos that the new one has."""
     overlap: Overlap
     duplicates: Duplicates
-    examples: Sequence[Example]
-    """First those whose neighbours differ most, then some whose agree most."""
+    sampled: Sequence[Example]
+    """The videos of the sample, each with all neighbours that were compared, those that differ most first."""
+
+    @property
+    def examples(self) -> list[Example]:
+        """Those that a person should look at, each with its nearest neighbours: first some that differ most,
+        then some that agree most."""
+        differing, others = self.sampled[:_DIFFERING], self.sampled[_DIFFERING:]
+        return [
+            replace(one, old=one.old[:_NEIGHBOURS_NAMED], new=one.new[:_NEIGHBOURS_NAMED])
+            for one in (*differing, *others[::-1][:_AGREEING])
+        ]
 
 
 def compare(
@@ -148,14 +158,9 @@ def compare(
         coverage=len(shared) / len(old_ids) if old_ids else 1.0,
         overlap=_overlap(shares),
         duplicates=_duplicates(old, new, frozenset(shared), threshold),
-        examples=[
-            Example(
-                video_id,
-                shares[video_id],
-                old_nearest[video_id][:_NEIGHBOURS_NAMED],
-                new_nearest[video_id][:_NEIGHBOURS_NAMED],
-            )
-            for video_id in _telling(shares)
+        sampled=[
+            Example(video_id, shares[video_id], old_nearest[video_id], new_nearest[video_id])
+            for video_id in sorted(shares, key=lambda video_id: shares[video_id])
         ],
     )
 
@@ -224,13 +229,6 @@ def _overlap(shares: Mapping[str, float]) -> Overlap:
     values = np.array(list(shares.values()))
     quantiles = np.quantile(values, QUANTILES).tolist()
     return Overlap(shares, float(values.mean()), dict(zip(QUANTILES, quantiles, strict=True)))
-
-
-def _telling(shares: Mapping[str, float]) -> list[str]:
-    """The videos that a person should look at: those that differ most, then those that agree most."""
-    ordered = sorted(shares, key=lambda video_id: shares[video_id])
-    differing = ordered[:_DIFFERING]
-    return differing + ordered[len(differing) :][::-1][:_AGREEING]
 
 
 def _duplicates(old: LocalFile, new: LocalFile, shared: Collection[str], threshold: float) -> Duplicates:

@@ -92,6 +92,27 @@ def cut_over(corpus: Corpus, stage: Stage, contract_id: str, *, going_back: bool
     finish_cut_over(corpus, stage)
 
 
+def roll_back(corpus: Corpus, stage: Stage) -> str:
+    """Let the generation serve that served before, or end a cut-over that is under way; returns the contract
+    id of what serves then. What one went back from serves again only by a person's will.
+
+    Raises:
+        MigrationError: there is nothing to go back to.
+        ClipFarmError: what `cut_over` raises.
+    """
+    serving = corpus.serving.read().get(stage)
+    target = None
+    if serving is not None:
+        target = serving.before if serving.following is None else serving.contract_id
+    if target is None:
+        raise MigrationError(
+            f"no generation of {stage} vectors served before the one that does, or it was dropped; nothing"
+            " was changed"
+        )
+    cut_over(corpus, stage, target, going_back=True)
+    return target
+
+
 def finish_cut_over(corpus: Corpus, stage: Stage) -> bool:
     """Finish a cut-over that is under way; tells whether one was. Raises what `cut_over` raises."""
     serving = corpus.serving.read().get(stage)

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from clipfarm_dagster.corpus import Corpus
+from clipfarm_dagster.corpus import Corpus, StageCorpus
 from clipfarm_dagster.corpus.generations import recorded_contract
 from clipfarm_dagster.ledger.serving import Serving
 from clipfarm_dagster.maintenance.audit import AUDIT_COLUMNS, Audit, Finding, audit
 from clipfarm_dagster.maintenance.migration import cut_over, finish_cut_over
 from clipfarm_dagster.planning.coverage import Cover, Coverage
 from clipfarm_dagster.stages import Stage
+from clipfarm_dagster.vectors.contract import Contract
 
 _LOST_SHARE, _LOST = 100, 3
 """One in so many served videos may fail for good without a person being asked, or so few."""
@@ -93,7 +94,7 @@ def readiness(corpus: Corpus, stage: Stage, contract_id: str | None = None) -> R
         contract_id: the generation; by default the one that the settings ask for.
 
     Returns:
-        None where it serves already, or where nothing does yet.
+        None where it serves already.
 
     Raises:
         SettingsError: the settings do not name an exact model.
@@ -103,23 +104,24 @@ def readiness(corpus: Corpus, stage: Stage, contract_id: str | None = None) -> R
         StoreError: the store cannot be read.
     """
     with corpus.stage(stage) as serving:
-        if serving.serving is None:
-            return None
         contract = (
             serving.wanted
             if contract_id is None
             else recorded_contract(serving.ledger, contract_id, lambda: serving.wanted)
         )
-        if contract == serving.contract:
-            return None
-        other = serving.under(contract)
-        return ready_to_cut_over(
-            contract.id,
-            other.coverage(corpus.latest_rows()),
-            audit(other.ledger.columns(AUDIT_COLUMNS)),
-            serving=serving.serving,
-            automatic=corpus.settings.cut_over == "auto",
-        )
+        return None if contract == serving.contract else readiness_of(corpus, serving, contract)
+
+
+def readiness_of(corpus: Corpus, serving: StageCorpus, contract: Contract) -> Readiness:
+    """The same of an opened stage and a contract that does not serve."""
+    other = serving.under(contract)
+    return ready_to_cut_over(
+        contract.id,
+        other.coverage(corpus.latest_rows()),
+        audit(other.ledger.columns(AUDIT_COLUMNS)),
+        serving=serving.serving or Serving(serving.contract.id, since=""),
+        automatic=corpus.settings.cut_over == "auto",
+    )
 
 
 def cut_over_when_ready(corpus: Corpus, stage: Stage) -> Readiness | None:

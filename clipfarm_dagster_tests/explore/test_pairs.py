@@ -6,24 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from clipfarm_dagster.explore import pairs
 from clipfarm_dagster.explore.pairs import near_pairs
-from clipfarm_dagster.manifests.vector_table import FUSED_VECTOR_COLUMN
 from clipfarm_dagster.store.local_copies import LocalFile
+from clipfarm_dagster_tests.support.vector_files import vector_file
 
 Matrix = np.ndarray[Any, Any]
 
 
-def vector_file(path: Path, vectors: Matrix, group: int = 100) -> LocalFile:
-    """A file of vectors, some in each row group."""
-    column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
-    ids = [f"v{number}" for number in range(len(vectors))]
-    pq.write_table(pa.table({"video_id": ids, FUSED_VECTOR_COLUMN: column}), path, row_group_size=group)
-    return LocalFile(path, str(path), "make it anew")
+def file_of(path: Path, vectors: Matrix) -> LocalFile:
+    names = [f"v{number:04d}" for number in range(len(vectors))]
+    return vector_file(path, dict(zip(names, vectors, strict=True)), dimension=vectors.shape[1])
 
 
 def clustered(dimension: int, spread: float, count: int = 300) -> Matrix:
@@ -59,9 +54,9 @@ def test_it_finds_each_pair_above_the_threshold_once(
     assert above.any()
     ids: list[str] = []
 
-    found = list(near_pairs(vector_file(tmp_path / "vectors.parquet", vectors), threshold, ids))
+    found = list(near_pairs(file_of(tmp_path / "vectors.parquet", vectors), threshold, ids))
 
-    assert ids == [f"v{number}" for number in range(300)]
+    assert ids == [f"v{number:04d}" for number in range(300)]
     firsts, seconds, cosines = (np.concatenate(column) for column in zip(*found, strict=True))
     assert (firsts < seconds).all()
     assert len(set(zip(firsts.tolist(), seconds.tolist(), strict=True))) == len(firsts)
@@ -88,7 +83,7 @@ def test_few_pairs_are_compared_in_full(tmp_path: Path, monkeypatch: pytest.Monk
     vectors[::100] = vectors[1::100] + 1e-3
     vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
 
-    found = list(near_pairs(vector_file(tmp_path / "vectors.parquet", vectors), 0.98, []))
+    found = list(near_pairs(file_of(tmp_path / "vectors.parquet", vectors), 0.98, []))
 
     assert sum(len(firsts) for firsts, _, _ in found) == 20
     assert compared < 100
@@ -97,4 +92,4 @@ def test_few_pairs_are_compared_in_full(tmp_path: Path, monkeypatch: pytest.Monk
 def test_of_no_vectors_there_are_no_pairs(tmp_path: Path):
     empty = np.empty((0, 8), np.float32)
 
-    assert list(near_pairs(vector_file(tmp_path / "vectors.parquet", empty), 0.5, [])) == []
+    assert list(near_pairs(file_of(tmp_path / "vectors.parquet", empty), 0.5, [])) == []
