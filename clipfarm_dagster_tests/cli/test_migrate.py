@@ -258,7 +258,7 @@ def test_drop_asks_and_says_that_there_is_no_way_back(
     assert served(whole) == whole.new
 
 
-@pytest.mark.parametrize("at", [1, 2, 3, 4])
+@pytest.mark.parametrize("at", [1, 3])
 def test_a_drop_that_was_killed_is_finished_by_the_next(
     whole: Migrating, clipfarm: Command, at: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
