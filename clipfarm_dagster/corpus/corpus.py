@@ -23,7 +23,7 @@ from clipfarm_dagster.catalog.metadata import (
     split_points,
 )
 from clipfarm_dagster.catalog.source import MetadataSource
-from clipfarm_dagster.corpus.generations import follow, forget_dropped, recorded_contract
+from clipfarm_dagster.corpus.generations import follow, forget_dropped, recorded_contract, serve
 from clipfarm_dagster.corpus.stage_corpus import StageCorpus, list_raw_objects, plan_stages
 from clipfarm_dagster.errors import MetadataError, SettingsError
 from clipfarm_dagster.ledger.corpus_id import bind_to_corpus, read_corpus_id
@@ -209,7 +209,7 @@ class Corpus:
     def stage(self, stage: Stage, generation: str | None = None) -> Iterator[StageCorpus]:
         """One stage under the contract that serves, or under another, its ledger open while the block runs.
 
-        Where the store names no generation that serves, the one that the settings ask for does.
+        Where the store does not say yet what serves, `serving_contract` does, and the first write says so.
 
         Args:
             generation: contract id of another generation.
@@ -225,13 +225,11 @@ class Corpus:
     @contextlib.contextmanager
     def _stage(self, stage: Stage, generation: str | None, seen: _Seen) -> Iterator[StageCorpus]:
         with self._ledger(stage, seen) as (ledger, serving):
-            contract = None
-            if generation is None and serving is not None:
-                generation = serving.contract_id
+            opened = StageCorpus(stage, self.settings, self.store, ledger, None, self.serving, serving)
+            serve(opened)
             if generation is not None:
-                wanted = partial(stage_contract, stage, self.settings)
-                contract, ledger = recorded_contract(ledger, generation, wanted), ledger.of(generation)
-            yield StageCorpus(stage, self.settings, self.store, ledger, contract, self.serving, serving)
+                opened = opened.under(recorded_contract(ledger, generation, lambda: opened.wanted))
+            yield opened
 
     @contextlib.contextmanager
     def stages(self, stages: Collection[Stage]) -> Iterator[dict[Stage, StageCorpus]]:

@@ -1,24 +1,91 @@
-"""How an opened ledger follows the generation that serves."""
+"""Which generation of a stage serves, and how an opened ledger follows it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 from clipfarm_dagster.errors import LedgerError
 from clipfarm_dagster.ledger.ledger import Ledger
 from clipfarm_dagster.ledger.schema import UNNAMED
 from clipfarm_dagster.ledger.serving import Serving
+from clipfarm_dagster.timestamps import timestamp
 from clipfarm_dagster.vectors.contract import Contract
+
+if TYPE_CHECKING:
+    from clipfarm_dagster.corpus.stage_corpus import StageCorpus
+
+
+def serving_contract(ledger: Ledger, serving: Serving | None, wanted: Callable[[], Contract]) -> Contract:
+    """The contract of the generation that serves.
+
+    It is the one that the store names, or the wanted one while there is no vector that anybody could miss.
+    Vectors of before the store named one serve under the contract of most of them, unless some are of the
+    wanted contract.
+
+    Args:
+        ledger: the rows of the generation that the store names; all there are, where it names none.
+        serving: what the store says.
+        wanted: gives the contract that the settings ask for.
+
+    Raises:
+        LedgerError: the ledger does not know the contract that the store names.
+        ClipFarmError: what `wanted` raises, where it has to be asked.
+    """
+    if serving is not None:
+        if serving.following is not None or ledger.has_vector():
+            return recorded_contract(ledger, serving.contract_id, wanted)
+        return wanted()
+    contract = wanted()
+    if not ledger.has_vector(contract.id):
+        known = (ledger.contract(contract_id) for contract_id in ledger.vector_contract_ids())
+        return next((other for other in known if other is not None), contract)
+    return contract
+
+
+def serve(opened: StageCorpus) -> None:
+    """Put an opened stage under the contract of the generation that serves. Where the store does not say that
+    it does, the first write to the ledger says so."""
+    ledger, seen = opened.ledger, opened.serving
+    contract = serving_contract(ledger, seen, lambda: opened.wanted)
+    opened.given_contract = contract
+    if seen is not None and seen.contract_id == contract.id:
+        return
+    if seen is not None:
+        opened.ledger = ledger.of(contract.id)
+    record, bind, begun = opened.record, opened.ledger.before_first_write, False
+
+    def begin() -> None:
+        nonlocal begun
+        if begun or record is None:
+            return
+        if bind is not None:
+            bind()
+            opened.ledger.before_first_write = begin  # which `bind` has taken away
+        before = None if seen is None or seen.before == contract.id else seen.before
+        here = Serving(contract.id, timestamp(datetime.now(UTC)), before=before)
+        told = record.change(opened.stage, lambda now: here if now == seen else now)
+        assert told is not None
+        begun = True  # what follows writes
+        follow(opened.ledger, told)
+        opened.ledger.generation = contract.id
+        opened.serving = told
+
+    opened.ledger.before_first_write = begin
 
 
 def follow(ledger: Ledger, serving: Serving) -> None:
     """Let `processed_items` hold the rows of the generation that serves.
 
-    Rows of before there were generations are of the contract of most of their vectors.
+    Rows of before there were generations are of that one if some of their vectors are, and else of the
+    contract of most.
     """
     here = ledger.serving()
     if here == UNNAMED:
-        ledger.name_serving(next(iter(ledger.vector_contract_ids()), serving.contract_id))
+        claimed = ledger.of(UNNAMED).vector_contract_ids()
+        known = serving.contract_id in claimed
+        ledger.name_serving(serving.contract_id if known else next(iter(claimed), serving.contract_id))
         here = ledger.serving()
     if here != serving.contract_id:
         ledger.serve(serving.contract_id)

@@ -92,6 +92,13 @@ class StageCorpus:
         """Whether this generation served when the stage was opened."""
         return self.serving is None or self.serving.contract_id == self.contract.id
 
+    def candidate(self) -> StageCorpus | None:
+        """The generation that the settings ask for, where this one serves and is another.
+
+        Raises what `wanted` raises.
+        """
+        return None if self.wanted.id == self.contract.id else self.under(self.wanted)
+
     def under(self, contract: Contract) -> StageCorpus:
         """The generation of a contract, over the same ledger."""
         if contract.id == self.contract.id:

@@ -20,10 +20,9 @@ from sqlalchemy.dialects import postgresql, sqlite
 from clipfarm_dagster.errors import ErasureError, LedgerError
 from clipfarm_dagster.ledger.failures import Guarded
 from clipfarm_dagster.ledger.log import SharedLog, open_database
-from clipfarm_dagster.ledger.migrations import new_version
 from clipfarm_dagster.ledger.postgres import LOCK_SECONDS, postgres_engine
 from clipfarm_dagster.ledger.reading import LedgerReader
-from clipfarm_dagster.ledger.schema import items_table
+from clipfarm_dagster.ledger.schema import items_table, new_version
 from clipfarm_dagster.ledger.tombstones import Erased, Tombstones
 from clipfarm_dagster.stages import Stage
 
@@ -141,6 +140,8 @@ class ErasingLedger(LedgerReader):
             for table in self._tables_with_ids(connection):
                 for some in _chunks(ids):
                     connection.execute(delete(table).where(table.c.video_id.in_(some)))
+            if ids:
+                connection.execute(update(self._tables.generations).values(version=new_version()))
             self._note(connection, erased.erasures, ROWS, remains)
 
     def _held(self, connection: Connection, erased: Erased) -> set[str]:

@@ -11,10 +11,10 @@ import re
 import sqlite3
 from typing import Any
 
-from sqlalchemy import Connection, Table, delete, select, text, update
+from sqlalchemy import ColumnElement, Connection, Table, delete, select, text, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from clipfarm_dagster.ledger.schema import SERVING_ITEMS, UNNAMED, Tables, items_table
+from clipfarm_dagster.ledger.schema import SERVING_ITEMS, UNNAMED, Tables, items_table, new_version
 
 _CONTRACT_ID = re.compile(r"[0-9a-z]{1,32}")
 
@@ -66,6 +66,15 @@ class Generations:
             query = query.with_for_update(read=True)
         name: str | None = connection.execute(query).scalar()
         return None if name is None else items_table(self._schema, name)
+
+    def version(self, connection: Connection, contract_id: str | None) -> str:
+        """A random text that every change of a generation's rows replaces; None of the one that serves."""
+        found: str | None = connection.execute(select(self._names.c.version).where(self._is(contract_id))).scalar()
+        return found or ""
+
+    def renew_version(self, connection: Connection, contract_id: str | None) -> None:
+        """Say that the rows of a generation change."""
+        connection.execute(update(self._names).where(self._is(contract_id)).values(version=new_version()))
 
     def own(self, connection: Connection, contract_id: str | None) -> Table:
         """As `find`, and made where there is none."""
@@ -122,6 +131,10 @@ class Generations:
             connection.execute(delete(unsent).where(unsent.c.generation == contract_id))
             if tell:
                 self._note(connection, contract_id, None)
+
+    def _is(self, contract_id: str | None) -> ColumnElement[bool]:
+        names = self._names.c
+        return names.table_name == SERVING_ITEMS if contract_id is None else names.contract_id == contract_id
 
     def _note(self, connection: Connection, contract_id: str, items: str | None) -> None:
         insert: Any = (sqlite if self._schema is None else postgresql).insert(self._names)

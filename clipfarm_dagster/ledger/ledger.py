@@ -194,7 +194,9 @@ class Ledger(ErasingLedger):
         self.follow_erasures()
         with self._transaction() as connection:
             self._renew_version(connection)  # nobody else writes from here on
-            yield connection, self._generations.own(connection, self.generation)
+            items = self._generations.own(connection, self.generation)
+            self._generations.renew_version(connection, self.generation)
+            yield connection, items
 
     def _transaction(self) -> Guarded:
         if self.before_first_write is not None:

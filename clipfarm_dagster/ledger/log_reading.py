@@ -31,7 +31,7 @@ from clipfarm_dagster.ledger.merging import (
     merge_rows,
     merge_table,
 )
-from clipfarm_dagster.ledger.migrations import new_version
+from clipfarm_dagster.ledger.schema import new_version
 from clipfarm_dagster.ledger.tombstones import Erased
 from clipfarm_dagster.ledger.unsent import doubt_all, offer_all, send_all, settle_offers
 from clipfarm_dagster.store import ObjectStore

@@ -18,7 +18,14 @@ from sqlalchemy.dialects import sqlite
 from sqlalchemy.schema import CreateIndex, CreateTable
 
 from clipfarm_dagster.ledger.generations import items_name, serving_of, tables_of
-from clipfarm_dagster.ledger.schema import LEDGER_COLUMNS, SERVING_ITEMS, UNNAMED, LedgerRow, items_table
+from clipfarm_dagster.ledger.schema import (
+    LEDGER_COLUMNS,
+    SERVING_ITEMS,
+    UNNAMED,
+    LedgerRow,
+    items_table,
+    new_version,
+)
 from clipfarm_dagster.ledger.unsent import OF_ANOTHER_LOG
 from clipfarm_dagster.ledger.versions import merged, next_version
 
@@ -52,19 +59,21 @@ def merge_table(connection: sqlite3.Connection, schema: str, table: str, generat
     changed = _merge_conflicts(connection, ours, generation, source, theirs, columns)
     names = ", ".join(columns)
     changes = ", ".join(f"{name} = excluded.{name}" for name in columns if name != "video_id")
-    return (
-        changed
-        + connection.execute(
-            f"""INSERT INTO {ours} ({names})
-            SELECT {names} FROM {source} s
-            WHERE s.video_id IS NOT NULL
-                AND s.video_id NOT IN (SELECT video_id FROM unsent WHERE generation = ?)
-                AND NOT EXISTS (SELECT 1 FROM {ours} m
-                    WHERE m.video_id = s.video_id AND m.row_version = {theirs} AND m.row_version <> 0)
-            ON CONFLICT (video_id) DO UPDATE SET {changes}""",
-            [generation],
-        ).rowcount
-    )
+    changed += connection.execute(
+        f"""INSERT INTO {ours} ({names})
+        SELECT {names} FROM {source} s
+        WHERE s.video_id IS NOT NULL
+            AND s.video_id NOT IN (SELECT video_id FROM unsent WHERE generation = ?)
+            AND NOT EXISTS (SELECT 1 FROM {ours} m
+                WHERE m.video_id = s.video_id AND m.row_version = {theirs} AND m.row_version <> 0)
+        ON CONFLICT (video_id) DO UPDATE SET {changes}""",
+        [generation],
+    ).rowcount
+    if changed:
+        connection.execute(
+            "UPDATE generations SET version = ? WHERE contract_id = ?", [new_version(), generation]
+        )
+    return changed
 
 
 def merge_rows(connection: sqlite3.Connection, rows: Sequence[Mapping[str, Any]]) -> int:
@@ -98,7 +107,7 @@ def own_table(connection: sqlite3.Connection, generation: str) -> str:
         connection.execute(str(CreateTable(table).compile(dialect=sqlite.dialect())))
         for index in table.indexes:
             connection.execute(str(CreateIndex(index).compile(dialect=sqlite.dialect())))
-        connection.execute("INSERT OR REPLACE INTO generations VALUES (?, ?)", [generation, name])
+        connection.execute("INSERT OR REPLACE INTO generations (contract_id, table_name) VALUES (?, ?)", [generation, name])
         return f"main.{name}"
     return f"main.{tables[generation]}"
 

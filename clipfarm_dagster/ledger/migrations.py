@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import uuid
 from typing import Any
 
 from sqlalchemy import Connection, Table, inspect, select, text, update
 from sqlalchemy.schema import CreateColumn, CreateSchema
 
 from clipfarm_dagster.ledger.former_ids import has_former_ids, rewrite_former_ids
-from clipfarm_dagster.ledger.schema import SERVING_ITEMS, UNNAMED, Tables, items_table
-
-
-def new_version() -> str:
-    """A text that no ledger has had as its version."""
-    return uuid.uuid4().hex
+from clipfarm_dagster.ledger.schema import SERVING_ITEMS, UNNAMED, Tables, items_table, new_version
 
 
 def is_current(connection: Connection, tables: Tables) -> bool:
@@ -22,7 +16,7 @@ def is_current(connection: Connection, tables: Tables) -> bool:
     inspector = inspect(connection)
     if not all(inspector.has_table(table.name, table.schema) for table in tables.all()):
         return False
-    for table in (tables.unsent, *_items_tables(connection, tables)):
+    for table in (tables.unsent, tables.generations, *_items_tables(connection, tables)):
         if table is not None and not _columns(inspector, table) >= set(table.columns.keys()):
             return False
     return (
@@ -55,7 +49,7 @@ def migrate(connection: Connection, tables: Tables) -> None:
     if of_before is None:
         items.create(connection)
         return
-    for table in _items_tables(connection, tables):
+    for table in (tables.generations, *_items_tables(connection, tables)):
         for column in table.columns:
             if column.name not in _columns(inspector, table):
                 definition = CreateColumn(column).compile(dialect=connection.dialect)

@@ -144,6 +144,13 @@ class LedgerReader:
         """Whether any video's latest attempt was a success."""
         return bool(self.video_ids(Status.SUCCESS, limit=1))
 
+    def has_vector(self, contract_id: str | None = None) -> bool:
+        """Whether any vector is claimed, of one contract or of any."""
+        with self._reading() as (connection, items):
+            claimed = items.c.vector_contract_id
+            chosen = claimed.is_not(None) if contract_id is None else claimed == contract_id
+            return connection.execute(select(claimed).where(chosen).limit(1)).first() is not None
+
     def vector_contract_ids(self) -> list[str]:
         """The contracts of the vectors that are claimed, that of most first."""
         with self._reading() as (connection, items):
@@ -162,8 +169,13 @@ class LedgerReader:
             )
             return list(connection.execute(query).scalars())
 
+    def rows_version(self) -> str:
+        """A random text that every change of this generation's rows replaces."""
+        with self._connection() as connection:
+            return self._generations.version(connection, self.generation)
+
     def version(self) -> str:
-        """A random text that every change of the rows replaces."""
+        """A random text that every change of the ledger replaces, in whichever generation."""
         with self._connection() as connection:
             token: str = connection.execute(select(self._tables.versions.c.token)).scalar_one()
             return token

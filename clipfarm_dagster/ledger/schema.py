@@ -6,6 +6,7 @@ text order is time order in SQLite, PostgreSQL and Arrow alike.
 
 from __future__ import annotations
 
+import uuid
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import Any
@@ -123,7 +124,8 @@ class Tables:
     items: Table
     """Of the generation that serves."""
     generations: Table
-    """`table_name` of each generation's rows; null of one that was dropped, until other machines know."""
+    """`table_name` of each generation's rows; null of one that was dropped, until other machines know. Every
+    change of the rows replaces `version`."""
     contracts: Table
     versions: Table
     corpus: Table
@@ -144,6 +146,7 @@ class Tables:
                 metadata,
                 Column("contract_id", Text, primary_key=True, nullable=False),
                 Column("table_name", Text),
+                Column("version", Text),
             ),
             contracts=Table(
                 "contracts",
@@ -167,6 +170,11 @@ class Tables:
         """All of them."""
         tables = (self.items, self.generations, self.contracts, self.versions, self.corpus, self.erased)
         return [*tables] if self.unsent is None else [*tables, self.unsent]
+
+
+def new_version() -> str:
+    """A text that no ledger has had as its version."""
+    return uuid.uuid4().hex
 
 
 FAILED_STATUSES = (Status.FAIL, Status.INVALID_RAW_OBJECT, Status.QUARANTINED)
