@@ -17,10 +17,11 @@ from clipfarm_dagster.stages import Stage
 class Listener:
     """Adds up what the runs of a stage report, and moves the stage's bar."""
 
-    def __init__(self, bars: Bars) -> None:
+    def __init__(self, bars: Bars, suffix: str = "") -> None:
+        """`suffix` follows a stage's name before its bar."""
         self.finished: dict[Stage, Counter[str]] = {stage: Counter() for stage in Stage}
         """Items by ledger status, and `model_calls`."""
-        self._bars = bars
+        self._bars, self._suffix = bars, suffix
         self._tasks: dict[Stage, Any] = {}
         self._totals: Counter[Stage] = Counter()
         self._runs: dict[Progress, Counter[str]] = {}
@@ -28,7 +29,7 @@ class Listener:
     def start(self, stage: Stage, items: int) -> None:
         """Show a bar for `items` more of a stage, or fewer."""
         if stage not in self._tasks:
-            self._tasks[stage] = self._bars.add_task(str(stage), total=0, failed=0, rate="")
+            self._tasks[stage] = self._bars.add_task(f"{stage}{self._suffix}", total=0, failed=0, rate="")
         self._totals[stage] += items
         self._bars.update(self._tasks[stage], total=self._totals[stage])
 

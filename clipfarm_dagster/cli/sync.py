@@ -7,12 +7,14 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import dagster as dg
 import typer
 from filelock import FileLock, Timeout
 
+from clipfarm_dagster.catalog.metadata import LatestRows
 from clipfarm_dagster.checkpoints.content_check import check_content
 from clipfarm_dagster.cli.output import (
     Json,
@@ -24,8 +26,10 @@ from clipfarm_dagster.cli.output import (
     table,
 )
 from clipfarm_dagster.cli.progress import Listener, progress_bars
-from clipfarm_dagster.corpus import Corpus
+from clipfarm_dagster.corpus import Corpus, StageCorpus
 from clipfarm_dagster.ledger.schema import FAILED_STATUSES, Status
+from clipfarm_dagster.maintenance.migration import finish_cut_over
+from clipfarm_dagster.maintenance.readiness import cut_over_when_ready
 from clipfarm_dagster.modalities.registry import stage_checkpoint
 from clipfarm_dagster.orchestration.in_process import run_in_process
 from clipfarm_dagster.settings import Settings, load_settings
@@ -42,17 +46,19 @@ def sync(stage: Stages = None, as_json: Json = False) -> None:
     settings = load_settings()
     corpus = Corpus.open(settings)
     with _alone(settings), dagster_instance(settings) as instance:
-        answer = sync_corpus(corpus, instance, stage or list(Stage), quiet=as_json)
+        synced = sync_corpus(corpus, instance, stage or list(Stage), quiet=as_json)
     if as_json:
-        print_json({"stages": answer})
+        told: dict[str, Any] = {"stages": synced.stages}
+        print_json(told | ({"candidates": synced.candidates} if synced.candidates else {}))
     else:
-        console().print(_summary(answer))
+        console().print(_summary("This sync", synced.stages))
+        if synced.candidates:
+            console().print(_summary("For the models that the settings ask for", synced.candidates))
         if refused := corpus.latest_rows().refused_ids:
             console().print(
                 f"{refused:,} rows of the CSV are refused for their video_id; see `clipfarm plan`"
             )
-    failed = sum(entry.get(str(status), 0) for entry in answer.values() for status in FAILED_STATUSES)
-    raise typer.Exit(1 if failed else 0)
+    raise typer.Exit(1 if synced.failed or synced.waiting else 0)
 
 
 @contextmanager
@@ -73,94 +79,163 @@ def _alone(settings: Settings) -> Iterator[None]:
 
 def sync_corpus(
     corpus: Corpus, instance: dg.DagsterInstance, stages: list[Stage], *, quiet: bool = False
-) -> dict[str, dict[str, Any]]:
-    """Bring `stages` up to date; counts by stage and ledger status, of this call only.
+) -> Synced:
+    """Bring `stages` up to date: what serves first, then the candidates, which serve when they have all.
 
     Raises:
         ClipFarmError: the metadata, the store, a ledger or a model cannot be used.
     """
-    from clipfarm_dagster.definitions import build_definitions
-    from clipfarm_dagster.orchestration.launching import add_partitions, settle
+    from clipfarm_dagster.orchestration.launching import add_partitions
     from clipfarm_dagster.orchestration.names import DEFAULT_NAMES
     from clipfarm_dagster.orchestration.runs.dead import fail_dead_runs
-    from clipfarm_dagster.orchestration.runs.in_flight import videos_in_flight
 
     latest = corpus.latest_rows()
     for stage in stages:  # what cannot be had is told before anything begins
         corpus.contract(stage)
+        finish_cut_over(corpus, stage)
     known = set(instance.get_dynamic_partitions(DEFAULT_NAMES.partitions_name))
     add_partitions(instance, DEFAULT_NAMES, latest.video_ids(), known)
     fail_dead_runs(instance, DEFAULT_NAMES)
-    answer: dict[str, dict[str, Any]] = {}
-    left: Counter[Stage] = Counter()
+    synced = Synced()
     with progress_bars(quiet) as bars:
-        listener = Listener(bars)
-        definitions = build_definitions(resource_overrides={"progress": listener})
+        serving = _Pass(corpus, instance, latest, Listener(bars), synced)
         for stage in stages:
-            started = time.monotonic()
-            with corpus.stage(stage) as opened:
-                theirs = videos_in_flight(instance, DEFAULT_NAMES)[stage]
-                left[stage] += len(theirs)
-                plan = opened.plan(latest, in_flight=theirs)
-                if plan.work.num_rows:  # a model that cannot be had is told before anything is written
-                    check_content(stage_checkpoint(stage, corpus.settings), corpus.store, corpus.keys)
-                settle(instance, DEFAULT_NAMES, opened, plan)
-                opened.ledger.push()
-            left[stage] += _embed(
-                corpus, instance, definitions, stage, plan.work["video_id"].to_pylist(), listener
-            )
-            counts = listener.finished[stage]
-            model_calls = counts.pop("model_calls", 0)
-            if plan.missing.num_rows:
-                counts[str(Status.MISSING_RAW_OBJECT)] += plan.missing.num_rows
-            answer[str(stage)] = {
-                **counts,
-                "model_calls": model_calls,
-                "seconds": round(time.monotonic() - started, 3),
-            }
-    if some := ", ".join(f"{count:,} {stage}" for stage, count in left.items() if count):
+            synced.stages[str(stage)] = serving.run(stage)
+        filling = _Pass(corpus, instance, latest, Listener(bars, " candidate"), synced, candidates=True)
+        for stage in [stage for stage in stages if _has_candidate(corpus, stage)]:
+            synced.candidates[str(stage)] = filling.run(stage)
+            if _cut_over(corpus, instance, stage):
+                synced.waiting.pop(stage, None)
+                synced.stages[str(stage)] = serving.run(stage)  # what came up or had to wait meanwhile
+    if some := ", ".join(f"{count:,} {stage}" for stage, count in synced.left.items() if count):
         print(
             f"clipfarm: left to other runs: {some}; `clipfarm dev` shows them, and starts those in its queue",
             file=sys.stderr,
         )
-    return answer
+    for stage, why in synced.waiting.items():
+        print(f"clipfarm: {stage} videos wait for the model that serves: {why}", file=sys.stderr)
+    return synced
 
 
-def _embed(
-    corpus: Corpus,
-    instance: dg.DagsterInstance,
-    definitions: dg.Definitions,
-    stage: Stage,
-    video_ids: list[str],
-    listener: Listener,
-) -> int:
-    """Embed some videos in runs of this process; returns how many were left to other runs."""
-    from clipfarm_dagster.orchestration.launching import chunks
+@dataclass
+class Synced:
+    """What one call did, of this call only."""
+
+    stages: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Counts by stage and ledger status, of the generations that serve."""
+    candidates: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """The same of the candidates that there were."""
+    waiting: dict[Stage, str] = field(default_factory=dict)
+    """Stages whose videos cannot be embedded for what serves, and why."""
+    left: Counter[Stage] = field(default_factory=Counter)
+    """Videos that other runs have in hand."""
+
+    @property
+    def failed(self) -> int:
+        """Items that failed."""
+        entries = [*self.stages.values(), *self.candidates.values()]
+        return sum(entry.get(str(status), 0) for entry in entries for status in FAILED_STATUSES)
+
+
+def _has_candidate(corpus: Corpus, stage: Stage) -> bool:
+    with corpus.stage(stage) as opened:
+        return opened.candidate() is not None
+
+
+def _cut_over(corpus: Corpus, instance: dg.DagsterInstance, stage: Stage) -> bool:
+    """Let a stage's candidate serve if it has all; tells whether it does now."""
     from clipfarm_dagster.orchestration.names import DEFAULT_NAMES
-    from clipfarm_dagster.orchestration.runs.id_list import id_list_run_config, id_list_run_tags
-    from clipfarm_dagster.orchestration.runs.in_flight import videos_in_flight
+    from clipfarm_dagster.orchestration.reconcile import reconcile
 
-    left = 0
-    if video_ids:
-        listener.start(stage, len(video_ids))
-    for planned in chunks(video_ids, corpus.settings.run_size):
-        # the sensor may have taken some meanwhile; what it has finished costs no model call
-        theirs = videos_in_flight(instance, DEFAULT_NAMES)[stage]
-        chunk = [video_id for video_id in planned if video_id not in theirs]
-        listener.start(stage, len(chunk) - len(planned))
-        left += len(planned) - len(chunk)
-        if not chunk:
-            continue
-        run_in_process(
-            definitions.resolve_job_def(DEFAULT_NAMES.embedding_job(stage)),
-            instance,
-            id_list_run_config(DEFAULT_NAMES, stage, chunk),
-            id_list_run_tags(DEFAULT_NAMES, stage, chunk),
-        )
-    return left
+    found = cut_over_when_ready(corpus, stage)
+    if found is None or not found.ready:
+        why = "" if found is None else "; ".join([*found.missing, *found.held])
+        print(f"clipfarm: the {stage} vectors of the wanted model do not serve yet: {why}", file=sys.stderr)
+        return False
+    reconcile(corpus, instance, DEFAULT_NAMES, stage)
+    print(f"clipfarm: the {stage} vectors of contract {found.contract_id} serve now", file=sys.stderr)
+    return True
 
 
-def _summary(answer: dict[str, dict[str, Any]]) -> Any:
+class _Pass:
+    """Embeds what is new or changed, in the generations that serve or in the candidates."""
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        instance: dg.DagsterInstance,
+        latest: LatestRows,
+        listener: Listener,
+        synced: Synced,
+        *,
+        candidates: bool = False,
+    ) -> None:
+        from clipfarm_dagster.definitions import build_definitions
+
+        self._corpus, self._instance, self._latest = corpus, instance, latest
+        self._listener, self._synced, self._candidates = listener, synced, candidates
+        self._definitions = build_definitions(resource_overrides={"progress": listener})
+
+    def run(self, stage: Stage) -> dict[str, Any]:
+        """Bring a stage up to date; counts by ledger status."""
+        from clipfarm_dagster.orchestration.candidates import unavailable, without_work
+        from clipfarm_dagster.orchestration.launching import settle
+        from clipfarm_dagster.orchestration.names import DEFAULT_NAMES
+
+        corpus, started = self._corpus, time.monotonic()
+        with corpus.stage(stage) as serving:
+            opened = (serving.candidate() or serving) if self._candidates else serving
+            generation = None if opened.serves else opened.contract.id
+            theirs = self._in_flight(opened)
+            self._synced.left[stage] += len(theirs)
+            plan = opened.plan(self._latest, in_flight=theirs)
+            if plan.work.num_rows and (why := unavailable(opened)) is not None:
+                self._synced.waiting[stage] = why
+                plan = without_work(plan)
+            if plan.work.num_rows:  # a model that cannot be had is told before anything is written
+                check_content(stage_checkpoint(stage, opened.model_settings), corpus.store, corpus.keys)
+            settle(self._instance, DEFAULT_NAMES, opened, plan)
+            opened.ledger.push()
+        self._embed(opened, generation, plan.work["video_id"].to_pylist())
+        counts = self._listener.finished[stage].copy()
+        model_calls = counts.pop("model_calls", 0)
+        if plan.missing.num_rows:
+            counts[str(Status.MISSING_RAW_OBJECT)] += plan.missing.num_rows
+        return {**counts, "model_calls": model_calls, "seconds": round(time.monotonic() - started, 3)}
+
+    def _embed(self, opened: StageCorpus, generation: str | None, video_ids: list[str]) -> None:
+        """Embed some videos in runs of this process."""
+        from clipfarm_dagster.orchestration.launching import chunks
+        from clipfarm_dagster.orchestration.names import DEFAULT_NAMES
+        from clipfarm_dagster.orchestration.runs.id_list import id_list_run_config, id_list_run_tags
+
+        stage = opened.stage
+        job = DEFAULT_NAMES.embedding_job(stage) if generation is None else DEFAULT_NAMES.candidate_job(stage)
+        if video_ids:
+            self._listener.start(stage, len(video_ids))
+        for planned in chunks(video_ids, self._corpus.settings.run_size):
+            # the sensor may have taken some meanwhile; what it has finished costs no model call
+            theirs = self._in_flight(opened)
+            chunk = [video_id for video_id in planned if video_id not in theirs]
+            self._listener.start(stage, len(chunk) - len(planned))
+            self._synced.left[stage] += len(planned) - len(chunk)
+            if not chunk:
+                continue
+            run_in_process(
+                self._definitions.resolve_job_def(job),
+                self._instance,
+                id_list_run_config(DEFAULT_NAMES, stage, chunk, generation),
+                id_list_run_tags(DEFAULT_NAMES, stage, chunk, generation),
+            )
+
+    def _in_flight(self, opened: StageCorpus) -> set[str]:
+        from clipfarm_dagster.orchestration.names import DEFAULT_NAMES
+        from clipfarm_dagster.orchestration.runs.in_flight import videos_in_flight
+
+        return videos_in_flight(self._instance, DEFAULT_NAMES).of(opened)
+
+
+def _summary(title: str, answer: dict[str, dict[str, Any]]) -> Any:
     rows = []
     for stage, entry in answer.items():
         statuses = {k: v for k, v in entry.items() if k not in ("model_calls", "seconds")}
@@ -168,4 +243,4 @@ def _summary(answer: dict[str, dict[str, Any]]) -> Any:
         rows.append(
             [stage, text or "nothing to do", f"{entry['model_calls']:,}", f"{entry['seconds']:.1f} s"]
         )
-    return table("This sync", ["stage", "recorded", "through the model", "time"], rows)
+    return table(title, ["stage", "recorded", "through the model", "time"], rows)

@@ -91,8 +91,8 @@ def import_(
     """Store vectors that were made elsewhere, and record how they were made.
 
     Use --model and its companions, or --configured, to say how; files from `clipfarm export` contain it.
-    Vectors whose contract is not the configured one are embedded again by the next sync. Videos that have a
-    vector keep it, unless --replace is given.
+    Vectors of a contract that does not serve are kept beside those that do; `clipfarm migrate` compares them
+    and lets them serve. Videos that have a vector of the contract keep it, unless --replace is given.
     """
     settings = load_settings()
     corpus = Corpus.open(settings)
@@ -111,8 +111,7 @@ def import_(
     if contract.stage != modality:
         raise SettingsError(f"{file} holds {contract.stage} vectors, not {modality}")
     done = import_vectors(corpus, modality, vectors, contract, replace_done=replace)
-    current = contract == corpus.contract(modality)
-    if current and done.rows:
+    if (done.serves or done.wanted) and done.rows:
         _tell_dagster(corpus, modality, done)
     if as_json:
         print_json(
@@ -121,11 +120,12 @@ def import_(
                 "kept": done.kept,
                 "refused": [{"video_id": name, "problem": why} for name, why in done.refused.items()],
                 "contract": contract.id,
-                "configured": current,
+                "configured": done.wanted,
+                "serves": done.serves,
             }
         )
     else:
-        _show(done, current)
+        _show(done)
     raise typer.Exit(1 if done.refused else 0)
 
 
@@ -157,18 +157,22 @@ def _tell_dagster(corpus: Corpus, stage: Stage, done: Imported) -> None:
     from clipfarm_dagster.orchestration.launching import announce
     from clipfarm_dagster.orchestration.names import DEFAULT_NAMES
 
-    with dagster_instance(corpus.settings) as instance:
+    with dagster_instance(corpus.settings) as instance, corpus.stage(stage, done.contract.id) as opened:
         instance.add_dynamic_partitions(DEFAULT_NAMES.partitions_name, [row.video_id for row in done.rows])
-        announce(instance, DEFAULT_NAMES, stage, done.rows, done.contract, corpus.store.url)
+        announce(instance, DEFAULT_NAMES, opened, done.rows)
 
 
-def _show(done: Imported, current: bool) -> None:
+def _show(done: Imported) -> None:
     out = console()
     out.print(f"{len(done.rows):,} vectors imported")
     if done.kept:
         out.print(f"{done.kept:,} videos keep their vector; --replace replaces it")
-    if done.rows and not current:
-        out.print("Their contract is not the one in the settings: the next sync embeds them again.")
+    if done.rows and not done.serves:
+        out.print(
+            f"Vectors of another contract serve; these are kept beside them as generation {done.contract.id}."
+            " `clipfarm migrate status` shows both.",
+            soft_wrap=True,
+        )
     if done.refused:
         rows: list[list[Any]] = [[name, why] for name, why in list(done.refused.items())[:_SHOWN]]
         out.print(table(f"{len(done.refused):,} refused", ["video_id", "problem"], rows))

@@ -49,7 +49,7 @@ def serve(opened: StageCorpus) -> None:
     it does, the first write to the ledger says so."""
     ledger, seen = opened.ledger, opened.serving
     contract = serving_contract(ledger, seen, lambda: opened.wanted)
-    opened.given_contract = contract
+    opened.given_contract, opened.serving_id = contract, contract.id
     if seen is not None and seen.contract_id == contract.id:
         return
     if seen is not None:
@@ -70,7 +70,7 @@ def serve(opened: StageCorpus) -> None:
         begun = True  # what follows writes
         follow(opened.ledger, told)
         opened.ledger.generation = contract.id
-        opened.serving = told
+        opened.serving, opened.serving_id = told, told.contract_id
 
     opened.ledger.before_first_write = begin
 

@@ -52,6 +52,8 @@ class StageCorpus:
     """What says which generation serves; without it, this one does."""
     serving: Serving | None = None
     """What it said when the stage was opened."""
+    serving_id: str | None = None
+    """Contract id of the generation that serves; None if this one does whatever is said."""
 
     @property
     def keys(self) -> Keys:
@@ -90,7 +92,7 @@ class StageCorpus:
     @property
     def serves(self) -> bool:
         """Whether this generation served when the stage was opened."""
-        return self.serving is None or self.serving.contract_id == self.contract.id
+        return self.serving_id in (None, self.contract.id)
 
     def candidate(self) -> StageCorpus | None:
         """The generation that the settings ask for, where this one serves and is another.

@@ -69,7 +69,9 @@ class Generations:
 
     def version(self, connection: Connection, contract_id: str | None) -> str:
         """A random text that every change of a generation's rows replaces; None of the one that serves."""
-        found: str | None = connection.execute(select(self._names.c.version).where(self._is(contract_id))).scalar()
+        found: str | None = connection.execute(
+            select(self._names.c.version).where(self._is(contract_id))
+        ).scalar()
         return found or ""
 
     def renew_version(self, connection: Connection, contract_id: str | None) -> None:

@@ -107,7 +107,9 @@ def own_table(connection: sqlite3.Connection, generation: str) -> str:
         connection.execute(str(CreateTable(table).compile(dialect=sqlite.dialect())))
         for index in table.indexes:
             connection.execute(str(CreateIndex(index).compile(dialect=sqlite.dialect())))
-        connection.execute("INSERT OR REPLACE INTO generations (contract_id, table_name) VALUES (?, ?)", [generation, name])
+        connection.execute(
+            "INSERT OR REPLACE INTO generations (contract_id, table_name) VALUES (?, ?)", [generation, name]
+        )
         return f"main.{name}"
     return f"main.{tables[generation]}"
 

@@ -11,7 +11,7 @@ from clipfarm_dagster.orchestration.assets.fusion import fused_asset
 from clipfarm_dagster.orchestration.assets.manifests import manifest_assets
 from clipfarm_dagster.orchestration.assets.raw import raw_assets
 from clipfarm_dagster.orchestration.checks import asset_checks
-from clipfarm_dagster.orchestration.jobs import checks_job, embedding_jobs, manifests_job
+from clipfarm_dagster.orchestration.jobs import checks_job, cut_over_job, embedding_jobs, manifests_job
 from clipfarm_dagster.orchestration.names import CorpusNames, Resource
 from clipfarm_dagster.orchestration.progress import silent
 from clipfarm_dagster.orchestration.resources.encoders import EncodersResource
@@ -57,7 +57,8 @@ def build_definitions(
     """
     check_names(settings or {})
     names = CorpusNames.of(key_prefix, group_prefix, partitions_name)
-    checks, jobs, manifests = asset_checks(names), embedding_jobs(names), manifests_job(names)
+    checks, manifests = asset_checks(names), manifests_job(names)
+    jobs = [*embedding_jobs(names), cut_over_job(names)]
     return dg.Definitions(
         assets=[
             *raw_assets(names),

@@ -10,14 +10,17 @@ from dagster._core.storage.tags import (
     ASSET_PARTITION_RANGE_END_TAG,
     ASSET_PARTITION_RANGE_START_TAG,
     PARTITION_NAME_TAG,
+    PRIORITY_TAG,
 )
 
 __all__ = [
     "ASSET_PARTITION_RANGE_END_TAG",
     "ASSET_PARTITION_RANGE_START_TAG",
     "PARTITION_NAME_TAG",
+    "PRIORITY_TAG",
     "UnresolvedAssetJobDefinition",
     "keeps_runs_in_sqlite",
+    "max_concurrent_runs",
 ]
 
 
@@ -26,3 +29,9 @@ def keeps_runs_in_sqlite(instance: dg.DagsterInstance) -> bool:
     from dagster._core.storage.runs import SqliteRunStorage  # takes as long to import as most of Dagster
 
     return isinstance(instance.run_storage, SqliteRunStorage)
+
+
+def max_concurrent_runs(instance: dg.DagsterInstance) -> int | None:
+    """How many runs of an instance are at work at the same time; None where there is no limit."""
+    queue = instance.get_concurrency_config().run_queue_config
+    return None if queue is None or queue.max_concurrent_runs < 0 else queue.max_concurrent_runs

@@ -27,14 +27,22 @@ def raw_observation(names: CorpusNames, stage: Stage, video_id: str, etag: str) 
 
 
 def outcome_events(
-    names: CorpusNames, stage: Stage, outcome: Outcome, contract: Contract, store_url: str
+    names: CorpusNames,
+    stage: Stage,
+    outcome: Outcome,
+    contract: Contract,
+    store_url: str,
+    asset: dg.AssetKey | None = None,
 ) -> list[dg.AssetMaterialization | dg.AssetObservation]:
-    """What Dagster is told of an outcome: successes are materialized, and so is what they were made of."""
+    """What Dagster is told of an outcome: successes are materialized, and so is what they were made of.
+
+    `asset` is that of the stage's embeddings by default.
+    """
     row = outcome.row
     if not outcome.succeeded:
         return []
     observation = raw_observation(names, stage, row.video_id, row.raw_etag or "")
-    return [observation, embedding_materialization(names, stage, row, contract, store_url, outcome)]
+    return [observation, embedding_materialization(names, stage, row, contract, store_url, outcome, asset)]
 
 
 def embedding_materialization(
@@ -44,8 +52,9 @@ def embedding_materialization(
     contract: Contract,
     store_url: str,
     outcome: Outcome | None = None,
+    asset: dg.AssetKey | None = None,
 ) -> dg.AssetMaterialization:
-    """The materialization that stands for one ledger row of success."""
+    """The materialization that stands for one ledger row of success; `asset` as for `outcome_events`."""
     # a person's eyes first: Dagster shows the entries in this order
     metadata: dict[str, Any] = {}
     if outcome is not None and outcome.preview:
@@ -63,7 +72,7 @@ def embedding_materialization(
         "source_hash": row.source_hash or "",
     }
     return dg.AssetMaterialization(
-        asset_key=names.embedding(stage),
+        asset_key=asset or names.embedding(stage),
         partition=row.video_id,
         metadata=metadata,
         tags=data_version_tags(

@@ -6,9 +6,10 @@ partition once a partitioned parent was observed. What they record for the embed
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import dagster as dg
+from pydantic import Field
 
 from clipfarm_dagster.orchestration.executor import locking_in_process_executor
 from clipfarm_dagster.orchestration.names import STAGE_TAG, CorpusNames, Resource
@@ -18,8 +19,9 @@ from clipfarm_dagster.orchestration.resources.taking import (
     take_encoders,
     take_listener,
 )
+from clipfarm_dagster.orchestration.runs.cut_over import run_cut_over
 from clipfarm_dagster.orchestration.runs.embed import embed_videos
-from clipfarm_dagster.orchestration.runs.id_list import IdList
+from clipfarm_dagster.orchestration.runs.id_list import CandidateIdList, IdList
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.store.keys import check_video_id
 
@@ -28,8 +30,8 @@ if TYPE_CHECKING:
 
 
 def embedding_jobs(names: CorpusNames) -> list[dg.JobDefinition]:
-    """One job a stage."""
-    return [_embedding_job(names, stage) for stage in Stage]
+    """Two jobs a stage: for the generation that serves, and for a candidate."""
+    return [job(names, stage) for stage in Stage for job in (_embedding_job, _candidate_job)]
 
 
 def _embedding_job(names: CorpusNames, stage: Stage) -> dg.JobDefinition:
@@ -53,6 +55,38 @@ def _embedding_job(names: CorpusNames, stage: Stage) -> dg.JobDefinition:
     @dg.job(
         name=names.embedding_job(stage),
         description=f"Embeds the {stage} of the video_ids in the run's config.",
+        tags={**names.run_tags(), STAGE_TAG: str(stage)},
+        executor_def=locking_in_process_executor,
+    )
+    def job() -> None:
+        embed()
+
+    return job
+
+
+def _candidate_job(names: CorpusNames, stage: Stage) -> dg.JobDefinition:
+    @dg.op(
+        name=names.candidate_op(stage),
+        tags={STAGE_TAG: str(stage)},
+        out=dg.Out(dg.Nothing, io_manager_key=names.resource(Resource.VECTORS)),
+        required_resource_keys=names.resources(*CORPUS, Resource.ENCODERS, Resource.PROGRESS),
+    )
+    def embed(context: dg.OpExecutionContext, config: CandidateIdList) -> None:
+        embed_videos(
+            context,
+            names,
+            stage,
+            [check_video_id(video_id) for video_id in config.video_ids],
+            take_corpus(context.resources, names),
+            take_encoders(context.resources, names),
+            take_listener(context.resources, names),
+            generation=config.generation,
+        )
+
+    @dg.job(
+        name=names.candidate_job(stage),
+        description=f"Embeds the {stage} of the video_ids in the run's config by the model that the settings"
+        " ask for, while another one serves.",
         tags={**names.run_tags(), STAGE_TAG: str(stage)},
         executor_def=locking_in_process_executor,
     )
@@ -89,3 +123,33 @@ def manifests_job(names: CorpusNames) -> "UnresolvedAssetJobDefinition":
 def manifests_run_config(names: CorpusNames, strategies: Sequence[str]) -> dict[str, Any]:
     """Run config of a run of `manifests_job`."""
     return {"ops": {names.fused.to_python_identifier(): {"config": {"strategies": list(strategies)}}}}
+
+
+class CutOver(dg.Config):
+    """Of which stage another generation is to serve."""
+
+    stage: Literal["video", "audio", "text"] = Field(description="The stage.")
+
+
+def cut_over_job(names: CorpusNames) -> dg.JobDefinition:
+    """The job that lets a candidate serve which has all vectors, or finishes a cut-over that was broken
+    off."""
+
+    @dg.op(
+        name=names.cut_over_op,
+        out=dg.Out(dg.Nothing, io_manager_key=names.resource(Resource.VECTORS)),
+        required_resource_keys=names.resources(*CORPUS),
+    )
+    def switch(context: dg.OpExecutionContext, config: CutOver) -> None:
+        run_cut_over(context, names, Stage(config.stage), take_corpus(context.resources, names))
+
+    @dg.job(
+        name=names.cut_over_job,
+        description="Lets the vectors of the wanted model serve, once all videos have one.",
+        tags=names.run_tags(),
+        executor_def=locking_in_process_executor,
+    )
+    def job() -> None:
+        switch()
+
+    return job

@@ -13,7 +13,6 @@ from clipfarm_dagster.orchestration.names import CorpusNames
 from clipfarm_dagster.orchestration.recording import report_events
 from clipfarm_dagster.planning.delta import StagePlan
 from clipfarm_dagster.stages import Stage
-from clipfarm_dagster.vectors.contract import Contract
 
 MAX_NEW_PARTITIONS = 10_000
 """Partitions that one tick adds; the rest follow in the next ones, newest first."""
@@ -39,7 +38,7 @@ def decide_launches(
     run_size: int,
     max_runs: int,
 ) -> Launches:
-    """Which runs to launch for some plans.
+    """Which runs to launch for some plans of what serves.
 
     Args:
         partitions: the videos that Dagster has partitions of; others wait until they have one.
@@ -91,21 +90,27 @@ def settle(
     """Record what a plan settles without a run, and tell Dagster of the vectors that are right again. The
     limits take the newest."""
     restored = opened.record_settled(plan, most_missing=most_missing, most_restored=most_restored)
-    announce(instance, names, opened.stage, restored, opened.contract, opened.store.url)
+    announce(instance, names, opened, restored)
 
 
 def announce(
-    instance: dg.DagsterInstance,
-    names: CorpusNames,
-    stage: Stage,
-    rows: Sequence[LedgerRow],
-    contract: Contract,
-    store_url: str,
+    instance: dg.DagsterInstance, names: CorpusNames, opened: StageCorpus, rows: Sequence[LedgerRow]
 ) -> None:
     """Tell Dagster, without a run, of vectors that are the right ones."""
+    stage, asset = opened.stage, vectors_asset(names, opened)
     report_events(
-        instance, [embedding_materialization(names, stage, row, contract, store_url) for row in rows]
+        instance,
+        [
+            embedding_materialization(names, stage, row, opened.contract, opened.store.url, asset=asset)
+            for row in rows
+        ],
     )
+
+
+def vectors_asset(names: CorpusNames, generation: StageCorpus) -> dg.AssetKey:
+    """The asset that shows the vectors of a generation."""
+    stage = generation.stage
+    return names.embedding(stage) if generation.serves else names.candidate(stage)
 
 
 def add_partitions(

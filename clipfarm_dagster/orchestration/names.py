@@ -32,6 +32,9 @@ STAGE_TAG = "clipfarm/stage"
 ITEMS_TAG = "clipfarm/items"
 """Run tag with the number of ids of an id-list run."""
 
+GENERATION_TAG = "clipfarm/generation"
+"""Run tag with the contract id of the generation that a run fills or that it makes serve."""
+
 CORPUS_TAG = "clipfarm/corpus"
 """Run tag that names the key prefix of a run's corpus; runs of the corpus without a prefix do not have it."""
 
@@ -104,6 +107,10 @@ class CorpusNames:
         """Key of a stage's embedding asset."""
         return self._key(f"{stage}_embedding")
 
+    def candidate(self, stage: Stage) -> dg.AssetKey:
+        """Key of the asset of a stage's embeddings by the wanted model, while another one serves."""
+        return self._key(f"{stage}_candidate")
+
     def raw(self, stage: Stage) -> dg.AssetKey:
         """Key of the raw asset that a stage reads."""
         return self._key(f"raw_{stage}")
@@ -120,7 +127,7 @@ class CorpusNames:
     def asset_keys(self) -> Iterator[dg.AssetKey]:
         """The keys of all assets."""
         for stage in Stage:
-            yield from (self.raw(stage), self.embedding(stage), self.manifest(stage))
+            yield from (self.raw(stage), self.embedding(stage), self.candidate(stage), self.manifest(stage))
         yield self.fused
 
     def embedding_job(self, stage: Stage) -> str:
@@ -130,6 +137,24 @@ class CorpusNames:
     def embedding_op(self, stage: Stage) -> str:
         """Name of that job's op."""
         return self._name(f"embed_{stage}")
+
+    def candidate_job(self, stage: Stage) -> str:
+        """Name of the job that embeds the videos in a run's config by a model that does not serve yet."""
+        return self._name(f"{stage}_candidate_job")
+
+    def candidate_op(self, stage: Stage) -> str:
+        """Name of that job's op."""
+        return self._name(f"embed_{stage}_candidate")
+
+    @property
+    def cut_over_job(self) -> str:
+        """Name of the job that lets another generation serve."""
+        return self._name("cut_over_job")
+
+    @property
+    def cut_over_op(self) -> str:
+        """Name of that job's op."""
+        return self._name("cut_over")
 
     @property
     def manifests_job(self) -> str:
@@ -144,8 +169,8 @@ class CorpusNames:
     def jobs(self) -> Iterator[str]:
         """The names of all jobs."""
         for stage in Stage:
-            yield self.embedding_job(stage)
-        yield from (self.manifests_job, self.checks_job)
+            yield from (self.embedding_job(stage), self.candidate_job(stage))
+        yield from (self.cut_over_job, self.manifests_job, self.checks_job)
 
     def ledger_checks(self, stage: Stage) -> str:
         """Name of the op that checks a stage's ledger."""

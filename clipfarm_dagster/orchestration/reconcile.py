@@ -62,8 +62,20 @@ def unreported_successes(rows: pa.Table, versions: Mapping[str, str]) -> list[st
     )
 
 
-def reconcile(corpus: Corpus, instance: dg.DagsterInstance, names: CorpusNames, stage: Stage) -> Reconciled:
-    """Tell Dagster of the successes of a stage that it does not know.
+def reconcile(
+    corpus: Corpus,
+    instance: dg.DagsterInstance,
+    names: CorpusNames,
+    stage: Stage,
+    *,
+    video_ids: Sequence[str] | None = None,
+    limit: int | None = None,
+) -> Reconciled:
+    """Tell Dagster of the successes of a stage that it does not know, in the generation that serves.
+
+    Args:
+        video_ids: these alone; by default all.
+        limit: at most so many.
 
     Raises:
         LedgerError: the ledger cannot be read.
@@ -77,6 +89,9 @@ def reconcile(corpus: Corpus, instance: dg.DagsterInstance, names: CorpusNames, 
         contracts: dict[str | None, Contract | None] = {current.id: current}
         rows = ledger.columns(_COLUMNS)
         ids = unreported_successes(rows, versions)
+        if video_ids is not None:
+            ids = sorted(set(ids).intersection(video_ids))
+        ids = ids[:limit]
         for start in range(0, len(ids), _AT_A_TIME):
             # a run may have recorded a failure since
             found = ledger.rows(ids[start : start + _AT_A_TIME]).values()

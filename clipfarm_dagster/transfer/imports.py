@@ -42,8 +42,11 @@ class Imported:
     rows: list[LedgerRow] = field(default_factory=list)
     """Those that were stored and recorded."""
     kept: int = 0
-    """Those whose video had a vector already, of this or the configured contract and the present input; it
-    was left alone."""
+    """Those whose video had a vector already, of this contract and the present input; it was left alone."""
+    serves: bool = False
+    """Whether they are of the generation that serves."""
+    wanted: bool = False
+    """Whether they are of the contract that the settings ask for."""
     refused: dict[str, str] = field(default_factory=dict)
     """Why others were refused, by what the file has as their id."""
 
@@ -51,12 +54,12 @@ class Imported:
 def import_vectors(
     corpus: Corpus, stage: Stage, file: VectorFile, contract: Contract, *, replace_done: bool = False
 ) -> Imported:
-    """Store a file's vectors under their keys, recorded as made under `contract` from the present input.
+    """Store a file's vectors in the generation of `contract`, recorded as made from the present input.
 
-    A vector is recorded with the source hash of the video's present metadata and raw object. Where `contract`
-    is the configured one it is done; otherwise it is in the delta, as `contract_changed`. Without a raw
-    object it is recorded with none; it is embedded anew should one appear. Videos that have such a vector
-    already, or one that is done, keep it, unless `replace_done`.
+    A vector is recorded with the source hash of the video's present metadata and raw object. Where the
+    generation serves, or is the one that the settings ask for, the video is done in it. Without a raw object
+    it is recorded with none; it is embedded anew should one appear. Videos that have such a vector already
+    keep it, unless `replace_done`.
 
     Refused are vectors that are no unit vectors or of another dimension than the configured checkpoint's, ids
     that are invalid or come twice, videos that were erased, and those that the metadata does not have. Where
@@ -72,7 +75,8 @@ def import_vectors(
     """
     imported = Imported(contract)
     seen: set[str] = set()
-    with corpus.stage(stage) as opened:
+    with corpus.stage(stage) as serving:
+        opened = serving.under(contract)
         inputs = _Inputs(opened, corpus.latest_rows())
         dimension = _dimension(opened, contract)
         opened.ledger.record_contract(contract)
@@ -98,13 +102,15 @@ def import_vectors(
                     chosen[video_id] = vector
             _store(opened, inputs, chosen, imported, replace_done)
         opened.ledger.push()
+        imported.serves = serving.contract.id == contract.id
+        imported.wanted = serving.wanted.id == contract.id
     return imported
 
 
 def _dimension(opened: StageCorpus, contract: Contract) -> int | None:
     """Numbers of each vector of a contract, or None where nothing tells."""
     told = None
-    if contract == opened.contract:
+    if contract == opened.wanted:
         told = MODALITIES[opened.stage].dimension(stage_checkpoint(opened.stage, opened.settings))
     if told is not None:
         return told
@@ -120,11 +126,10 @@ def _store(
 ) -> None:
     contract, ledger = imported.contract, opened.ledger
     previous = ledger.rows(vectors)
-    kept_contracts = set() if replace_done else {contract.id, opened.contract.id}
     new: list[NewVector] = []
     for video_id, vector in vectors.items():
         item, etag = inputs.item(video_id, previous.get(video_id)), inputs.etag(video_id)
-        if _standing_contract(item, etag) in kept_contracts:
+        if not replace_done and _standing_contract(item, etag) == contract.id:
             imported.kept += 1
         else:
             new.append(NewVector(item, to_npy(vector)))

@@ -52,11 +52,11 @@ def test_a_refused_object_fails_alone_and_waits_for_its_next_attempt(
 
 
 def test_the_sensor_goes_on_where_it_may_not_ask_for_a_missing_object(corpus: Corpus, proxy: S3Proxy):
-    from clipfarm_dagster.orchestration.sensors.embedding import _found
+    from clipfarm_dagster.orchestration.sensors.watching import found_objects
 
     key = corpus.keys.raw(Stage.TEXT, FAULTY)
     proxy.break_("HEAD", key, refuse("AccessDenied"))
     through_proxy = Corpus.open(corpus.settings)
 
     # as if it were there, so that the next plan lists the stage and knows
-    assert _found(through_proxy, Stage.TEXT, ["clip-000", FAULTY, "not-there"]) == ["clip-000", FAULTY]
+    assert found_objects(through_proxy, Stage.TEXT, ["clip-000", FAULTY, "not-there"]) == ["clip-000", FAULTY]

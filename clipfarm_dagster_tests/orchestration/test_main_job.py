@@ -41,7 +41,7 @@ def media(corpus: Corpus, shared_folder: Path) -> list[str]:
 def test_real_clips_become_vectors_and_each_bad_one_costs_itself_alone(
     corpus: Corpus, media: list[str], instance: dg.DagsterInstance
 ):
-    answer = sync_corpus(corpus, instance, list(Stage), quiet=True)
+    answer = sync_corpus(corpus, instance, list(Stage), quiet=True).stages
 
     sound = set(media) - BROKEN
     for stage in Stage:
@@ -71,7 +71,7 @@ def test_real_clips_become_vectors_and_each_bad_one_costs_itself_alone(
     assert "29 of 30" in (ledger_rows(corpus, Stage.VIDEO)["sample_with_invalid_nalu"].note or "")
     assert set(instance.get_dynamic_partitions(DEFAULT_NAMES.partitions_name)) == {*media, "absent"}
 
-    again = sync_corpus(corpus, instance, list(Stage), quiet=True)
+    again = sync_corpus(corpus, instance, list(Stage), quiet=True).stages
     assert {stage: entry["model_calls"] for stage, entry in again.items()} == {str(s): 0 for s in Stage}
     for stage in Stage:
         with corpus.ledger(stage) as ledger:
@@ -121,8 +121,8 @@ def test_a_ledger_in_postgresql_serves_a_second_machine_at_once(
     elsewhere = Corpus.open(load_settings(home=tmp_path / "another machine"))
     second = sync_corpus(elsewhere, instance, [Stage.TEXT], quiet=True)
 
-    assert first["text"]["model_calls"] == 2
-    assert second["text"]["model_calls"] == 0
+    assert first.stages["text"]["model_calls"] == 2
+    assert second.stages["text"]["model_calls"] == 0
     assert elsewhere.store.head(corpus.keys.ledger_snapshot(Stage.TEXT)) is None
 
 
@@ -136,4 +136,4 @@ def test_a_machine_that_knows_nothing_starts_from_the_snapshot(
 
     elsewhere = Corpus.open(load_settings(home=tmp_path / "another machine"))
 
-    assert sync_corpus(elsewhere, instance, [Stage.TEXT], quiet=True)["text"]["model_calls"] == 0
+    assert sync_corpus(elsewhere, instance, [Stage.TEXT], quiet=True).stages["text"]["model_calls"] == 0

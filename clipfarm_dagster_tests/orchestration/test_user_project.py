@@ -171,15 +171,15 @@ def test_runs_of_one_corpus_are_not_taken_for_those_of_the_other(studio: Studio)
     )
 
     assert run.tags[CORPUS_TAG] == "news"
-    assert videos_in_flight(studio.instance, NEWS)[Stage.TEXT] == {"a"}
-    assert videos_in_flight(studio.instance, RECIPES)[Stage.TEXT] == set()
+    assert videos_in_flight(studio.instance, NEWS).serving[Stage.TEXT] == {"a"}
+    assert videos_in_flight(studio.instance, RECIPES).serving[Stage.TEXT] == set()
     assert ids(NEWS, studio.tick(NEWS)) == ["b"]
     assert ids(RECIPES, studio.tick(RECIPES)) == ["a", "c"]
 
     studio.instance.add_run_tags(run.run_id, {BROKEN_TAG: "ModelUnavailableError"})
     studio.instance.report_run_failed(run)
-    assert launch_again_at(studio.instance, NEWS, Stage.TEXT) is not None
-    assert launch_again_at(studio.instance, RECIPES, Stage.TEXT) is None
+    assert launch_again_at(studio.instance, NEWS.embedding_job(Stage.TEXT)) is not None
+    assert launch_again_at(studio.instance, RECIPES.embedding_job(Stage.TEXT)) is None
     assert studio.tick(NEWS) == []
     assert ids(RECIPES, studio.tick(RECIPES)) == ["a", "c"]
 

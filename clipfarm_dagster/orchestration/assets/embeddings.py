@@ -13,7 +13,7 @@ from clipfarm_dagster.orchestration.resources.taking import (
     take_encoders,
     take_listener,
 )
-from clipfarm_dagster.orchestration.runs.embed import embed_videos
+from clipfarm_dagster.orchestration.runs.embed import WANTED, embed_videos
 from clipfarm_dagster.stages import Stage
 
 PARTITIONS_PER_RUN = 500
@@ -21,18 +21,28 @@ PARTITIONS_PER_RUN = 500
 
 
 def embedding_assets(names: CorpusNames) -> list[dg.AssetsDefinition]:
-    """One asset a stage."""
-    return [_embedding_asset(names, stage) for stage in Stage]
+    """One asset a stage for the generation that serves, and one for its candidate."""
+    return [
+        _embedding_asset(names, stage, candidate=candidate) for stage in Stage for candidate in (False, True)
+    ]
 
 
 @accept_beta
-def _embedding_asset(names: CorpusNames, stage: Stage) -> dg.AssetsDefinition:
+def _embedding_asset(names: CorpusNames, stage: Stage, *, candidate: bool) -> dg.AssetsDefinition:
+    description = MODALITIES[stage].embedding_description
+    if candidate:
+        description = (
+            f"The {stage} vectors of the model that the settings ask for, while those of another model serve."
+            " They are kept apart until all videos have one; then they serve, and this asset has nothing to"
+            f" do.\n\n{description}"
+        )
+
     @dg.asset(
-        key=names.embedding(stage),
+        key=names.candidate(stage) if candidate else names.embedding(stage),
         deps=[names.raw(stage)],
         partitions_def=names.partitions_def,
-        group_name=names.group("embeddings"),
-        description=MODALITIES[stage].embedding_description,
+        group_name=names.group("candidates" if candidate else "embeddings"),
+        description=description,
         code_version=MODALITIES[stage].preprocess_version,
         kinds={"python", "pytorch", "numpy"},
         tags={"clipfarm/stage": str(stage)},
@@ -50,6 +60,7 @@ def _embedding_asset(names: CorpusNames, stage: Stage) -> dg.AssetsDefinition:
             take_corpus(context.resources, names),
             take_encoders(context.resources, names),
             take_listener(context.resources, names),
+            generation=WANTED if candidate else None,
         )
         yield from ()  # each success has recorded itself; an output would speak for all partitions at once
 

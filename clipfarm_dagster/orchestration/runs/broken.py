@@ -4,13 +4,13 @@ Failed items have their own waits in the ledger. A run that fails as a whole rec
 this the sensor would launch it again at every tick.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from itertools import takewhile
 
 import dagster as dg
 
-from clipfarm_dagster.orchestration.names import BROKEN_TAG, CorpusNames
+from clipfarm_dagster.orchestration.names import BROKEN_TAG
 from clipfarm_dagster.stages import Stage
 
 FIRST_WAIT = timedelta(minutes=1)
@@ -18,9 +18,15 @@ MAX_WAIT = timedelta(hours=1)
 _LOOKED_AT = 50
 
 
-def launch_again_at(instance: dg.DagsterInstance, names: CorpusNames, stage: Stage) -> datetime | None:
-    """When a stage may be launched again; `None` where its latest run did its work, or was killed at it."""
-    records = instance.get_run_records(dg.RunsFilter(job_name=names.embedding_job(stage)), limit=_LOOKED_AT)
+def launch_again_at(
+    instance: dg.DagsterInstance, job_name: str, tags: Mapping[str, str] | None = None
+) -> datetime | None:
+    """When a job may be launched again; `None` where its latest run did its work, or was killed at it.
+
+    Args:
+        tags: these runs of it alone.
+    """
+    records = instance.get_run_records(dg.RunsFilter(job_name=job_name, tags=tags), limit=_LOOKED_AT)
     ended = [record for record in records if record.end_time is not None]
     broken = list(takewhile(lambda record: BROKEN_TAG in record.dagster_run.tags, ended))
     if not broken:
@@ -38,8 +44,9 @@ def wait_after(launches: int) -> timedelta:
 
 
 def waiting_stages(
-    instance: dg.DagsterInstance, names: CorpusNames, stages: Sequence[Stage], now: datetime
+    instance: dg.DagsterInstance, jobs: Mapping[Stage, str], now: datetime
 ) -> dict[Stage, datetime]:
-    """The stages whose latest runs were broken, with the time at which they may be launched again."""
-    times = {stage: launch_again_at(instance, names, stage) for stage in stages}
+    """The stages whose latest runs, of the given jobs, were broken, with the time at which they may be
+    launched again."""
+    times = {stage: launch_again_at(instance, job_name) for stage, job_name in jobs.items()}
     return {stage: again for stage, again in times.items() if again is not None and again > now}

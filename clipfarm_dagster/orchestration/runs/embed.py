@@ -19,6 +19,7 @@ from clipfarm_dagster.ledger.schema import LedgerRow
 from clipfarm_dagster.modalities.encoder import Encoder
 from clipfarm_dagster.modalities.registry import stage_checkpoint
 from clipfarm_dagster.orchestration.events import outcome_events
+from clipfarm_dagster.orchestration.launching import vectors_asset
 from clipfarm_dagster.orchestration.names import (
     BROKEN_TAG,
     CONTRACT_TAG,
@@ -27,6 +28,7 @@ from clipfarm_dagster.orchestration.names import (
     CorpusNames,
 )
 from clipfarm_dagster.orchestration.progress import ProgressListener
+from clipfarm_dagster.orchestration.reconcile import reconcile
 from clipfarm_dagster.orchestration.recording import (
     Context,
     record_events,
@@ -37,6 +39,9 @@ from clipfarm_dagster.stages import Stage
 
 _LISTED_FAILURES = 100
 
+WANTED = "wanted"
+"""In place of a contract id: the generation that the settings ask for, if another one serves."""
+
 
 def embed_videos(
     context: Context,
@@ -46,8 +51,14 @@ def embed_videos(
     corpus: Corpus,
     encoders: EncodersResource,
     listener: ProgressListener,
+    *,
+    generation: str | None = None,
 ) -> None:
     """Embed some videos in a running step, and tell Dagster of each one that succeeded.
+
+    Args:
+        generation: contract id of the generation that gets the vectors, or `WANTED`; by default the one that
+            serves. Nothing is done for one that neither serves nor is asked for by the settings any more.
 
     Raises:
         dagster.Failure: items failed, or are unknown to the metadata; the others are done.
@@ -56,8 +67,13 @@ def embed_videos(
     single = len(video_ids) == 1
     failures: list[LedgerRow] = []
 
-    with _breakage_tagged(context), corpus.stage(stage) as opened:
-        contract, ledger = opened.contract, opened.ledger
+    with breakage_tagged(context), corpus.stage(stage) as serving:
+        opened = _chosen(serving, generation)
+        if opened is None:
+            context.log.info(_nothing_to_fill(serving, generation))
+            return
+        contract, ledger, served = opened.contract, opened.ledger, opened.serves
+        asset = vectors_asset(names, opened)
         items = opened.work_items(video_ids, corpus.latest_rows())
         known = {item.video_id for item in items}
         unknown = [video_id for video_id in video_ids if video_id not in known]
@@ -69,11 +85,11 @@ def embed_videos(
             failures.extend(failed)
             if failed:  # told at once, each of them: a run that breaks never comes to its list of failures
                 context.log.error("\n".join(f"{row.video_id}: {row.status}: {row.error}" for row in failed))
-            record_failed_partitions(context, names.embedding(stage), [row.video_id for row in failed])
+            record_failed_partitions(context, asset, [row.video_id for row in failed])
             events = [
                 event
                 for o in outcomes
-                for event in outcome_events(names, stage, o, contract, corpus.store.url)
+                for event in outcome_events(names, stage, o, contract, corpus.store.url, asset)
             ]
             record_events(context, events)
             log.report()
@@ -96,17 +112,39 @@ def embed_videos(
             listener(stage, progress)
             if not isinstance(sys.exception(), StoreError):  # a store that is away is not waited for again
                 ledger.push()
+        serving_now = corpus.serving.read().get(stage)
+        if serving_now is not None and served != (serving_now.contract_id == contract.id):
+            reconcile(corpus, context.instance, names, stage, video_ids=sorted(known))
     summary = progress.summary()
     context.log.info(f"{stage}: {progress.line()}")
     context.log.info(f"{stage}: {json.dumps(summary)}")
     context.instance.add_run_tags(context.run.run_id, _summary_tags(summary))
     if failures or unknown:
-        record_failed_partitions(context, names.embedding(stage), unknown)
+        record_failed_partitions(context, asset, unknown)
         raise _failure(stage, failures, unknown, len(video_ids), summary)
 
 
+def _chosen(serving: StageCorpus, generation: str | None) -> StageCorpus | None:
+    if generation is None or generation == serving.contract.id:
+        return serving
+    candidate = serving.candidate()
+    return candidate if candidate is not None and generation in (WANTED, candidate.contract.id) else None
+
+
+def _nothing_to_fill(serving: StageCorpus, generation: str | None) -> str:
+    if generation == WANTED:
+        return (
+            f"{serving.stage}: the model that the settings ask for serves already; materialize"
+            f" `{serving.stage}_embedding` to embed these videos"
+        )
+    return (
+        f"{serving.stage}: contract {generation} neither serves nor is asked for by the settings any more;"
+        " nothing was embedded for it"
+    )
+
+
 @contextmanager
-def _breakage_tagged(context: Context) -> Iterator[None]:
+def breakage_tagged(context: Context) -> Iterator[None]:
     """Tag the run where the block, and not some of its items, goes wrong."""
     try:
         yield

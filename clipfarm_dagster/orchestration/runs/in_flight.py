@@ -1,16 +1,21 @@
 """Which videos runs have in hand now, as Dagster's run storage tells it: one query, whatever their number."""
 
-from collections.abc import Collection, Sequence
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
 
 import dagster as dg
 
+from clipfarm_dagster.corpus import StageCorpus
 from clipfarm_dagster.orchestration.dagster_internals import (
     ASSET_PARTITION_RANGE_END_TAG,
     ASSET_PARTITION_RANGE_START_TAG,
     PARTITION_NAME_TAG,
 )
 from clipfarm_dagster.orchestration.names import CorpusNames
-from clipfarm_dagster.orchestration.runs.id_list import id_list
+from clipfarm_dagster.orchestration.runs.id_list import candidate_id_list, id_list
 from clipfarm_dagster.stages import Stage
 
 UNFINISHED_RUN_STATUSES = tuple(
@@ -21,19 +26,40 @@ UNFINISHED_RUN_STATUSES = tuple(
 """Statuses of the runs that have yet to end: created, queued, starting, at work, or being cancelled."""
 
 
-def videos_in_flight(instance: dg.DagsterInstance, names: CorpusNames) -> dict[Stage, set[str]]:
-    """Ids by stage that unfinished runs of a corpus have: by id list, partition or partition range."""
-    runs = instance.get_runs(dg.RunsFilter(statuses=UNFINISHED_RUN_STATUSES))
-    found: dict[Stage, set[str]] = {stage: set() for stage in Stage}
+@dataclass(frozen=True)
+class InFlight:
+    """What unfinished runs of a corpus have in hand."""
+
+    serving: dict[Stage, set[str]] = field(default_factory=lambda: {stage: set() for stage in Stage})
+    """Ids that are being embedded for the generation that serves."""
+    candidates: dict[tuple[Stage, str | None], set[str]] = field(default_factory=lambda: defaultdict(set))
+    """Ids that are being embedded for another, by its contract id: None for the one that the settings ask
+    for."""
+    candidate_runs: int = 0
+    """The sensor's runs among those of `candidates`."""
+
+    def of(self, generation: StageCorpus) -> set[str]:
+        """The ids that are being embedded for a generation."""
+        named = self.candidates.get((generation.stage, generation.contract.id), set())
+        if generation.serves:
+            return self.serving[generation.stage] | named
+        return named | self.candidates.get((generation.stage, None), set())
+
+
+def videos_in_flight(instance: dg.DagsterInstance, names: CorpusNames) -> InFlight:
+    """What unfinished runs of a corpus have in hand: by id list, partition or partition range."""
+    found, candidate_runs = InFlight(), 0
     partitions: Sequence[str] | None = None
-    for run in runs:
-        selected = _selected(instance, run)
+    for run in instance.get_runs(dg.RunsFilter(statuses=UNFINISHED_RUN_STATUSES)):
         for stage in Stage:
-            found[stage].update(id_list(names, stage, run.run_config))
-            if names.embedding(stage) not in selected:
-                continue
+            found.serving[stage].update(id_list(names, stage, run.run_config))
+            if (listed := candidate_id_list(names, stage, run.run_config)) is not None:
+                generation, listed_ids = listed
+                found.candidates[stage, generation].update(listed_ids)
+                candidate_runs += 1
+        for ids in _of_partitions(instance, names, run, found):
             if partition := run.tags.get(PARTITION_NAME_TAG):
-                found[stage].add(partition)
+                ids.add(partition)
             start, end = (
                 run.tags.get(ASSET_PARTITION_RANGE_START_TAG),
                 run.tags.get(ASSET_PARTITION_RANGE_END_TAG),
@@ -41,8 +67,20 @@ def videos_in_flight(instance: dg.DagsterInstance, names: CorpusNames) -> dict[S
             if start and end:
                 if partitions is None:
                     partitions = instance.get_dynamic_partitions(names.partitions_name)
-                found[stage].update(_range(partitions, start, end))
-    return found
+                ids.update(_range(partitions, start, end))
+    return InFlight(found.serving, found.candidates, candidate_runs)
+
+
+def _of_partitions(
+    instance: dg.DagsterInstance, names: CorpusNames, run: dg.DagsterRun, found: InFlight
+) -> Iterator[set[str]]:
+    """Where the partitions of a run belong."""
+    selected = _selected(instance, run)
+    for stage in Stage:
+        if names.embedding(stage) in selected:
+            yield found.serving[stage]
+        if names.candidate(stage) in selected:
+            yield found.candidates[stage, None]
 
 
 def _selected(instance: dg.DagsterInstance, run: dg.DagsterRun) -> Collection[dg.AssetKey | None]:

@@ -16,11 +16,9 @@ objects differ. Since listing a large store takes longer than all the rest, it l
   listed. So a missing object is always noticed by the next tick.
 """
 
-import hashlib
-import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -29,7 +27,20 @@ import dagster as dg
 from clipfarm_dagster.catalog.metadata import LatestRows
 from clipfarm_dagster.corpus import Corpus, StageCorpus
 from clipfarm_dagster.corpus.stage_corpus import plan_stages
-from clipfarm_dagster.ledger.schema import Status
+from clipfarm_dagster.maintenance.readiness import readiness
+from clipfarm_dagster.orchestration.candidates import (
+    Candidates,
+    cut_over_run_config,
+    cut_over_run_tags,
+    cut_overs_in_flight,
+    decide_candidate_launches,
+    find_candidates,
+    free_runs,
+    nearly_full,
+    unavailable,
+    under_way,
+    without_work,
+)
 from clipfarm_dagster.orchestration.launching import (
     MAX_NEW_PARTITIONS,
     Launches,
@@ -37,16 +48,23 @@ from clipfarm_dagster.orchestration.launching import (
     decide_launches,
     settle,
 )
-from clipfarm_dagster.orchestration.names import CorpusNames
-from clipfarm_dagster.orchestration.runs.broken import waiting_stages
+from clipfarm_dagster.orchestration.names import STAGE_TAG, CorpusNames
+from clipfarm_dagster.orchestration.reconcile import reconcile
+from clipfarm_dagster.orchestration.runs.broken import launch_again_at, waiting_stages
 from clipfarm_dagster.orchestration.runs.dead import fail_dead_runs
 from clipfarm_dagster.orchestration.runs.id_list import id_list_run_config, id_list_run_tags
-from clipfarm_dagster.orchestration.runs.in_flight import videos_in_flight
+from clipfarm_dagster.orchestration.runs.in_flight import UNFINISHED_RUN_STATUSES, InFlight, videos_in_flight
 from clipfarm_dagster.orchestration.sensors.corpus_sensor import corpus_sensor
-from clipfarm_dagster.orchestration.sensors.cursor import Cursor
-from clipfarm_dagster.planning.delta import listing_hash
+from clipfarm_dagster.orchestration.sensors.watching import (
+    LastPlan,
+    found_objects,
+    list_raw,
+    listing_hashes,
+    look,
+    raw_objects_differ,
+)
+from clipfarm_dagster.planning.delta import StagePlan
 from clipfarm_dagster.stages import Stage
-from clipfarm_dagster.timestamps import timestamp
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -54,59 +72,16 @@ if TYPE_CHECKING:
 MINIMUM_INTERVAL_SECONDS = 30
 TICK_SECONDS = 30.0
 """After so long a tick takes up no further stage; Dagster ends a tick at 60 seconds by default."""
-CHEAP_LISTING_SECONDS = 0.25
-LISTING_SHARE = 0.01
-MAX_ASKED_FOR = 300
-"""Missing objects of a stage that are asked for one by one; for more, one listing costs less."""
 MAX_MISSING = 10_000
 MAX_RESTORED = 500
 """Videos of a stage that one tick records as missing, or as restored, which Dagster is told of one by one;
 the rest follow in the next ticks."""
-
-
-@dataclass(frozen=True)
-class PlanInputs:
-    """All that planning depends on besides the time and the raw objects."""
-
-    digest: str
-    missing: Mapping[Stage, Sequence[str]]
-    """Ids that the ledgers record as missing their raw object, up to one more than `MAX_ASKED_FOR`."""
-
-
-@dataclass(frozen=True)
-class LastPlan(Cursor):
-    """What the last plan saw; while nothing of it changes there is nothing to do."""
-
-    digest: str = ""
-    """Of `PlanInputs`. Empty after a tick that led to runs: the ledgers that they leave are looked at."""
-    raw: Mapping[str, str] = field(default_factory=dict)
-    """Hash of each stage's raw listing."""
-    found: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    """By stage, those ids of `PlanInputs.missing` whose object was there: the metadata has lost them."""
-    listed_at: float = 0.0
-    """Seconds since 1970."""
-    listing_seconds: float = 0.0
-    """How long the listing of all stages took."""
-    next_attempt_at: str | None = None
-    """When the earliest failed item may be tried again."""
-    unfinished: bool = True
-    """Whether the last tick left work to later ones."""
-
-    def must_plan(self, inputs: PlanInputs, now: datetime) -> bool:
-        """Whether to plan, whatever the raw objects are."""
-        due = self.next_attempt_at is not None and self.next_attempt_at <= timestamp(now)
-        return self.unfinished or due or inputs.digest != self.digest
-
-    def stages_to_list(self, inputs: PlanInputs, now: datetime) -> list[Stage]:
-        """The stages to list before it is known whether there is anything to do."""
-        wait = 0.0 if self.listing_seconds <= CHEAP_LISTING_SECONDS else self.listing_seconds / LISTING_SHARE
-        if not self.listed_at <= now.timestamp() < self.listed_at + wait:
-            return list(Stage)
-        return [stage for stage in Stage if len(inputs.missing[stage]) > MAX_ASKED_FOR]
+MAX_TOLD = 5_000
+"""Vectors of a generation that began to serve of which one tick tells Dagster."""
 
 
 def embedding_sensor(names: CorpusNames, jobs: Sequence[dg.JobDefinition]) -> dg.SensorDefinition:
-    """The sensor of a corpus, which launches its embedding jobs."""
+    """The sensor of a corpus, which launches its embedding and cut-over jobs."""
     return corpus_sensor(
         names,
         names.embedding_sensor,
@@ -115,9 +90,25 @@ def embedding_sensor(names: CorpusNames, jobs: Sequence[dg.JobDefinition]) -> dg
         interval_seconds=MINIMUM_INTERVAL_SECONDS,
         description=(
             "Adds a partition for each new video and embeds what is new, has changed or is due for a retry."
-            " Reads the metadata CSV, the raw listings and the ledgers; launches runs by lists of ids."
+            " Reads the metadata CSV, the raw listings and the ledgers; launches runs by lists of ids. When a"
+            " model setting has changed, it embeds all videos by the new model beside the old one, and lets"
+            " the new one serve when it has them all."
         ),
     )
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What one tick works with."""
+
+    context: dg.SensorEvaluationContext
+    names: CorpusNames
+    corpus: Corpus
+    stages: Mapping[Stage, StageCorpus]
+    candidates: Candidates
+    in_flight: InFlight
+    deadline: float
+    now: datetime
 
 
 def _tick(
@@ -130,151 +121,214 @@ def _tick(
         context.log.warning(f"run {run_id} was killed; its unfinished items are due again")
     in_flight = videos_in_flight(context.instance, names)
     with corpus.stages(list(Stage)) as stages:
-        inputs = _look(corpus, stages, in_flight)
+        candidates = find_candidates(stages)
+        work = _Work(context, names, corpus, stages, candidates, in_flight, deadline, now)
+        last = _tell_of_cut_overs(work, last)
+        inputs = look(corpus, stages, candidates.by_stage, in_flight)
         must_plan = last.must_plan(inputs, now)
         latest = corpus.latest_rows()
         to_list = list(Stage) if must_plan else last.stages_to_list(inputs, now)
-        listings, seconds = _list(corpus, to_list, latest)
+        listings, seconds = list_raw(corpus, to_list, latest)
         if len(listings) == len(Stage):
             last = replace(last, listed_at=now.timestamp(), listing_seconds=seconds)
-        if not must_plan and not _raw_objects_differ(corpus, last, inputs, listings):
+        if not must_plan and not raw_objects_differ(corpus, last, inputs, listings):
             context.update_cursor(last.to_cursor())
             return dg.SkipReason(_resting(last, in_flight))
-        listings |= _list(corpus, [stage for stage in Stage if stage not in listings], latest)[0]
-        launches, last = _plan(
-            context, names, corpus, stages, latest, listings, in_flight, last, deadline, now
-        )
-    context.log.info("; ".join(launches.notes) or "nothing to do")
-    if not launches.id_lists:
+        listings |= list_raw(corpus, [stage for stage in Stage if stage not in listings], latest)[0]
+        requests, notes, last = _plan(work, latest, listings, last)
+    context.log.info("; ".join(notes) or "nothing to do")
+    if not requests:
         context.update_cursor(last.to_cursor())
-        return dg.SkipReason("; ".join(launches.notes) or _resting(last, in_flight))
-    requests = [
-        dg.RunRequest(
-            job_name=names.embedding_job(stage),
-            run_config=id_list_run_config(names, stage, video_ids),
-            tags=id_list_run_tags(names, stage, video_ids),
-        )
-        for stage, video_ids in launches.id_lists
-    ]
+        return dg.SkipReason("; ".join(notes) or _resting(last, in_flight))
     return dg.SensorResult(run_requests=requests, cursor=last.to_cursor())
 
 
 def _plan(
-    context: dg.SensorEvaluationContext,
-    names: CorpusNames,
-    corpus: Corpus,
-    stages: Mapping[Stage, StageCorpus],
-    latest: LatestRows,
-    listings: Mapping[Stage, "pa.Table"],
-    in_flight: Mapping[Stage, set[str]],
-    last: LastPlan,
-    deadline: float,
-    now: datetime,
-) -> tuple[Launches, LastPlan]:
-    """Plan, add partitions, record what needs no run; the runs to launch, and what this tick has seen."""
+    work: _Work, latest: LatestRows, listings: Mapping[Stage, "pa.Table"], last: LastPlan
+) -> tuple[list[dg.RunRequest], list[str], LastPlan]:
+    """Plan, add partitions, record what needs no run; the runs to launch, what a person should know, and what
+    this tick has seen."""
+    context, names, corpus, stages = work.context, work.names, work.corpus, work.stages
     if latest.refused_ids:
         some = ", ".join(repr(video_id) for video_id in list(latest.refused)[:5])
         context.log.warning(f"{latest.refused_ids} video_ids of the metadata are refused, such as {some}")
     partitions = set(context.instance.get_dynamic_partitions(names.partitions_name))
     added = add_partitions(context.instance, names, latest.video_ids(), partitions, limit=MAX_NEW_PARTITIONS)
     partitions.update(added)
-    run_size, max_runs = corpus.settings.run_size, corpus.settings.max_runs_per_tick
-    plans = plan_stages(
-        stages,
-        latest,
-        in_flight=in_flight,
-        limit=run_size * max_runs,
-        listing=listings.__getitem__,
-        deadline=deadline,
-    )
-    for stage, plan in plans.items():
-        settle(
-            context.instance, names, stages[stage], plan, most_missing=MAX_MISSING, most_restored=MAX_RESTORED
-        )
-    launches = decide_launches(
-        plans,
-        partitions=partitions,
-        waiting=waiting_stages(context.instance, names, list(Stage), now),
-        run_size=run_size,
-        max_runs=max_runs,
-    )
     notes = [f"{len(added)} partitions added"] if added else []
+    notes += work.candidates.notes
+
+    plans = _plans_of(work, stages, latest, listings, {stage: set() for stage in Stage})
+    launchable, waits = {}, False
+    for stage, plan in plans.items():
+        why = unavailable(stages[stage]) if plan.work.num_rows and stage in work.candidates.by_stage else None
+        launchable[stage] = plan if why is None else without_work(plan)
+        if why is not None:
+            waits = True
+            notes.append(f"{stage}: {plan.delta} videos wait for the model that serves: {why}")
+    launches = decide_launches(
+        launchable,
+        partitions=partitions,
+        waiting=waiting_stages(
+            context.instance, {stage: names.embedding_job(stage) for stage in Stage}, work.now
+        ),
+        run_size=corpus.settings.run_size,
+        max_runs=corpus.settings.max_runs_per_tick,
+    )
+    requests = [_run_request(names, stage, ids, None) for stage, ids in launches.id_lists]
+    serving_first = {
+        stage: {*work.in_flight.of(stages[stage]), *launchable[stage].work["video_id"].to_pylist()}
+        for stage in launchable
+    }
+    candidate_plans, filling = _fill(work, latest, listings, partitions, serving_first)
+    requests += [
+        _run_request(names, stage, ids, work.candidates.by_stage[stage].contract.id)
+        for stage, ids in filling.id_lists
+    ]
+    cut_overs, held_up = _cut_overs(work, latest, candidate_plans)
+    requests += cut_overs
+
+    every_plan = [*plans.values(), *candidate_plans.values()]
     unfinished = (
         launches.unfinished
+        or waits
+        or held_up
         or len(partitions) < latest.videos
         or len(plans) < len(Stage)
-        or any(plan.missing.num_rows > MAX_MISSING for plan in plans.values())
-        or any(plan.restored.num_rows > MAX_RESTORED for plan in plans.values())
+        or len(candidate_plans) < len(work.candidates.by_stage)
+        or any(plan.missing.num_rows > MAX_MISSING for plan in every_plan)
+        or any(plan.restored.num_rows > MAX_RESTORED for plan in every_plan)
     )
-    inputs = _look(corpus, stages, in_flight)
+    inputs = look(corpus, stages, work.candidates.by_stage, work.in_flight)
     seen = replace(
         last,
         # none where there are runs: the ledgers that they leave are looked at
-        digest="" if launches.id_lists else inputs.digest,
-        raw=_hashes(listings),
-        found={stage: _found(corpus, stage, inputs.missing[stage], listings[stage]) for stage in Stage},
-        next_attempt_at=min(filter(None, (plan.next_attempt_at for plan in plans.values())), default=None),
+        digest="" if requests else inputs.digest,
+        raw=listing_hashes(listings),
+        found={
+            stage: found_objects(corpus, stage, inputs.missing[stage], listings[stage]) for stage in Stage
+        },
+        next_attempt_at=min(filter(None, (plan.next_attempt_at for plan in every_plan)), default=None),
         unfinished=unfinished,
     )
-    return replace(launches, notes=[*notes, *launches.notes], unfinished=unfinished), seen
+    return requests, [*notes, *launches.notes, *filling.notes], seen
 
 
-def _look(
-    corpus: Corpus, stages: Mapping[Stage, StageCorpus], in_flight: Mapping[Stage, set[str]]
-) -> PlanInputs:
-    parts: list[object] = [corpus.metadata.etag()]
-    missing = {}
-    for stage, opened in stages.items():
-        parts.append([opened.contract.id, opened.ledger.version(), sorted(in_flight[stage])])
-        ids = opened.ledger.video_ids(Status.MISSING_RAW_OBJECT, limit=MAX_ASKED_FOR + 1)
-        missing[stage] = sorted(ids)
-    return PlanInputs(hashlib.sha256(json.dumps(parts).encode()).hexdigest(), missing)
+def _plans_of(
+    work: _Work,
+    generations: Mapping[Stage, StageCorpus],
+    latest: LatestRows,
+    listings: Mapping[Stage, "pa.Table"],
+    others: Mapping[Stage, set[str]],
+) -> dict[Stage, StagePlan]:
+    """Plan some generations, and record what needs no run; `others` and what is in flight are left out."""
+    settings = work.corpus.settings
+    plans = plan_stages(
+        generations,
+        latest,
+        in_flight={
+            stage: work.in_flight.of(one) | others.get(stage, set()) for stage, one in generations.items()
+        },
+        limit=settings.run_size * settings.max_runs_per_tick,
+        listing=listings.__getitem__,
+        deadline=work.deadline,
+    )
+    for stage, plan in plans.items():
+        settle(
+            work.context.instance,
+            work.names,
+            generations[stage],
+            plan,
+            most_missing=MAX_MISSING,
+            most_restored=MAX_RESTORED,
+        )
+    return plans
 
 
-def _list(
-    corpus: Corpus, stages: Sequence[Stage], latest: LatestRows
-) -> tuple[dict[Stage, "pa.Table"], float]:
-    """Raw listings, and the seconds that they took together."""
-    started = time.monotonic()
-    listings = corpus.raw_listings(stages, latest) if stages else {}
-    return listings, time.monotonic() - started
+def _fill(
+    work: _Work,
+    latest: LatestRows,
+    listings: Mapping[Stage, "pa.Table"],
+    partitions: set[str],
+    serving_first: Mapping[Stage, set[str]],
+) -> tuple[dict[Stage, StagePlan], Launches]:
+    """Plan the candidates, and which runs fill them. What serves gets its vectors first."""
+    instance, names, settings = work.context.instance, work.names, work.corpus.settings
+    plans = _plans_of(work, work.candidates.by_stage, latest, listings, serving_first)
+    jobs = {stage: names.candidate_job(stage) for stage in plans}
+    launches = decide_candidate_launches(
+        plans,
+        partitions=partitions,
+        waiting=waiting_stages(instance, jobs, work.now),
+        run_size=settings.run_size * settings.max_runs_per_tick,
+        max_runs=free_runs(instance, settings, work.in_flight.candidate_runs) if plans else 0,
+    )
+    return plans, launches
 
 
-def _hashes(listings: Mapping[Stage, "pa.Table"]) -> dict[str, str]:
-    return {str(stage): listing_hash(listing) for stage, listing in listings.items()}
+def _cut_overs(
+    work: _Work, latest: LatestRows, plans: Mapping[Stage, StagePlan]
+) -> tuple[list[dg.RunRequest], bool]:
+    """Runs that let a candidate serve which has all, or that finish what was begun; and whether one has to
+    wait."""
+    instance, names, due = work.context.instance, work.names, []
+    for stage, opened in work.stages.items():
+        if under_way(opened.serving):
+            assert opened.serving is not None
+            due.append((stage, opened.serving.following or opened.contract.id))
+        elif stage in plans and nearly_full(plans[stage], latest):
+            found = readiness(work.corpus, stage)
+            if found is not None and found.ready:
+                due.append((stage, found.contract_id))
+    if not due:
+        return [], False
+    at_work = cut_overs_in_flight(instance, names, UNFINISHED_RUN_STATUSES)
+    requests, waits = [], False
+    for stage, contract_id in due:
+        again = launch_again_at(instance, names.cut_over_job, {STAGE_TAG: str(stage)})
+        if stage in at_work:
+            continue
+        if again is not None and again > work.now:
+            waits = True
+            continue
+        requests.append(
+            dg.RunRequest(
+                job_name=names.cut_over_job,
+                run_config=cut_over_run_config(names, stage),
+                tags=cut_over_run_tags(names, stage, contract_id),
+            )
+        )
+    return requests, waits
 
 
-def _raw_objects_differ(
-    corpus: Corpus, last: LastPlan, inputs: PlanInputs, listings: Mapping[Stage, "pa.Table"]
-) -> bool:
-    """Whether the raw objects differ from what the last plan saw, as far as this tick looks."""
-    if any(last.raw.get(stage) != digest for stage, digest in _hashes(listings).items()):
-        return True
-    unlisted = [stage for stage in Stage if stage not in listings]
-    return any(last.found.get(stage) != _found(corpus, stage, inputs.missing[stage]) for stage in unlisted)
+def _tell_of_cut_overs(work: _Work, last: LastPlan) -> LastPlan:
+    """Tell Dagster of the vectors of generations that began to serve, wherever that was done."""
+    told = dict(last.told)
+    for stage, opened in work.stages.items():
+        serving = opened.serving
+        if serving is None or serving.before is None or told.get(stage) == serving.contract_id:
+            continue
+        done = reconcile(work.corpus, work.context.instance, work.names, stage, limit=MAX_TOLD)
+        if done.mended < MAX_TOLD:
+            told[str(stage)] = serving.contract_id
+    return replace(last, told=told)
 
 
-def _found(
-    corpus: Corpus, stage: Stage, missing: Sequence[str], listing: "pa.Table | None" = None
-) -> list[str]:
-    """Those of some ids whose raw object is there, by a listing or by asking the store; none of too many."""
-    if not missing or len(missing) > MAX_ASKED_FOR:
-        return []
-    raw_keys = [corpus.keys.raw(stage, video_id) for video_id in missing]
-    if listing is not None:
-        import pyarrow as pa
-        import pyarrow.compute as pc
-
-        there = pc.is_in(pa.array(raw_keys), value_set=listing["key"]).to_pylist()
-    else:
-        # one that is refused is looked for in a listing
-        there = [info is not None for info in corpus.store.head_each(raw_keys)]
-    return [video_id for video_id, is_there in zip(missing, there, strict=True) if is_there]
+def _run_request(
+    names: CorpusNames, stage: Stage, video_ids: Sequence[str], generation: str | None
+) -> dg.RunRequest:
+    return dg.RunRequest(
+        job_name=names.embedding_job(stage) if generation is None else names.candidate_job(stage),
+        run_config=id_list_run_config(names, stage, video_ids, generation),
+        tags=id_list_run_tags(names, stage, video_ids, generation),
+    )
 
 
-def _resting(last: LastPlan, in_flight: Mapping[Stage, set[str]]) -> str:
+def _resting(last: LastPlan, in_flight: InFlight) -> str:
     """Why a tick does nothing."""
-    busy = ", ".join(f"{len(ids)} {stage}" for stage, ids in in_flight.items() if ids)
+    busy = ", ".join(f"{len(ids)} {stage}" for stage, ids in in_flight.serving.items() if ids)
+    filling = ", ".join(f"{len(ids)} {stage}" for (stage, _), ids in in_flight.candidates.items() if ids)
+    busy += f"{'; ' if busy else ''}for candidates {filling}" if filling else ""
     if busy:
         return f"nothing new; in runs now: {busy}"
     if last.next_attempt_at is not None:

@@ -102,7 +102,7 @@ def corpus_versions(corpus: Corpus) -> dict[str, str]:
     versions = {"fusion": corpus.settings.fusion_weights}
     with corpus.stages(list(Stage)) as stages:
         for stage, opened in stages.items():
-            versions[str(stage)] = f"{opened.contract.id} {opened.ledger.version()}"
+            versions[str(stage)] = f"{opened.contract.id} {opened.ledger.rows_version()}"
     return versions
 
 
@@ -139,7 +139,7 @@ def _tick(
     decision = decide(
         LastManifests.from_cursor(context.cursor),
         corpus_versions(corpus),
-        busy=any(videos_in_flight(context.instance, names).values()),
+        busy=any(videos_in_flight(context.instance, names).serving.values()),
         refreshing=_has_run(context.instance, names, UNFINISHED_RUN_STATUSES),
         failed=_last_run_failed(context.instance, names),
         now=datetime.now(UTC),

@@ -38,7 +38,7 @@ from clipfarm_dagster.corpus import Corpus
 from clipfarm_dagster.definitions import build_definitions
 from clipfarm_dagster.orchestration.erasing.databases import is_postgres, open_databases
 from clipfarm_dagster.orchestration.names import DEFAULT_NAMES
-from clipfarm_dagster.orchestration.sensors.embedding import LastPlan
+from clipfarm_dagster.orchestration.sensors.watching import LastPlan
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster_tests.orchestration.sensors.daemon import Daemon
 from clipfarm_dagster_tests.support.raw import metadata_row, put_metadata, put_transcript

@@ -32,7 +32,7 @@ def test_a_run_without_a_model_is_waited_for_and_then_tried_again(
     monkeypatch.setenv("CLIPFARM_TEXT_MODEL", str(corpus.settings.home / "nowhere" / "model"))
     with pytest.raises(dg.Failure, match="CLIPFARM_TEXT_MODEL"):
         daemon.tick()
-    assert launch_again_at(daemon.instance, DEFAULT_NAMES, Stage.TEXT) is None
+    assert launch_again_at(daemon.instance, DEFAULT_NAMES.embedding_job(Stage.TEXT)) is None
 
     monkeypatch.setenv("CLIPFARM_TEXT_MODEL", good)
     requests = daemon.tick()
@@ -67,7 +67,7 @@ def test_failed_items_hold_up_nobody(corpus: Corpus, daemon: Daemon):
     [result] = daemon.run(daemon.tick())
 
     assert not result.success
-    assert launch_again_at(daemon.instance, DEFAULT_NAMES, Stage.TEXT) is None
+    assert launch_again_at(daemon.instance, DEFAULT_NAMES.embedding_job(Stage.TEXT)) is None
 
 
 def test_waits_double_up_to_an_hour(store: object):

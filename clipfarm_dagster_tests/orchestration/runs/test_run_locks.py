@@ -108,13 +108,13 @@ def test_a_run_in_another_container_is_dead_when_its_process_is(
 
         assert dead_runs_as_another_container_sees_them() == "[]"
         assert fail_dead_runs(own_instance, DEFAULT_NAMES) == []
-        assert videos_in_flight(own_instance, DEFAULT_NAMES)[Stage.TEXT] == set(IDS)
+        assert videos_in_flight(own_instance, DEFAULT_NAMES).serving[Stage.TEXT] == set(IDS)
 
         process.kill()
         process.wait()
         assert dead_runs_as_another_container_sees_them() == str([run.run_id])
     assert run_status(own_instance, run) == dg.DagsterRunStatus.FAILURE
-    assert videos_in_flight(own_instance, DEFAULT_NAMES)[Stage.TEXT] == set()
+    assert videos_in_flight(own_instance, DEFAULT_NAMES).serving[Stage.TEXT] == set()
 
 
 def test_a_run_that_has_ended_leaves_no_lock(

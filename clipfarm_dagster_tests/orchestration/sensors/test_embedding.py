@@ -27,8 +27,8 @@ from clipfarm_dagster.ledger.schema import Status
 from clipfarm_dagster.orchestration.launching import chunks
 from clipfarm_dagster.orchestration.names import DEFAULT_NAMES
 from clipfarm_dagster.orchestration.runs.id_list import id_list, id_list_run_config, id_list_run_tags
-from clipfarm_dagster.orchestration.sensors import embedding as sensors
-from clipfarm_dagster.orchestration.sensors.embedding import LastPlan
+from clipfarm_dagster.orchestration.sensors import watching
+from clipfarm_dagster.orchestration.sensors.watching import LastPlan
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster_tests.orchestration.sensors.daemon import Daemon, put_texts, requested
 from clipfarm_dagster_tests.support.locks import write_lock_held
@@ -167,7 +167,7 @@ def test_a_store_that_is_slow_to_list_is_listed_now_and_then_and_missing_objects
     daemon.run(requests)
 
     # more than can be asked for one by one
-    monkeypatch.setattr(sensors, "MAX_ASKED_FOR", 1)
+    monkeypatch.setattr(watching, "MAX_ASKED_FOR", 1)
     more = ("a", "b", "late", "x", "y", "z")
     put_metadata(corpus, [metadata_row(video_id) for video_id in more])
     daemon.tick()
