@@ -63,8 +63,7 @@ def serve(opened: StageCorpus) -> None:
         if bind is not None:
             bind()
             opened.ledger.before_first_write = begin  # which `bind` has taken away
-        before = None if seen is None or seen.before == contract.id else seen.before
-        here = Serving(contract.id, timestamp(datetime.now(UTC)), before=before)
+        here = _begins(contract.id, seen)
         told = record.change(opened.stage, lambda now: here if now == seen else now)
         assert told is not None
         begun = True  # what follows writes
@@ -73,6 +72,16 @@ def serve(opened: StageCorpus) -> None:
         opened.serving, opened.serving_id = told, told.contract_id
 
     opened.ledger.before_first_write = begin
+
+
+def _begins(contract_id: str, seen: Serving | None) -> Serving:
+    """What is said where a generation serves of which there is no vector yet, nor of the one before."""
+    since = timestamp(datetime.now(UTC))
+    if seen is None:
+        return Serving(contract_id, since)
+    before = None if seen.before == contract_id else seen.before
+    dropped = tuple(other for other in seen.dropped if other != contract_id)
+    return Serving(contract_id, since, before, dropped=dropped)
 
 
 def follow(ledger: Ledger, serving: Serving) -> None:

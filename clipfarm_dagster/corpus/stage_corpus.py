@@ -101,6 +101,16 @@ class StageCorpus:
         """
         return None if self.wanted.id == self.contract.id else self.under(self.wanted)
 
+    def want_again(self) -> None:
+        """Let this generation be filled, also if it was dropped before.
+
+        Raises:
+            LedgerError: what is said of the generations is damaged.
+            StoreError: the store cannot be read or written.
+        """
+        if self.record is not None and self.serving is not None and self.contract.id in self.serving.dropped:
+            self.record.want_again(self.stage, self.contract.id)
+
     def under(self, contract: Contract) -> StageCorpus:
         """The generation of a contract, over the same ledger."""
         if contract.id == self.contract.id:

@@ -19,7 +19,7 @@ from clipfarm_dagster.timestamps import timestamp
 if TYPE_CHECKING:
     import pyarrow as pa
 
-COVERAGE_COLUMNS = DELTA_COLUMNS
+COVERAGE_COLUMNS = (*DELTA_COLUMNS, "processed_at")
 """Columns of both ledgers that are compared."""
 
 _EXAMPLES = 5
@@ -29,9 +29,9 @@ class Cover(StrEnum):
     """What another generation has of a video that the serving one has as a success."""
 
     DONE = "done"
-    """A vector of the same input."""
+    """A vector of the same input, or of one that the serving one has yet to take up."""
     OUTDATED = "outdated"
-    """A vector of another input: the serving one has been made anew since, or not yet."""
+    """A vector of another input than the serving one, which has been made since."""
     TO_DO = "to_do"
     """Nothing yet, or something that is tried again at once."""
     WAITING = "waiting"
@@ -114,7 +114,8 @@ def coverage(
 _COVER = f"""CASE
     WHEN o.status = '{Status.SUCCESS}' AND o.vector_source_hash IS NOT NULL
         AND o.vector_contract_id = getvariable('contract_id')
-        THEN if(o.vector_source_hash = s.source_hash, '{Cover.DONE}', '{Cover.OUTDATED}')
+        THEN if(o.vector_source_hash = s.source_hash OR o.processed_at >= s.processed_at,
+            '{Cover.DONE}', '{Cover.OUTDATED}')
     WHEN l.video_id IS NULL THEN '{Cover.ORPHANED}'
     WHEN o.contract_id IS DISTINCT FROM getvariable('contract_id') THEN '{Cover.TO_DO}'
     WHEN o.status IN ('{Status.INVALID_RAW_OBJECT}', '{Status.QUARANTINED}') AND o.source_hash = s.source_hash

@@ -77,6 +77,7 @@ def import_vectors(
     seen: set[str] = set()
     with corpus.stage(stage) as serving:
         opened = serving.under(contract)
+        opened.want_again()
         inputs = _Inputs(opened, corpus.latest_rows())
         dimension = _dimension(opened, contract)
         opened.ledger.record_contract(contract)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -14,7 +15,7 @@ from clipfarm_dagster_tests.support.corpora import open_corpus
 from clipfarm_dagster_tests.support.generations import IDS, TEXT, embed, texts
 from clipfarm_dagster_tests.support.machines import put_texts, put_transcript
 
-OTHER_MODEL = {"text": {"model": "somebody/other", "revision": "e" * 40}}
+OTHER_MODEL: dict[str, Any] = {"text": {"model": "somebody/other", "revision": "e" * 40}}
 
 
 @pytest.fixture

@@ -72,6 +72,7 @@ def embed_videos(
         if opened is None:
             context.log.info(_nothing_to_fill(serving, generation))
             return
+        opened.want_again()
         contract, ledger, served = opened.contract, opened.ledger, opened.serves
         asset = vectors_asset(names, opened)
         items = opened.work_items(video_ids, corpus.latest_rows())

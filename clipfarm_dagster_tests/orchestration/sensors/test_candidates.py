@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from pathlib import Path
+
 import dagster as dg
 import pytest
 
@@ -16,6 +20,7 @@ from clipfarm_dagster.settings import load_settings
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.vectors.hashing import data_version
 from clipfarm_dagster_tests.orchestration.sensors.daemon import Daemon, put_texts, requested
+from clipfarm_dagster_tests.support.raw import metadata_row, put_metadata, put_transcript
 
 pytestmark = pytest.mark.parametrize("store", ["folder"], indirect=True)
 
@@ -51,6 +56,11 @@ def cut_overs(requests: list[dg.RunRequest]) -> int:
     return sum(request.job_name == DEFAULT_NAMES.cut_over_job for request in requests)
 
 
+def add_d(corpus: Corpus) -> None:
+    put_metadata(corpus, [metadata_row(video_id) for video_id in "abcd"])
+    put_transcript(corpus, "d", "said in d")
+
+
 def serving_contract(corpus: Corpus) -> str:
     return corpus.serving.read()[TEXT].contract_id
 
@@ -75,7 +85,7 @@ def test_a_changed_model_is_filled_beside_what_serves_and_then_serves(
     assert requested(requests) == {}
     assert requests[0].tags["dagster/priority"] == "-1"
 
-    put_texts(corpus, "a", "b", "c", "d")
+    add_d(corpus)
     between = daemon.tick()
     assert requested(between) == {"text": ["d"]}, "what is new gets its serving vector first"
     assert for_candidates(between) == {new: ["a", "b", "c"]}
@@ -108,10 +118,11 @@ def test_a_changed_model_is_filled_beside_what_serves_and_then_serves(
 def test_candidates_take_no_more_than_their_share_of_the_runs(
     changed: Corpus, daemon: Daemon, monkeypatch: pytest.MonkeyPatch
 ):
+    monkeypatch.setenv("CLIPFARM_MIGRATION_SHARE", "0.1")
     monkeypatch.setenv("CLIPFARM_RUN_SIZE", "1")
     monkeypatch.setenv("CLIPFARM_MAX_RUNS_PER_TICK", "1")
     requests = daemon.tick()
-    assert len(for_candidates(requests)) == 1, "one of the two runs that Dagster has at work at a time"
+    assert len(for_candidates(requests)) == 1, "one of the ten runs that Dagster has at work at a time"
     daemon.create_runs(requests, dg.DagsterRunStatus.QUEUED)
     assert daemon.tick() == []
 
@@ -130,7 +141,7 @@ def test_a_broken_candidate_holds_up_nothing_that_serves(
         broken.setattr("clipfarm_dagster.orchestration.runs.embed.check_before_writing", fail)
         [result] = daemon.run(daemon.tick())
         assert not result.success
-    put_texts(corpus, "a", "b", "c", "d")
+    add_d(corpus)
 
     requests = daemon.tick()
 
@@ -141,23 +152,31 @@ def test_a_broken_candidate_holds_up_nothing_that_serves(
 
 
 def test_where_the_serving_model_is_gone_new_videos_wait_for_the_next_one(
-    corpus: Corpus, changed: Corpus, daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+    corpus: Corpus, instance: dg.DagsterInstance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(
-        "clipfarm_dagster.modalities.registry._holds", lambda folder, revision: False
-    )  # as if the folder were gone
-    put_texts(corpus, "a", "b", "c", "d")
+    gone = Path(shutil.copytree(corpus.settings.text.model, tmp_path / "gone"))
+    config = json.loads((gone / "config.json").read_text())
+    (gone / "config.json").write_text(json.dumps({**config, "another": "model"}))
+    with monkeypatch.context() as before:
+        before.setenv("CLIPFARM_TEXT_MODEL", str(gone))
+        put_texts(corpus, "a", "b", "c")
+        daemon = Daemon(instance)
+        daemon.run(daemon.tick())
+    shutil.rmtree(gone)
+    add_d(corpus)
+    wanted = corpus.contract(TEXT).id
+    assert serving_contract(corpus) != wanted
 
     requests = daemon.tick()
     assert requested(requests) == {}
-    assert for_candidates(requests) == {changed.contract(TEXT).id: ["a", "b", "c", "d"]}
+    assert for_candidates(requests) == {wanted: ["a", "b", "c", "d"]}
     daemon.run(requests)
     requests = daemon.tick()
     assert cut_overs(requests) == 1
     daemon.run(requests)
 
-    assert serving_contract(corpus) == changed.contract(TEXT).id
-    with changed.ledger(TEXT) as ledger:
+    assert serving_contract(corpus) == wanted
+    with corpus.ledger(TEXT) as ledger:
         assert ledger.counts() == {Status.SUCCESS: 4}
     assert daemon.tick() == []
 
