@@ -140,16 +140,16 @@ class Settings(BaseSettings):
     max_runs_per_tick: int = Field(
         6, ge=1, description="Runs that the sensor launches per tick, for each stage."
     )
+    max_attempts: int = Field(5, ge=1, description="Failed attempts after which an item is quarantined.")
+    retry_seconds: float = Field(
+        60.0, gt=0, description="Delay after the first failure; doubles with each further one."
+    )
     migration_share: float = Field(
         0.5,
         ge=0,
         le=1,
         description="Share of Dagster's concurrent runs in which the sensor embeds videos by a changed model"
         " while the former one serves: at least one run, or none if 0.",
-    )
-    max_attempts: int = Field(5, ge=1, description="Failed attempts after which an item is quarantined.")
-    retry_seconds: float = Field(
-        60.0, gt=0, description="Delay after the first failure; doubles with each further one."
     )
     cut_over: Literal["auto", "manual"] = Field(
         "auto",

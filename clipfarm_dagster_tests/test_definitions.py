@@ -71,10 +71,12 @@ def test_without_arguments_the_names_are_those_that_instances_know() -> None:
     assert {key.to_user_string() for key in defs.resolve_all_asset_keys()} == {
         *(f"{kind}" for kind in ("raw_video", "raw_audio", "raw_text", "fused_manifest")),
         *(f"{stage}_{kind}" for stage in ("video", "audio", "text") for kind in ("embedding", "manifest")),
+        *("video_candidate", "audio_candidate", "text_candidate"),
     }
     assert {job.name for job in defs.resolve_all_job_defs()} == {
         *("__ASSET_JOB", "video_embedding_job", "audio_embedding_job", "text_embedding_job"),
-        *("manifests_job", "checks_job"),
+        *("video_candidate_job", "audio_candidate_job", "text_candidate_job"),
+        *("cut_over_job", "manifests_job", "checks_job"),
     }
     assert {sensor.name for sensor in defs.sensors or ()} == {"embedding_sensor", "manifest_sensor"}
     assert DEFAULT_NAMES.partitions_name == "video_id"

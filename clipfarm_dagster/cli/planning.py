@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from clipfarm_dagster.catalog.metadata import LatestRows
 from clipfarm_dagster.cli.output import Json, Stages, console, print_json, table
 from clipfarm_dagster.corpus import Corpus
+from clipfarm_dagster.corpus.stage_corpus import plan_stages
 from clipfarm_dagster.planning.delta import StagePlan
 from clipfarm_dagster.planning.estimate import Estimate, estimate_seconds
 from clipfarm_dagster.planning.explain import Explanation
@@ -43,7 +44,12 @@ def plan(stage: Stages = None, explain: Explain = None, as_json: Json = False) -
     if explain is not None:
         _explain(corpus, latest, stages, explain, as_json)
         return
-    plans = corpus.plans(stages, latest, limit=0)
+    with corpus.stages(stages) as opened:
+        plans = plan_stages(opened, latest, limit=0)
+        wanted = {
+            name: candidate for name, one in opened.items() if (candidate := one.candidate()) is not None
+        }
+        candidates = plan_stages(wanted, latest, limit=0)
     orphaned = _count_orphans(corpus, latest, plans)
     if as_json:
         print_json(
@@ -51,16 +57,13 @@ def plan(stage: Stages = None, explain: Explain = None, as_json: Json = False) -
                 "videos": latest.videos,
                 "refused": latest.refused_ids,
                 "orphaned": orphaned,
-                "stages": {
-                    str(name): {
-                        "delta": made.delta,
-                        "missing_raw_object": made.missing_raw_object,
-                        "reasons": made.reasons,
-                        "skipped_keys": asdict(made.skipped),
-                    }
-                    for name, made in plans.items()
-                },
+                "stages": {str(name): _as_json(made) for name, made in plans.items()},
             }
+            | (
+                {"candidates": {str(name): _as_json(made) for name, made in candidates.items()}}
+                if candidates
+                else {}
+            )
         )
         return
     out = console()
@@ -78,6 +81,22 @@ def plan(stage: Stages = None, explain: Explain = None, as_json: Json = False) -
                 f" skipped: {keys}",
                 soft_wrap=True,
             )
+    out.print(_table("Work now", corpus, plans))
+    if candidates:
+        out.print()
+        out.print(_table("For changed models, beside those that serve", corpus, candidates))
+
+
+def _as_json(made: StagePlan) -> dict[str, Any]:
+    return {
+        "delta": made.delta,
+        "missing_raw_object": made.missing_raw_object,
+        "reasons": made.reasons,
+        "skipped_keys": asdict(made.skipped),
+    }
+
+
+def _table(title: str, corpus: Corpus, plans: dict[Stage, StagePlan]) -> Any:
     estimates = _estimates(corpus, plans)
     rows = [
         [
@@ -90,7 +109,7 @@ def plan(stage: Stages = None, explain: Explain = None, as_json: Json = False) -
         for name, made in plans.items()
     ]
     columns = ["stage", "to embed", "raw object missing", "why", "time, one at a time"]
-    out.print(table("Work now", columns, rows))
+    return table(title, columns, rows)
 
 
 def _count_orphans(corpus: Corpus, latest: LatestRows, plans: dict[Stage, StagePlan]) -> int:

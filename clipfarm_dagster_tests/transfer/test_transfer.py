@@ -120,15 +120,22 @@ def test_missing_and_wrong_vectors_are_named_and_not_exported(corpus, tmp_path):
         assert len(arrays["video_id"]) == len(arrays["embedding"]) == 11
 
 
-def test_vectors_of_another_contract_are_recorded_as_such_and_embedded_again(corpus, tmp_path):
+def test_vectors_of_another_contract_are_kept_in_a_generation_of_their_own(corpus, tmp_path):
     _put_raw(corpus, IDS)
 
-    import_vectors(corpus, Stage.VIDEO, _write(tmp_path / "f.parquet", IDS, _unit(12)), OTHER)
+    done = import_vectors(corpus, Stage.VIDEO, _write(tmp_path / "f.parquet", IDS, _unit(12)), OTHER)
 
-    assert _plan(corpus).reasons == {"contract_changed": 12}
-    with corpus.ledger(Stage.VIDEO) as ledger:
-        row = ledger.rows(["v00"])["v00"]
-        assert current_manifest(opened(corpus, ledger)).table.num_rows == 0
+    assert (done.serves, done.wanted) == (False, False)
+    assert _plan(corpus).reasons == {"new": 12}
+    with corpus.stage(Stage.VIDEO) as serving:
+        assert current_manifest(serving).table.num_rows == 0
+        other = serving.under(OTHER)
+        assert current_manifest(other).table.num_rows == 12
+        assert all(
+            finding.problem is None for finding in verify_vectors(other.ledger, corpus.store, corpus.keys)
+        )
+        row = other.ledger.rows(["v00"])["v00"]
+    assert row.artifact_key == corpus.keys.generation(Stage.VIDEO, OTHER.id, "v00")
     assert (row.model_name, row.model_revision, row.preprocess_version) == ("somebody/model", "f" * 40, "3")
 
 
@@ -165,10 +172,10 @@ def test_vectors_that_stand_are_left_alone(corpus, tmp_path):
 
 
 @pytest.mark.parametrize("raw", ["there", "gone"])
-def test_vectors_that_are_done_give_way_to_another_contract_only_where_asked(corpus, tmp_path, raw):
+def test_vectors_give_way_only_where_asked_or_where_the_input_changed(corpus, tmp_path, raw):
     _put_raw(corpus, IDS)
     done = _write(tmp_path / "done.npz", IDS[:5], _unit(5))
-    import_vectors(corpus, Stage.VIDEO, done, corpus.contract(Stage.VIDEO))
+    import_vectors(corpus, Stage.VIDEO, done, OTHER)
     corpus.store.put(corpus.keys.raw(Stage.VIDEO, "v04"), b"another clip, so that v04 is to be embedded anew")
     if raw == "gone":
         corpus.store.delete(corpus.keys.raw(Stage.VIDEO, "v00"))
@@ -177,11 +184,24 @@ def test_vectors_that_are_done_give_way_to_another_contract_only_where_asked(cor
     imported = import_vectors(corpus, Stage.VIDEO, file, OTHER)
 
     assert ([row.video_id for row in imported.rows], imported.kept) == (IDS[4:], 4)
-    key = corpus.keys.embedding(Stage.VIDEO, "v00")
+    key = corpus.keys.generation(Stage.VIDEO, OTHER.id, "v00")
     np.testing.assert_array_equal(from_npy(corpus.store.get(key).data), _unit(5)[0])
     replaced = import_vectors(corpus, Stage.VIDEO, file, OTHER, replace_done=True)
     assert (len(replaced.rows), replaced.kept) == (12, 0)
     np.testing.assert_array_equal(from_npy(corpus.store.get(key).data), _unit(12, seed=1)[0])
+
+
+def test_importing_another_contract_leaves_what_serves_as_it_is(corpus, tmp_path):
+    _put_raw(corpus, IDS)
+    contract = corpus.contract(Stage.VIDEO)
+    assert import_vectors(corpus, Stage.VIDEO, _write(tmp_path / "a.npz", IDS, _unit(12)), contract).serves
+
+    import_vectors(corpus, Stage.VIDEO, _write(tmp_path / "b.npz", IDS, _unit(12, seed=1)), OTHER)
+
+    assert _plan(corpus).delta == 0
+    with corpus.stage(Stage.VIDEO) as serving:
+        assert current_manifest(serving).table.num_rows == 12
+        assert all(f.problem is None for f in verify_vectors(serving.ledger, corpus.store, corpus.keys))
 
 
 def test_bad_rows_are_refused_by_name_and_cost_the_others_nothing(corpus, tmp_path):
@@ -204,8 +224,9 @@ def test_bad_rows_are_refused_by_name_and_cost_the_others_nothing(corpus, tmp_pa
         "stranger": "it is not in the metadata",
         "v00": "it occurs twice; the first one counts",
     }
-    stored = {corpus.keys.embedding(Stage.VIDEO, video_id) for video_id in ("v00", "v08")}
-    assert set(corpus.store.list("clipfarm/embeddings")["key"].to_pylist()) == stored
+    stored = {corpus.keys.generation(Stage.VIDEO, OTHER.id, video_id) for video_id in ("v00", "v08")}
+    assert set(corpus.store.list("clipfarm/generations")["key"].to_pylist()) == stored
+    assert corpus.store.list("clipfarm/embeddings").num_rows == 0
 
 
 def test_another_dimension_than_that_of_the_contract_is_refused(corpus, tmp_path):
