@@ -14,7 +14,6 @@ import dagster as dg
 import typer
 from filelock import FileLock, Timeout
 
-from clipfarm_dagster.catalog.metadata import LatestRows
 from clipfarm_dagster.checkpoints.content_check import check_content
 from clipfarm_dagster.cli.output import (
     Json,
@@ -85,23 +84,19 @@ def sync_corpus(
     Raises:
         ClipFarmError: the metadata, the store, a ledger or a model cannot be used.
     """
-    from clipfarm_dagster.orchestration.launching import add_partitions
     from clipfarm_dagster.orchestration.names import DEFAULT_NAMES
     from clipfarm_dagster.orchestration.runs.dead import fail_dead_runs
 
-    latest = corpus.latest_rows()
     for stage in stages:  # what cannot be had is told before anything begins
         corpus.contract(stage)
         finish_cut_over(corpus, stage)
-    known = set(instance.get_dynamic_partitions(DEFAULT_NAMES.partitions_name))
-    add_partitions(instance, DEFAULT_NAMES, latest.video_ids(), known)
     fail_dead_runs(instance, DEFAULT_NAMES)
     synced = Synced()
     with progress_bars(quiet) as bars:
-        serving = _Pass(corpus, instance, latest, Listener(bars), synced)
+        serving = _Pass(corpus, instance, Listener(bars), synced)
         for stage in stages:
             synced.stages[str(stage)] = serving.run(stage)
-        filling = _Pass(corpus, instance, latest, Listener(bars, " candidate"), synced, candidates=True)
+        filling = _Pass(corpus, instance, Listener(bars, " candidate"), synced, candidates=True)
         for stage in [stage for stage in stages if _has_candidate(corpus, stage)]:
             synced.candidates[str(stage)] = filling.run(stage)
             if _cut_over(corpus, instance, stage):
@@ -164,7 +159,6 @@ class _Pass:
         self,
         corpus: Corpus,
         instance: dg.DagsterInstance,
-        latest: LatestRows,
         listener: Listener,
         synced: Synced,
         *,
@@ -172,29 +166,32 @@ class _Pass:
     ) -> None:
         from clipfarm_dagster.definitions import build_definitions
 
-        self._corpus, self._instance, self._latest = corpus, instance, latest
+        self._corpus, self._instance = corpus, instance
         self._listener, self._synced, self._candidates = listener, synced, candidates
         self._definitions = build_definitions(resource_overrides={"progress": listener})
 
     def run(self, stage: Stage) -> dict[str, Any]:
         """Bring a stage up to date; counts by ledger status."""
         from clipfarm_dagster.orchestration.candidates import unavailable, without_work
-        from clipfarm_dagster.orchestration.launching import settle
+        from clipfarm_dagster.orchestration.launching import add_partitions, settle
         from clipfarm_dagster.orchestration.names import DEFAULT_NAMES
 
-        corpus, started = self._corpus, time.monotonic()
+        corpus, instance, started = self._corpus, self._instance, time.monotonic()
+        latest = corpus.latest_rows()  # asked for now: what was read for another stage may have given way
+        known = set(instance.get_dynamic_partitions(DEFAULT_NAMES.partitions_name))
+        add_partitions(instance, DEFAULT_NAMES, latest.video_ids(), known)
         with corpus.stage(stage) as serving:
             opened = (serving.candidate() or serving) if self._candidates else serving
             generation = None if opened.serves else opened.contract.id
             theirs = self._in_flight(opened)
             self._synced.left[stage] += len(theirs)
-            plan = opened.plan(self._latest, in_flight=theirs)
+            plan = opened.plan(latest, in_flight=theirs)
             if plan.work.num_rows and (why := unavailable(opened)) is not None:
                 self._synced.waiting[stage] = why
                 plan = without_work(plan)
             if plan.work.num_rows:  # a model that cannot be had is told before anything is written
                 check_content(stage_checkpoint(stage, opened.model_settings), corpus.store, corpus.keys)
-            settle(self._instance, DEFAULT_NAMES, opened, plan)
+            settle(instance, DEFAULT_NAMES, opened, plan)
             opened.ledger.push()
         self._embed(opened, generation, plan.work["video_id"].to_pylist())
         counts = self._listener.finished[stage].copy()

@@ -112,7 +112,13 @@ def test_explaining_shows_old_and_new_values(corpus: Corpus, clipfarm: Command):
     former = replace(contract, model_revision="f" * 40)
     with corpus.ledger(Stage.TEXT) as ledger:
         ledger.record_contract(former)
-        ledger.record([replace(SUCCESS, contract_id=former.id, vector_contract_id=former.id)])
+        # a change of models that an earlier version had begun in place
+        ledger.record(
+            [
+                replace(SUCCESS, contract_id=former.id, vector_contract_id=former.id),
+                replace(SUCCESS, video_id="b", contract_id=contract.id, vector_contract_id=contract.id),
+            ]
+        )
 
     answer = clipfarm("plan", "--explain", "a", "--json").json
 
