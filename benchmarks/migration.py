@@ -23,7 +23,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from statistics import median
@@ -49,8 +49,6 @@ from workbench.seaweedfs import SeaweedFS, running_seaweedfs
 
 BUCKET = "clipfarm"
 DIMENSION = 768
-BATCH = 1000
-"""Vectors that are copied by one call, as a cut-over does it."""
 ROUNDS = 5
 THREADS = (8, 16, 32)
 """Threads that boto3 is tried with."""
@@ -75,30 +73,27 @@ def source(video_id: str) -> str:
     return f"clipfarm/embeddings/video/{video_id}.npy"
 
 
-def copies(folder: Path, to: str, start: int, stop: int) -> Iterator[VectorCopy]:
-    """Some of the copies, read from the file of hashes as they are asked for."""
+def copies(folder: Path, to: str, start: int, stop: int, *, from_file: bool = False) -> Iterator[VectorCopy]:
+    """Some of the copies, read from the file of hashes as they are asked for; with the vectors of the other
+    file, as a cut-over takes them."""
+    vectors = LocalFile(folder / "vectors", "the file of vectors", "")
     with (folder / "hashes").open() as file:
-        for line in islice(file, start, stop):
-            video_id, sha256 = line.split()
-            target = f"clipfarm/generations/video/{to}/{video_id}.npy"
-            yield VectorCopy(source(video_id), target, sha256, DIMENSION)
+        lines = islice(file, start, stop)
+        while some := [line.split() for line in islice(lines, CHUNK)]:
+            own = vectors_of(vectors, [video_id for video_id, _ in some]) if from_file else {}
+            for video_id, sha256 in some:
+                target = f"clipfarm/generations/video/{to}/{video_id}.npy"
+                yield VectorCopy(source(video_id), target, sha256, DIMENSION, vector=own.get(video_id))
 
 
 Copying = Callable[[Iterator[VectorCopy]], int]
 
 
-def by_clipfarm(vectors: Path | None) -> Copying:
-    """Copy by `copy_vectors`, from a file of vectors if one is given."""
+def by_clipfarm() -> Copying:
     store = ObjectStore.open(f"s3://{BUCKET}")
 
     def copy(todo: Iterator[VectorCopy]) -> int:
-        outcomes: Counter[type] = Counter()
-        while batch := list(islice(todo, BATCH)):
-            if vectors is not None:
-                ids = [Path(one.source_key).stem for one in batch]
-                own = vectors_of(LocalFile(vectors, vectors.name, ""), ids)
-                batch = [replace(one, vector=own[i]) for one, i in zip(batch, ids, strict=True)]
-            outcomes.update(type(answer) for _, answer in copy_vectors(store, batch))
+        outcomes = Counter(type(answer) for _, answer in copy_vectors(store, todo))
         assert set(outcomes) == {Copied}, outcomes
         return outcomes[Copied]
 
@@ -125,11 +120,11 @@ def by_boto3(threads: int) -> Copying:
 
 def copy_when_told(way: str, folder: Path, to: str) -> None:
     """Copy the parts that are named on standard input, and print of each what it took."""
-    copy = by_boto3(int(way)) if way.isdigit() else by_clipfarm(folder / "vectors" if way == "file" else None)
+    copy = by_boto3(int(way)) if way.isdigit() else by_clipfarm()
     for line in sys.stdin:
         start, stop = map(int, line.split())
         before = time.process_time()
-        done = copy(copies(folder, to, start, stop))
+        done = copy(copies(folder, to, start, stop, from_file=way == "file"))
         assert done == stop - start
         # not ru_maxrss, which begins with that of the process it was started by
         peak = int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) / 1024

@@ -15,12 +15,14 @@ changed. A row of the ledger says where its vector lies; it is changed once the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from itertools import islice
 
 from clipfarm_dagster.corpus import Corpus, StageCorpus
-from clipfarm_dagster.errors import MigrationError
+from clipfarm_dagster.errors import MigrationError, StoreError
 from clipfarm_dagster.ledger.schema import LedgerRow, Status
 from clipfarm_dagster.ledger.serving import Serving
 from clipfarm_dagster.ledger.verify import lost_row
@@ -33,7 +35,8 @@ from clipfarm_dagster.timestamps import timestamp
 from clipfarm_dagster.vectors.copying import VectorCopy, copy_vectors
 from clipfarm_dagster.vectors.npy import VectorProblem
 
-_BATCH = 1000
+_BATCH = 1024
+"""Rows that are read and recorded at a time; as many lie together in this machine's file of vectors."""
 _ROUNDS = 20
 """So often it is looked whether runs have written vectors anew while others were copied."""
 
@@ -196,15 +199,12 @@ def move_vectors(opened: StageCorpus, folder: str) -> Moved:
     """
     copied = lost = 0
     for _ in range(_ROUNDS):
-        listing = opened.store.list(folder)
-        etags = dict(zip(listing["key"].to_pylist(), listing["etag"].to_pylist(), strict=True))
-        left = 0
-        for rows in _claimed(opened):
-            _check_still_serving(opened)
-            outside = [row for row in rows if not _lies_in(row, folder)]
-            done = _copy(opened, outside, folder, etags)
-            copied, lost = copied + done.copied, lost + done.lost
-            left += len(outside) - done.copied - done.lost
+        left, asked = 0, dict[str, LedgerRow]()
+        with closing(copy_vectors(opened.store, _copies(opened, folder, asked))) as answers:
+            while some := list(islice(answers, _BATCH)):
+                done = _record(opened, some, asked)
+                copied, lost = copied + done.copied, lost + done.lost
+                left += len(some) - done.copied - done.lost
         opened.ledger.push()
         if not left:
             return Moved(copied, lost)
@@ -226,27 +226,40 @@ def _changed_meanwhile(stage: Stage) -> MigrationError:
     )
 
 
-def _copy(opened: StageCorpus, rows: Sequence[LedgerRow], folder: str, etags: Mapping[str, str]) -> Moved:
-    """Copy the vectors of some rows over the versions that were listed, and record what was done."""
+def _copies(opened: StageCorpus, folder: str, asked: dict[str, LedgerRow]) -> Iterator[VectorCopy]:
+    """The copies that are left to do, each over the version of the target that is there now; notes the row of
+    each by its source."""
+    listing = opened.store.list(folder)
+    etags = dict(zip(listing["key"].to_pylist(), listing["etag"].to_pylist(), strict=True))
+    for rows in _claimed(opened):
+        _check_still_serving(opened)
+        outside = [row for row in rows if not _lies_in(row, folder)]
+        own = own_vectors(opened, [row.video_id for row in outside])
+        for row in outside:
+            source = opened.keys.vector(opened.stage, row.video_id, row.artifact_key)
+            target = f"{folder}{row.video_id}.npy"
+            asked[source] = row
+            yield VectorCopy(
+                source,
+                target,
+                row.artifact_sha256,
+                row.embedding_dim,
+                etags.get(target),
+                own.get(row.video_id),
+            )
+
+
+def _record(
+    opened: StageCorpus,
+    answers: Sequence[tuple[VectorCopy, Copied | VectorProblem | StoreError]],
+    asked: dict[str, LedgerRow],
+) -> Moved:
+    """Record what became of some copies, unless a run has written the row meanwhile."""
     now = datetime.now(UTC)
-    by_source = {opened.keys.vector(opened.stage, row.video_id, row.artifact_key): row for row in rows}
-    targets = {source: f"{folder}{row.video_id}.npy" for source, row in by_source.items()}
-    own = own_vectors(opened, [row.video_id for row in rows])
-    copies = [
-        VectorCopy(
-            source,
-            targets[source],
-            row.artifact_sha256,
-            row.embedding_dim,
-            etags.get(targets[source]),
-            own.get(row.video_id),
-        )
-        for source, row in by_source.items()
-    ]
     moved: list[tuple[LedgerRow, LedgerRow]] = []
     lost: list[tuple[LedgerRow, LedgerRow]] = []
-    for copy, answer in copy_vectors(opened.store, copies):
-        row = by_source[copy.source_key]
+    for copy, answer in answers:
+        row = asked.pop(copy.source_key)
         if isinstance(answer, Copied):
             moved.append((row, replace(row, artifact_key=copy.target_key)))
         elif isinstance(answer, VectorProblem):
