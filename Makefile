@@ -8,7 +8,7 @@ PORT ?= 3000
 PIP_INSTALL = .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo dev test test-slow chaos property fuzz browser lint lock clean \
+.PHONY: help demo dev test test-slow chaos property migration fuzz browser lint lock clean \
 	bench bench-text bench-delta bench-ticks bench-frames bench-fusion bench-migration bench-recording bench-precision
 
 help: ## Show the targets
@@ -46,6 +46,9 @@ chaos: .venv/installed-dev ## Two thousand items under kills, a store that goes 
 property: .venv/installed-dev ## More than ten thousand random changes to a corpus, and as many steps of three machines
 	.venv/bin/python -m pytest -m slow clipfarm_dagster_tests/test_corpus_property.py \
 		clipfarm_dagster_tests/test_machines_property.py
+
+migration: .venv/installed-dev ## A thousand videos get new models while they change, readers poll and workers are killed
+	.venv/bin/python -m pytest -m slow clipfarm_dagster_tests/test_migration_under_fire.py -s
 
 fuzz: .venv/installed-dev ## Two thousand damaged clips, sampled sparsely and in full
 	.venv/bin/python -m pytest -m slow clipfarm_dagster_tests/modalities/video/test_damage.py
