@@ -95,12 +95,11 @@ class ErasingLedger(LedgerReader):
         return erased
 
     def clear_erased(self, *, everything: bool = False) -> None:
-        """Leave nothing of erased videos: no row, no byte of one in the database's files, nothing in the log
-        of the store.
+        """Leave nothing of erased videos here: no row, and no byte of one in the database's files.
 
         Args:
-            everything: look through it all, whether or not this ledger knows that something is left. An
-                erasure that was not finished needs this of one machine, and of others only what they know of.
+            everything: whether or not this ledger knows that something is left, and in the store's log too:
+                what one machine has to do before an erasure is finished.
 
         Raises:
             ErasureError: other processes use the database; repeating finishes it.
@@ -109,12 +108,14 @@ class ErasingLedger(LedgerReader):
         """
         if not self.follow_erasures():
             return
-        if self.journal is not None and (everything or self._is_in_log()):
+        if self.journal is not None and everything:
             self.journal.rewrite()
         remains = self._what_remains()
         names = [name for name, what in remains.items() if what == BYTES or everything]
         if not names:
             return
+        if self.journal is not None:
+            self.journal.remove_scratch()
         if self.sqlite_path is not None:
             self._rewrite_file(self.sqlite_path)
         else:
@@ -170,12 +171,6 @@ class ErasingLedger(LedgerReader):
         table = self._tables.erased
         with self._connection() as connection:
             return {row.tombstone: row.remains for row in connection.execute(select(table))}
-
-    def _is_in_log(self) -> bool:
-        """Whether rows of erased videos were seen in the store's log, and it was not written anew since."""
-        seen = select(self._tables.erased.c.tombstone).where(self._tables.erased.c.in_log.is_not(None))
-        with self._connection() as connection:
-            return connection.execute(seen.limit(1)).first() is not None
 
     def _rewrite_file(self, path: Path) -> None:
         """Write an SQLite file anew, and empty its write-ahead log."""

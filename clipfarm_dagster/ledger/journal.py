@@ -14,6 +14,7 @@ version that somebody else has written it too.
 
 Rows of erased videos are neither sent nor taken in (see `erasing`). Whoever makes a snapshot asks for erased
 videos once its name is in the head, and whoever erases makes one after that: so no other can bring them back.
+Where a machine of an earlier version sends such rows, whoever meets them takes their erasure up again.
 """
 
 from __future__ import annotations
@@ -23,13 +24,11 @@ import gzip
 import itertools
 import json
 import secrets
-import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from clipfarm_dagster.errors import LedgerError, PreconditionFailedError
-from clipfarm_dagster.ledger.erased_rows import clear_in_log
 from clipfarm_dagster.ledger.generations import count_rows
 from clipfarm_dagster.ledger.log import (
     ATTEMPTS,
@@ -97,21 +96,19 @@ class Journal(LogReader):
 
     def rewrite(self) -> None:
         """Make the snapshot anew, whether or not that is due, and remove all else but what others are adding:
-        copies of damaged parts too, and what a process that was killed has left here and there.
+        copies of damaged parts too, and what a process that was killed has left there.
 
         Raises:
             StoreError: the store cannot be read or written.
             LedgerError: as from `send`.
         """
         with self._lock:
-            for left in self._path.parent.glob(f"{self._scratch_prefix}*"):
-                shutil.rmtree(left)
             for _ in range(ATTEMPTS):
                 self.send()
                 if self._store.head(self._keys.snapshot) is None and not self._listed():
                     return
                 with contextlib.suppress(PreconditionFailedError):
-                    if self._make_snapshot(everything=True) and not self._seen_in_log:
+                    if self._make_snapshot(everything=True) and not self._met_erased:
                         return
                 self._take_in()
         raise LedgerError(
@@ -178,7 +175,7 @@ class Journal(LogReader):
         Raises:
             PreconditionFailedError: another machine has come in between.
         """
-        self._seen_in_log.clear()
+        self._met_erased.clear()
         position, maker = self._position(), secrets.token_hex(8)
         head = self._base(position)
         self._put_head(position, replace(head, maker=maker), [])
@@ -208,8 +205,6 @@ class Journal(LogReader):
             for key in listed:
                 if key not in named and (everything or not key.startswith(self._damaged)):
                     self._store.delete(key)
-            with self._connect() as connection:
-                clear_in_log(connection, but=self._seen_in_log)
             return True
         return False
 

@@ -37,6 +37,9 @@ class SharedLog(Protocol):
     def push(self) -> bool:
         """`send`, and then tidy the log if that is due; tells whether there was anything to send."""
 
+    def remove_scratch(self) -> None:
+        """Remove copies of the ledger that a killed process has left on this machine."""
+
     def rewrite(self) -> None:
         """Make the log anew of this ledger's rows and those that others are adding: nothing else is left."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import sqlite3
 import tempfile
 from collections.abc import Callable, Iterator
@@ -11,7 +12,6 @@ from pathlib import Path
 from filelock import FileLock
 
 from clipfarm_dagster.errors import LedgerError, ObjectMissingError
-from clipfarm_dagster.ledger.erased_rows import note_in_log, remove_rows
 from clipfarm_dagster.ledger.former_ids import rewrite_merged_ids
 from clipfarm_dagster.ledger.generations import count_rows, serving_of, tables_of
 from clipfarm_dagster.ledger.ledger import Ledger
@@ -30,6 +30,7 @@ from clipfarm_dagster.ledger.merging import (
     forget_unlisted,
     merge_rows,
     merge_table,
+    remove_erased,
 )
 from clipfarm_dagster.ledger.schema import new_version
 from clipfarm_dagster.ledger.tombstones import Erased
@@ -48,7 +49,8 @@ class LogReader:
         self._ledger, self._path, self._store, self._keys = ledger, path, store, keys
         self._prove = prove
         self._lock = FileLock(f"{path}.lock")
-        self._seen_in_log: set[str] = set()
+        self._met_erased: set[str] = set()
+        """Erased videos of which the log had rows, since a snapshot was begun."""
 
     def take_in(self) -> None:
         """Take in what other machines have written since the last time.
@@ -70,6 +72,12 @@ class LogReader:
             return
         with self._lock:
             self._take_in()
+
+    def remove_scratch(self) -> None:
+        """Remove copies of the ledger that a killed process has left on this machine."""
+        with self._lock:
+            for left in self._path.parent.glob(f"{self._scratch_prefix}*"):
+                shutil.rmtree(left)
 
     def _take_in(self) -> None:
         self._ledger.follow_erasures()
@@ -111,11 +119,12 @@ class LogReader:
                     if segment.dropped is not None:
                         changed += drop_generation(connection, segment.dropped)
                     gone = erased.among(row["video_id"] for row in rows)
-                    self._note_in_log(connection, erased, gone)
+                    self._met_erased |= gone
                     changed += merge_rows(connection, [row for row in rows if row["video_id"] not in gone])
                     add_contracts(connection, contracts)
                 rewrite_merged_ids(connection)
                 settle_offers(connection)
+                self._take_up_erasures()
                 self._finish(connection, Position.at(head, etag), changed)
                 connection.execute("COMMIT")
         return None
@@ -133,6 +142,7 @@ class LogReader:
                 connection.execute("BEGIN IMMEDIATE")
                 changed = self._merge_snapshot(connection, self._erased(connection))
                 rewrite_merged_ids(connection)
+                self._take_up_erasures()
                 self._finish(connection, Position(snapshot_etag=etag), changed)
                 connection.execute("COMMIT")
 
@@ -140,8 +150,7 @@ class LogReader:
         try:
             changed = 0
             for generation, table in tables_of(connection, "snapshot").items():
-                gone = remove_rows(connection, "snapshot", table, erased)
-                self._note_in_log(connection, erased, gone)
+                self._met_erased |= remove_erased(connection, "snapshot", table, erased)
                 changed += merge_table(connection, "snapshot", table, generation or serving_of(connection))
             tables = connection.execute("SELECT name FROM snapshot.sqlite_master").fetchall()
             if ("generations",) in tables:
@@ -162,10 +171,11 @@ class LogReader:
         (count,) = connection.execute("SELECT count(*) FROM main.erased").fetchone()
         return self._ledger.followed(count)
 
-    def _note_in_log(self, connection: sqlite3.Connection, erased: Erased, video_ids: set[str]) -> None:
-        names = {erased.tombstone(video_id) for video_id in video_ids}
-        self._seen_in_log |= names
-        note_in_log(connection, names)
+    def _take_up_erasures(self) -> None:
+        """Have erasures finished again of which the log has rows: a machine that knows of no tombstones has
+        sent them, and has put vectors where they were."""
+        if self._ledger.tombstones is not None:
+            self._ledger.tombstones.add(self._met_erased)
 
     def _begin_anew(self, lost: LostError) -> None:
         """Let the next push begin a new log with all rows of this ledger, once they are proved."""

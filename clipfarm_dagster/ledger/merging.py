@@ -26,6 +26,7 @@ from clipfarm_dagster.ledger.schema import (
     items_table,
     new_version,
 )
+from clipfarm_dagster.ledger.tombstones import Erased
 from clipfarm_dagster.ledger.unsent import OF_ANOTHER_LOG
 from clipfarm_dagster.ledger.versions import merged, next_version
 
@@ -151,6 +152,16 @@ def add_contracts(connection: sqlite3.Connection, contracts: Mapping[str, str]) 
     connection.executemany(
         "INSERT OR IGNORE INTO main.contracts (contract_id, contract) VALUES (?, ?)", [*contracts.items()]
     )
+
+
+def remove_erased(connection: sqlite3.Connection, schema: str, table: str, erased: Erased) -> set[str]:
+    """Remove the rows of erased videos from a table of a copy; returns their ids."""
+    if not erased:
+        return set()
+    found = connection.execute(f"SELECT video_id FROM {schema}.{table} WHERE video_id IS NOT NULL")
+    gone = erased.among(str(video_id) for (video_id,) in found)
+    connection.executemany(f"DELETE FROM {schema}.{table} WHERE video_id = ?", [(one,) for one in gone])
+    return gone
 
 
 def _merge_conflicts(

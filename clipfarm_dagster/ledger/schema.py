@@ -130,8 +130,8 @@ class Tables:
     versions: Table
     corpus: Table
     erased: Table
-    """The tombstones of erased videos that the ledger follows: what of each `remains` here (see `erasing`),
-    and whether rows of it were seen `in_log` (see `journal`)."""
+    """The tombstones of erased videos that the ledger follows, and what of each `remains` here (see
+    `erasing`)."""
     unsent: Table | None
     """None on PostgreSQL, where machines share the database."""
 
@@ -161,7 +161,6 @@ class Tables:
                 metadata,
                 Column("tombstone", Text, primary_key=True, nullable=False),
                 Column("remains", Text),
-                Column("in_log", Integer),
             ),
             unsent=None if schema else unsent_table(),
         )

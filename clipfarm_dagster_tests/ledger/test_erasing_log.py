@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from clipfarm_dagster.ledger import journal
 from clipfarm_dagster.ledger.erasing import ErasingLedger
 from clipfarm_dagster.ledger.journal import Journal
 from clipfarm_dagster.ledger.ledger import Ledger
@@ -54,7 +53,14 @@ def fill(ledger: Ledger) -> None:
 
 def erase(ledger: Ledger, store: ObjectStore) -> None:
     Tombstones(store, ERASED).add([GONE])
-    ledger.clear_erased(everything=True)
+    finish(ledger, store)
+
+
+def finish(ledger: Ledger, store: ObjectStore) -> None:
+    """What a machine does at each tick about its ledger."""
+    unfinished = Tombstones(store, ERASED).read().unfinished
+    ledger.clear_erased(everything=bool(unfinished))
+    Tombstones(store, ERASED).finish(unfinished)
 
 
 def left(store: ObjectStore, *homes: Path) -> list[str]:
@@ -90,11 +96,11 @@ def test_no_machine_brings_it_back(store: ObjectStore, tmp_path: Path):
         assert GONE not in claims(ledger) | claims(ledger.of(NEW))
         ledger.record([claim("away", "one")])
         ledger.push()
-        ledger.clear_erased()
+        finish(ledger, store)
     with machine(busy, store) as ledger:
         assert GONE not in claims(ledger) | claims(ledger.of(NEW))
         ledger.push()
-        ledger.clear_erased()
+        finish(ledger, store)
 
     assert left(store, one, away, busy) == []
     with machine(tmp_path / "new", store) as ledger:
@@ -111,7 +117,7 @@ def test_a_run_that_has_its_ledger_open_sends_nothing_of_it(store: ObjectStore, 
 
         run.mark_overwriting([GONE, "other"])
         run.push()
-        run.clear_erased()
+        finish(run, store)
 
     assert left(store, tmp_path / "run", tmp_path / "one") == []
     with machine(tmp_path / "new", store) as ledger:
@@ -132,12 +138,12 @@ def test_what_an_old_machine_sends_afterwards_is_removed(store: ObjectStore, tmp
         assert claims(ledger)["other"] == "one"
         assert GONE not in claims(ledger)
     with machine(tmp_path / "one", store) as ledger:
-        ledger.clear_erased()
+        finish(ledger, store)
 
     assert left(store, tmp_path / "one") == []
     with machine(tmp_path / "new", store) as ledger:
         assert claims(ledger)["other"] == "one"
-        ledger.clear_erased()
+        finish(ledger, store)
     assert left(store, tmp_path / "new") == []
 
 
@@ -153,14 +159,14 @@ def test_the_snapshot_of_an_old_machine_is_made_anew(store: ObjectStore, tmp_pat
     with machine(tmp_path / "new", store) as ledger:
         assert GONE not in claims(ledger) | claims(ledger.of(NEW))
         assert claims(ledger)["v7"] == "new"
-        ledger.clear_erased()
+        finish(ledger, store)
 
     assert left(store, tmp_path / "new") == []
 
 
 def test_what_was_left_lying_about_goes_too(store: ObjectStore, tmp_path: Path):
-    """A segment that no head names, copies of damaged parts, and a copy of a process that was killed."""
-    one = tmp_path / "one"
+    """Segments that no head names, copies of damaged parts, and copies that killed processes had in hand."""
+    one, two = tmp_path / "one", tmp_path / "two"
     packed = gzip.compress(ITS_BYTES.encode())
     with machine(one, store) as ledger:
         fill(ledger)
@@ -168,14 +174,20 @@ def test_what_was_left_lying_about_goes_too(store: ObjectStore, tmp_path: Path):
         damaged = f"{KEYS.folder}damaged/000000000001-0.jsonl.gz"
         for key in (*orphans, damaged):
             store.put(key, packed)
-        scratch = one / "video_embedding.sqlite.copy-abc"
-        scratch.mkdir()
-        (scratch / "snapshot.sqlite").write_text(ITS_BYTES)
+        with machine(two, store):
+            pass
+        for home in (one, two):
+            scratch = home / "video_embedding.sqlite.copy-abc"
+            scratch.mkdir()
+            (scratch / "snapshot.sqlite").write_text(ITS_BYTES)
 
         erase(ledger, store)
 
         assert left(store, one) == []
         assert sorted(store.list(KEYS.folder)["key"].to_pylist()) == [KEYS.head]
+    with machine(two, store) as ledger:
+        finish(ledger, store)
+    assert left(store, two) == []
 
 
 def test_a_store_of_before_there_was_a_log_is_cleared(store: ObjectStore, tmp_path: Path):
@@ -208,7 +220,7 @@ STEPS: tuple[tuple[object, str], ...] = (
     (Journal, "_finish"),
     (ErasingLedger, "_note"),
     (ErasingLedger, "_rewrite_file"),
-    (journal, "clear_in_log"),
+    (Tombstones, "finish"),
 )
 
 
@@ -235,12 +247,12 @@ def test_wherever_it_is_broken_off_any_machine_finishes_it(
         if not Tombstones(store, ERASED).read():
             continue  # it had not begun
         with machine(tmp_path / f"other-{at}" if elsewhere else one, store) as ledger:
-            ledger.clear_erased(everything=True)
+            finish(ledger, store)
             assert neighbours(ledger) == before
         assert left(store) == []
         with machine(one, store) as ledger:
             ledger.push()
-            ledger.clear_erased()
+            finish(ledger, store)
             assert {"one", "two"} < claims(ledger).keys()
         assert left(store, one) == []
         if steps() < at:
@@ -270,7 +282,7 @@ def test_machines_that_write_while_the_log_is_made_anew_lose_nothing(
         monkeypatch.setattr(ObjectStore, "put_file_if_unchanged", late)
 
         erase(ledger, store)
-        other.clear_erased()
+        finish(other, store)
 
         assert set(written) < claims(ledger).keys()
     assert left(store, one, two) == []
@@ -299,7 +311,7 @@ def test_a_snapshot_that_was_begun_before_is_not_finished_after(
         other.push()
 
         assert left(store, one) == []
-        other.clear_erased()
+        finish(other, store)
         assert left(store, one, slow) == []
         assert Head.from_json(store.get(KEYS.head).data).maker is None
     with machine(tmp_path / "new", store) as ledger:
