@@ -64,6 +64,7 @@ def plan(stage: Stages = None, explain: Explain = None, as_json: Json = False) -
                 if candidates
                 else {}
             )
+            | ({"erased": latest.erased} if latest.erased else {})
         )
         return
     out = console()
@@ -71,6 +72,8 @@ def plan(stage: Stages = None, explain: Explain = None, as_json: Json = False) -
     if latest.refused_ids:
         names = ", ".join(repr(name) for name in list(latest.refused)[:10])
         out.print(f"{latest.refused_ids:,} refused for their video_id: {names}")
+    if latest.erased:
+        out.print(f"{latest.erased:,} more were erased: `clipfarm erase` keeps them away")
     if orphaned:
         out.print(f"{orphaned:,} embedded earlier and no longer in the CSV; their vectors are kept")
     for name, made in plans.items():

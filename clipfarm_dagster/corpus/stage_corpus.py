@@ -21,7 +21,7 @@ from clipfarm_dagster.ledger.serving import Serving, ServingRecord, VectorPlace
 from clipfarm_dagster.modalities.registry import settings_for, stage_contract
 from clipfarm_dagster.planning.coverage import COVERAGE_COLUMNS, Coverage, coverage
 from clipfarm_dagster.planning.delta import DELTA_COLUMNS, StagePlan, plan_stage
-from clipfarm_dagster.planning.explain import Explanation, explain
+from clipfarm_dagster.planning.explain import Explanation, explain, explain_erased
 from clipfarm_dagster.settings import Settings
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.store import ObjectStore
@@ -172,6 +172,8 @@ class StageCorpus:
         import pyarrow as pa
 
         raw = self.store.head(self.keys.raw(self.stage, video_id))
+        if self.ledger.erased([video_id]):
+            return explain_erased(self.stage, video_id)
         row = self.ledger.rows([video_id]).get(video_id)
         former = None if row is None or row.contract_id is None else self.ledger.contract(row.contract_id)
         texts = [(name, pa.string()) for name in DELTA_COLUMNS]
@@ -218,7 +220,8 @@ class StageCorpus:
         ]
         if restored_rows or missing_rows:
             self.ledger.record_contract(self.contract)
-            self.ledger.record([*restored_rows, *missing_rows])
+            erased = self.ledger.record([*restored_rows, *missing_rows])
+            restored_rows = [row for row in restored_rows if row.video_id not in erased]
         return restored_rows
 
     def orphans(self, latest: LatestRows) -> set[str]:

@@ -12,8 +12,8 @@ all rows, the snapshot is made anew and they are removed.
 A snapshot may hold rows that are not in the log yet. They do no harm: whoever writes such a row finds by its
 version that somebody else has written it too.
 
-Rows of erased videos are neither sent nor taken in (see `erasing`). Whoever makes a snapshot asks for erased
-videos once its name is in the head, and whoever erases makes one after that: so no other can bring them back.
+Rows of erased videos are neither sent nor taken in (see `erasing`): it is asked each time.
+Whoever erases then makes the snapshot anew. That changes the head, so nobody can add what was read before.
 Where a machine of an earlier version sends such rows, whoever meets them takes their erasure up again.
 """
 
@@ -85,10 +85,12 @@ class Journal(LogReader):
                 with self._connect() as connection:
                     if not has_unsent(connection):
                         return False
+                uploaded: list[str] = []
                 try:
-                    return self._append(self._position())
+                    return self._append(self._position(), uploaded)
                 except PreconditionFailedError:
                     self._take_in()
+                    self._remove_unnamed(uploaded)
         raise LedgerError(
             f"the {self._ledger.stage} ledger in the store, {self._keys.head!r}, changed {ATTEMPTS} times"
             " while this machine's rows were being added; nothing is lost, the next run adds them"
@@ -118,7 +120,8 @@ class Journal(LogReader):
 
     # writing it
 
-    def _append(self, position: Position) -> bool:
+    def _append(self, position: Position, uploaded: list[str]) -> bool:
+        """Upload what is to be sent, and name it in the head; `uploaded` is told the keys as it goes."""
         self._ledger.follow_erasures()
         if position.lost is not None and self._store.head(position.lost) is not None:
             name = position.lost.rpartition("/")[2]
@@ -135,12 +138,21 @@ class Journal(LogReader):
             part, number = rows[start : start + _SEGMENT_ROWS], next(numbers)
             key = f"{self._keys.folder}{number:012d}-{secrets.token_hex(8)}.jsonl.gz"
             lines = [json.dumps(line) for line in (contracts, *part)]
+            uploaded.append(key)
             self._store.put(key, gzip.compress("\n".join(lines).encode(), compresslevel=3))
             segments.append(Segment(number, key, len(part)))
         following = replace(head, number=segments[-1].number, segments=tuple(segments))
         sent = [SentRow(row.get("generation", UNNAMED), row["video_id"], row["row_version"]) for row in rows]
         self._put_head(position, following, sent, dropped)
         return True
+
+    def _remove_unnamed(self, uploaded: Sequence[str]) -> None:
+        """Remove segments that no head has named, for the one that would have has lost the race."""
+        head = self._position().head
+        named = [] if head is None else [segment.key for segment in Head.from_json(head).segments]
+        for key in uploaded:
+            if key not in named:
+                self._store.delete(key)
 
     def _base(self, position: Position) -> Head:
         """What to append to."""
@@ -167,7 +179,8 @@ class Journal(LogReader):
         """Make the snapshot anew, unless another machine does; tells whether it was made.
 
         Only the machine whose name stands in the head finishes, and it looked at the object that it writes
-        over after it had put its name there. So the object that is there when it finishes is its own.
+        over after it had put its name there. So the object that is there when it finishes is its own. The
+        name stays, so that the head is unlike any before: equal content would have an equal ETag in S3.
 
         Args:
             everything: whether to remove copies of damaged parts too.
@@ -179,7 +192,6 @@ class Journal(LogReader):
         position, maker = self._position(), secrets.token_hex(8)
         head = self._base(position)
         self._put_head(position, replace(head, maker=maker), [])
-        self._ledger.follow_erasures()
         info = self._store.head(self._keys.snapshot)
         with self._scratch() as copy:
             self._copy_rows(copy)
@@ -196,7 +208,7 @@ class Journal(LogReader):
             following = tuple(segment for segment in head.segments if segment.number > number)
             listed = self._listed()
             try:
-                self._put_head(position, Head(head.log_id, head.number, number, following), [])
+                self._put_head(position, Head(head.log_id, head.number, number, following, maker), [])
             except PreconditionFailedError:  # others have appended meanwhile
                 self._take_in()
                 continue

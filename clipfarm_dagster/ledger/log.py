@@ -67,7 +67,7 @@ class Head:
     """0 where there is no snapshot."""
     segments: tuple[Segment, ...] = ()
     maker: str | None = None
-    """Random text of the machine that is making a snapshot; nobody else may finish one meanwhile."""
+    """Random text of the machine that began the latest snapshot; nobody else may finish one meanwhile."""
 
     def to_json(self) -> bytes:
         """As the store keeps it."""

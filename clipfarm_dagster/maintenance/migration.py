@@ -254,17 +254,23 @@ def _record(
     answers: Sequence[tuple[VectorCopy, Copied | VectorProblem | StoreError]],
     asked: dict[str, LedgerRow],
 ) -> Moved:
-    """Record what became of some copies, unless a run has written the row meanwhile."""
+    """Record what became of some copies, unless a run has written the row meanwhile. Those of videos that
+    were erased meanwhile are removed again."""
     now = datetime.now(UTC)
+    targets: dict[str, str] = {}
     moved: list[tuple[LedgerRow, LedgerRow]] = []
     lost: list[tuple[LedgerRow, LedgerRow]] = []
     for copy, answer in answers:
         row = asked.pop(copy.source_key)
         if isinstance(answer, Copied):
+            targets[row.video_id] = copy.target_key
             moved.append((row, replace(row, artifact_key=copy.target_key)))
         elif isinstance(answer, VectorProblem):
             lost.append((row, lost_row(row, now)))
-    return Moved(len(opened.ledger.replace(moved)), len(opened.ledger.replace(lost)))
+    done = Moved(len(opened.ledger.replace(moved)), len(opened.ledger.replace(lost)))
+    for video_id in opened.ledger.erased(targets):
+        opened.store.delete(targets[video_id])
+    return done
 
 
 def _claimed(opened: StageCorpus) -> Iterator[Sequence[LedgerRow]]:

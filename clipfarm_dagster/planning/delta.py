@@ -74,6 +74,8 @@ class NoWorkReason(StrEnum):
     """There is work but no raw object, as the ledger says."""
     ORPHANED = "orphaned"
     """The metadata no longer has the video; its vector is kept."""
+    ERASED = "erased"
+    """It was erased, and stays away, whatever the metadata says."""
 
 
 @dataclass(frozen=True)

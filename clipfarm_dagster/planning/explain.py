@@ -105,5 +105,10 @@ def explain(
     )
 
 
+def explain_erased(stage: Stage, video_id: str) -> Explanation:
+    """What there is to say of an erased video."""
+    return Explanation(stage, video_id, NoWorkReason.ERASED, False, None, None, {}, ())
+
+
 def _verdict(name: str) -> Reason | NoWorkReason:
     return NoWorkReason(name) if name in list(NoWorkReason) else Reason(name)

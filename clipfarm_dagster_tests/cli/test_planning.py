@@ -59,6 +59,20 @@ def test_the_json_has_the_counts_and_nothing_else(corpus: Corpus, clipfarm: Comm
     assert (ended.code, ended.errors) == (0, "")
 
 
+def test_erased_videos_are_counted_apart_and_explained(corpus: Corpus, clipfarm: Command):
+    put_metadata(corpus, [metadata_row("a"), metadata_row("gone")])
+    put_transcript(corpus, "gone", "said")
+    corpus.tombstones.add(["gone"])
+
+    ended = clipfarm("plan", "--json").json
+    told = clipfarm("plan").output
+    why = clipfarm("plan", "--explain", "gone", "--json").json
+
+    assert (ended["videos"], ended["erased"], ended["stages"]["text"]["delta"]) == (1, 1, 0)
+    assert "1 more were erased" in told
+    assert {stage["verdict"] for stage in why["stages"].values()} == {"erased"}
+
+
 def test_odd_keys_are_skipped_and_named(corpus: Corpus, clipfarm: Command):
     put_metadata(corpus, [metadata_row("a"), metadata_row("b")])
     put_transcript(corpus, "a", "said")

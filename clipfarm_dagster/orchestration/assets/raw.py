@@ -36,7 +36,10 @@ def _raw_asset(names: CorpusNames, stage: Stage) -> dg.SourceAsset:
         listing = list_raw_objects(corpus.store, corpus.keys, stage)
         etags = dict(zip(listing["key"].to_pylist(), listing["etag"].to_pylist(), strict=True))
         keys = {video_id: corpus.keys.raw(stage, video_id) for video_id in partitions}
-        found = {video_id: etags[key] for video_id, key in keys.items() if key in etags}
+        erased = corpus.tombstones.read().among(keys)
+        found = {
+            video_id: etags[key] for video_id, key in keys.items() if key in etags and video_id not in erased
+        }
         record_events(
             context, [raw_observation(names, stage, video_id, etag) for video_id, etag in found.items()]
         )

@@ -78,6 +78,9 @@ def embed_videos(
         items = opened.work_items(video_ids, corpus.latest_rows())
         known = {item.video_id for item in items}
         unknown = [video_id for video_id in video_ids if video_id not in known]
+        if erased := ledger.erased(unknown):
+            context.log.info(f"{len(erased)} of the videos were erased; they are left out")
+            unknown = [video_id for video_id in unknown if video_id not in erased]
         progress = Progress(len(items))
         log = _ProgressLog(context, progress)
 
