@@ -71,7 +71,7 @@ def test_without_arguments_the_names_are_those_that_instances_know() -> None:
     assert {key.to_user_string() for key in defs.resolve_all_asset_keys()} == {
         *(f"{kind}" for kind in ("raw_video", "raw_audio", "raw_text", "fused_manifest")),
         *(f"{stage}_{kind}" for stage in ("video", "audio", "text") for kind in ("embedding", "manifest")),
-        *("video_candidate", "audio_candidate", "text_candidate"),
+        *(f"{stage}_{kind}" for stage in ("video", "audio", "text") for kind in ("candidate", "comparison")),
     }
     assert {job.name for job in defs.resolve_all_job_defs()} == {
         *("__ASSET_JOB", "video_embedding_job", "audio_embedding_job", "text_embedding_job"),

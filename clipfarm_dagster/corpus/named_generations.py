@@ -13,7 +13,7 @@ from clipfarm_dagster.stages import Stage
 def known_generations(opened: StageCorpus) -> list[str]:
     """Contract ids of the generations of a stage that have rows, that of the one that serves first."""
     dropped = () if opened.serving is None else opened.serving.dropped
-    serving = opened.contract.id if opened.serving is None else opened.serving.contract_id
+    serving = opened.serving_id or opened.contract.id
     others = set(opened.ledger.generations()).difference(dropped, [serving])
     return [serving, *sorted(others)]
 

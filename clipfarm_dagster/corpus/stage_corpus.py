@@ -119,7 +119,8 @@ class StageCorpus:
 
     def coverage(self, latest: LatestRows) -> Coverage:
         """What this generation has of what is served."""
-        serving = self.ledger if self.serving is None else self.ledger.of(self.serving.contract_id)
+        known = self.serving_id if self.serving is not None else None
+        serving = self.ledger.of(known or self.ledger.serving())
         with serving.stream(COVERAGE_COLUMNS) as served, self.ledger.stream(COVERAGE_COLUMNS) as rows:
             return coverage(latest, served, rows, contract_id=self.contract.id, now=datetime.now(UTC))
 

@@ -109,6 +109,40 @@ def generations_picture(corpus: Corpus, compared: ComparedGenerations) -> bytes:
     )
 
 
+def summary_lines(compared: ComparedGenerations) -> list[str]:
+    """What a person should know first of a comparison, a sentence or two each."""
+    comparison, coverage = compared.comparison, compared.coverage
+    overlap, duplicates = comparison.overlap, comparison.duplicates
+    share = f"{coverage.share:.1%}"
+    lines = [f"It has {coverage.covered:,} of the {coverage.served:,} vectors that serve ({share})."]
+    if overlap.mean is None:
+        lines.append("Too few videos are in both for their neighbours to be compared.")
+    else:
+        lines.append(
+            f"Of the nearest neighbours of {len(overlap.shares):,} videos {overlap.mean:.0%} are the same on"
+            f" average; for half of the videos {overlap.quantiles[0.5]:.0%} or more."
+        )
+    among = "" if duplicates.complete else ", among the nearest"
+    lines.append(
+        f"Near duplicates (cosine {duplicates.threshold:g} or more{among}): {duplicates.kept:,} pairs kept,"
+        f" {duplicates.lost:,} lost, {duplicates.gained:,} gained."
+    )
+    return [*lines, _canary_line(compared)]
+
+
+def _canary_line(compared: ComparedGenerations) -> str:
+    canary, differing = compared.canaries.new, compared.canaries.differing
+    if canary is None:
+        return "Its canary: none is recorded, since nothing was embedded by this model here."
+    line = (
+        f"Its canary: recorded at {canary.baseline.made_at}; {canary.environments} environments agree with it"
+    )
+    if differing is None:
+        return f"{line}. There is none of what serves to compare it with."
+    steps = ", ".join(step.value for step in differing) or "nothing"
+    return f"{line}. On the way to the vector it differs from what serves in: {steps}."
+
+
 def write_neighbours(compared: ComparedGenerations, output: Path) -> int:
     """Write the neighbours of all sampled videos as CSV, which appears once it is whole: a row for each rank
     of each video, those whose neighbours differ most first. Returns the number of videos.

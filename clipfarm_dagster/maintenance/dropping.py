@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from clipfarm_dagster.corpus import Corpus
 from clipfarm_dagster.errors import MigrationError, StoreError
 from clipfarm_dagster.ledger.serving import Serving
+from clipfarm_dagster.manifests.strategies import STRATEGIES
 from clipfarm_dagster.stages import Stage
 
 
@@ -57,7 +58,9 @@ def drop_generation(corpus: Corpus, stage: Stage, contract_id: str) -> Dropped:
     with corpus.stage(stage) as opened:
         opened.ledger.drop(contract_id)
         opened.ledger.push()
-    corpus.settings.home_files.vectors(stage, contract_id).unlink(missing_ok=True)
+    home = corpus.settings.home_files
+    for file in (home.vectors(stage, contract_id), *(home.fused_vectors(s, contract_id) for s in STRATEGIES)):
+        file.unlink(missing_ok=True)
     objects = corpus.store.list(corpus.keys.generation_folder(stage, contract_id))
     refused = corpus.store.delete_each(objects["key"].to_pylist())
     if refused:

@@ -76,14 +76,14 @@ def stage_generations(corpus: Corpus, stage: Stage) -> StageGenerations:
                 *stored.get(contract_id, (0, 0)),
             )
 
-        serving, candidate, found = opened.contract.id, None, None
+        serving, record, candidate, found = opened.contract.id, opened.serving, None, None
         if wanted is not None and wanted != opened.contract:
             candidate = generation(wanted.id)
             found = readiness_of(corpus, opened, wanted)
         others = {*known_generations(opened), *stored} - {serving, wanted.id if wanted else serving}
         return StageGenerations(
             serving=generation(serving),
-            record=opened.serving or Serving(serving, since=""),
+            record=record if record is not None and record.contract_id == serving else Serving(serving, ""),
             model_problem=_model_problem(opened),
             candidate=candidate,
             readiness=found,

@@ -6,6 +6,7 @@ from typing import Any
 import dagster as dg
 
 from clipfarm_dagster.errors import SettingsError
+from clipfarm_dagster.orchestration.assets.comparisons import comparison_assets
 from clipfarm_dagster.orchestration.assets.embeddings import embedding_assets
 from clipfarm_dagster.orchestration.assets.fusion import fused_asset
 from clipfarm_dagster.orchestration.assets.manifests import manifest_assets
@@ -65,6 +66,7 @@ def build_definitions(
             *embedding_assets(names),
             *manifest_assets(names),
             fused_asset(names),
+            *comparison_assets(names),
         ],
         jobs=[*jobs, manifests, checks_job(names, checks)],
         asset_checks=checks,

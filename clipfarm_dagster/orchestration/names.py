@@ -119,6 +119,10 @@ class CorpusNames:
         """Key of a modality's manifest asset."""
         return self._key(f"{stage}_manifest")
 
+    def comparison(self, stage: Stage) -> dg.AssetKey:
+        """Key of the asset that compares another generation with the one that serves."""
+        return self._key(f"{stage}_comparison")
+
     @property
     def fused(self) -> dg.AssetKey:
         """Key of the fused manifest's asset."""
@@ -127,7 +131,8 @@ class CorpusNames:
     def asset_keys(self) -> Iterator[dg.AssetKey]:
         """The keys of all assets."""
         for stage in Stage:
-            yield from (self.raw(stage), self.embedding(stage), self.candidate(stage), self.manifest(stage))
+            yield from (self.raw(stage), self.embedding(stage), self.manifest(stage))
+            yield from (self.candidate(stage), self.comparison(stage))
         yield self.fused
 
     def embedding_job(self, stage: Stage) -> str:

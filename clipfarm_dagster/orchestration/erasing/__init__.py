@@ -30,6 +30,7 @@ from clipfarm_dagster.orchestration.erasing.rows import (
 )
 from clipfarm_dagster.orchestration.erasing.scope import Scope
 from clipfarm_dagster.orchestration.names import CorpusNames
+from clipfarm_dagster.stages import Stage
 
 __all__ = ["Erased", "erase_from_dagster", "scan_dagster"]
 
@@ -85,10 +86,12 @@ def erase_from_dagster(
     shared = tombstones.keys() & set().union(*keys.values())
     scope = Scope(instance, names, asset_keys, ids, shared)
 
+    # they name videos by their titles, too
+    comparisons = frozenset(names.comparison(stage).to_string() for stage in Stage)
     total, last, compacted = Counts(), Counts(), 0
     for database in open_databases(instance):
         keys_of_assets = frozenset(key.to_string() for key in asset_keys)
-        last = clear_rows(database, ids, keys_of_assets, scope, dry_run=dry_run)
+        last = clear_rows(database, ids, keys_of_assets, comparisons, scope, dry_run=dry_run)
         total.add(last)
         if dry_run:
             continue

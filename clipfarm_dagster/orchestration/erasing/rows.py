@@ -43,12 +43,19 @@ class Counts:
 
 
 def clear_rows(
-    database: Database, ids: IdText, asset_keys: frozenset[str], scope: Scope, *, dry_run: bool = False
+    database: Database,
+    ids: IdText,
+    asset_keys: frozenset[str],
+    whole: frozenset[str],
+    scope: Scope,
+    *,
+    dry_run: bool = False,
 ) -> Counts:
     """Delete the events of the ids' partitions of some assets, and replace the ids wherever else they are.
 
     Args:
         asset_keys: as the tables have them, in JSON.
+        whole: of assets all of whose events are deleted, since they have more of videos than their ids.
         dry_run: whether only to count.
 
     Raises:
@@ -64,16 +71,16 @@ def clear_rows(
         columns = _columns(database, table)
         if not columns:
             continue
-        for keys in _rows_with(database, table, columns, ids):
+        for keys in _rows_with(database, table, columns, ids, whole):
             query = select(table.c.id, *columns).where(table.c.id.in_(keys))
             if dry_run:
                 with database.reading() as connection:
                     rows = connection.execute(query).fetchall()
-                    _count(connection, table, rows, ids, asset_keys, scope, counts)
+                    _count(connection, table, rows, ids, asset_keys, whole, scope, counts)
                 continue
             with database.writing() as connection:
                 rows = connection.execute(query.with_for_update()).fetchall()
-                _clear(connection, table, rows, ids, asset_keys, scope, counts)
+                _clear(connection, table, rows, ids, asset_keys, whole, scope, counts)
     return counts
 
 
@@ -115,11 +122,12 @@ def _clear(
     rows: Sequence[Row[Any]],
     ids: IdText,
     asset_keys: frozenset[str],
+    whole: frozenset[str],
     scope: Scope,
     counts: Counts,
 ) -> None:
     """Delete and change rows of one table, all of which may have ids."""
-    own = _own_events(table, rows, ids, asset_keys)
+    own = _own_events(table, rows, ids, asset_keys, whole)
     if own:
         tags = table.metadata.tables["asset_event_tags"]
         counts.deleted[tags.name] += connection.execute(
@@ -131,6 +139,8 @@ def _clear(
         if row.id in own:
             continue
         changed = _changed(values, scope.of_row(table.name, values))
+        if table.name == "asset_keys" and row.asset_key in whole and row.last_materialization is not None:
+            changed = {**changed, "last_materialization": ""}
         if table.name == "asset_keys" and changed:
             changed = _changed_asset(connection, table, values, changed)
         if changed:
@@ -144,11 +154,12 @@ def _count(
     rows: Sequence[Row[Any]],
     ids: IdText,
     asset_keys: frozenset[str],
+    whole: frozenset[str],
     scope: Scope,
     counts: Counts,
 ) -> None:
     """Count what `_clear` does."""
-    own = _own_events(table, rows, ids, asset_keys)
+    own = _own_events(table, rows, ids, asset_keys, whole)
     if own:
         tags = table.metadata.tables["asset_event_tags"]
         query = select(sqlalchemy.func.count()).select_from(tags).where(tags.c.event_id.in_(own))
@@ -161,11 +172,21 @@ def _count(
             counts.replaced.update(f"{table.name}.{column}" for column in changed)
 
 
-def _own_events(table: Table, rows: Sequence[Row[Any]], ids: IdText, asset_keys: frozenset[str]) -> set[int]:
-    """Those of some rows that are events of the ids' partitions."""
+def _own_events(
+    table: Table,
+    rows: Sequence[Row[Any]],
+    ids: IdText,
+    asset_keys: frozenset[str],
+    whole: frozenset[str],
+) -> set[int]:
+    """Those of some rows that are events of the ids' partitions, or of assets all of whose events go."""
     if table.name != "event_logs":
         return set()
-    return {row.id for row in rows if row.asset_key in asset_keys and row.partition in ids.tombstones}
+    return {
+        row.id
+        for row in rows
+        if row.asset_key in whole or (row.asset_key in asset_keys and row.partition in ids.tombstones)
+    }
 
 
 def _changed(values: Mapping[str, Any], ids: IdText) -> dict[str, str]:
@@ -217,11 +238,15 @@ def _latest_materialization(connection: Connection, table: Table, asset_key: str
     return serialize_value(EventLogRecord(latest.id, deserialize_value(latest.event, EventLogEntry)))
 
 
-def _rows_with(database: Database, table: Table, columns: Sequence[Any], ids: IdText) -> Iterator[list[int]]:
-    """Ids of the rows that have the text of an id in one of some columns, in batches."""
+def _rows_with(
+    database: Database, table: Table, columns: Sequence[Any], ids: IdText, whole: frozenset[str]
+) -> Iterator[list[int]]:
+    """Keys of rows that are of some assets, or have the text of an id in one of some columns, in batches."""
     position = sqlalchemy.func.strpos if database.path is None else sqlalchemy.func.instr
     found: set[int] = set()
     with database.reading() as connection:
+        if table.name in ("event_logs", "asset_keys"):
+            found.update(connection.execute(select(table.c.id).where(table.c.asset_key.in_(whole))).scalars())
         if ids.are_few:
             conditions = [position(column, video_id) > 0 for column in columns for video_id in ids.tombstones]
             found.update(connection.execute(select(table.c.id).where(sqlalchemy.or_(*conditions))).scalars())
