@@ -34,14 +34,29 @@ class Home:
         return self.state / "model_folders.json"
 
     @property
+    def erasing(self) -> Path:
+        """What is being erased by this machine; gone once nothing is left."""
+        return self.state / "erasing.json"
+
+    @property
+    def erased(self) -> Path:
+        """Which erased videos this folder has nothing of any more."""
+        return self.state / "erased.json"
+
+    @property
+    def cache(self) -> Path:
+        """The folder of all that can be made anew."""
+        return self.folder / "cache"
+
+    @property
     def metadata_cache(self) -> Path:
         """The folder of the latest metadata rows."""
-        return self.folder / "cache"
+        return self.cache
 
     @property
     def manifests_cache(self) -> Path:
         """The folder of local copies of manifests, and of what is built from them."""
-        return self.folder / "cache" / "manifests"
+        return self.cache / "manifests"
 
     def vectors(self, stage: Stage, contract_id: str) -> Path:
         """The file with all vectors of a stage under a contract."""
@@ -54,7 +69,7 @@ class Home:
     @property
     def thumbnails(self) -> Path:
         """The folder of the atlas' thumbnails."""
-        return self.folder / "cache" / "thumbnails"
+        return self.cache / "thumbnails"
 
     def canary_mark(self, stage: Stage, contract_id: str, environment_id: str) -> Path:
         """The file that says that the canary of a contract was checked in an environment."""

@@ -166,6 +166,10 @@ class S3Connection:
         )
         return (entry["Prefix"] for page in pages for entry in page.get("CommonPrefixes", []))
 
+    def keeps_versions(self) -> bool:
+        """Whether the bucket keeps versions, or once did. Raises what botocore raises."""
+        return "Status" in self._client.get_bucket_versioning(Bucket=self._bucket)
+
     def version_pages(self, prefix: str) -> Iterator[Mapping[str, Any]]:
         """All versions, and marks of removal, of keys that begin with `prefix`, as boto3 gives them. Raises
         what botocore raises."""

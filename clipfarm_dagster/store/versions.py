@@ -28,6 +28,24 @@ class PreviousVersion:
 class PreviousVersions(Backend):
     """What a store does with previous versions. A folder has none, nor has a bucket that never kept any."""
 
+    def keeps_versions(self) -> bool:
+        """Whether there may be previous versions.
+
+        Raises:
+            StoreError: the store cannot be read.
+        """
+        if self._root is not None:
+            return False
+        try:
+            with self._errors_named(""):
+                return self._s3_connection.keeps_versions()
+        except StoreError as error:
+            if error.code in _UNKNOWN_REQUEST:
+                return False
+            if error.code == "AccessDenied":  # another right than that to list them
+                return True
+            raise
+
     def previous_versions(self, prefix: str) -> Iterator[PreviousVersion]:
         """The previous versions of all objects whose keys begin with `prefix`, of removed ones too.
 

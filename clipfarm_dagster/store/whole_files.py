@@ -7,6 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+SCRATCH_PREFIX = ".clipfarm-"
+"""Begins the names of the folders in which files lie until they are whole."""
+
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
@@ -17,7 +20,7 @@ def written_whole(path: Path) -> Iterator[Path]:
         OSError: the folder cannot be created or written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".clipfarm-") as scratch:
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=SCRATCH_PREFIX) as scratch:
         part = Path(scratch) / path.name
         yield part
         part.replace(path)

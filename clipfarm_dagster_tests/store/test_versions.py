@@ -27,6 +27,7 @@ def versioned(s3_environment: S3Server) -> ObjectStore:
 def test_previous_versions_are_those_written_over_and_marks_of_removal(
     versioned: ObjectStore, tmp_path: Path
 ):
+    assert versioned.keeps_versions()
     found = list(versioned.previous_versions("a/"))
 
     assert sorted((one.key, one.size) for one in found if one.size is not None) == [
@@ -64,6 +65,7 @@ def test_a_store_that_keeps_no_versions_has_none(store: ObjectStore):
         store.put("a/x/1", data)
     store.put("a/y", b"no folder")
 
+    assert not store.keeps_versions()
     assert list(store.previous_versions("a/")) == []
     assert store.folders("a/") == store.folders("a/", previous=True) == ["a/x/"]
     assert store.folders("none/") == []
@@ -89,6 +91,10 @@ def test_what_may_not_be_listed_or_removed_is_told(versioned: ObjectStore, s3_en
             with pytest.raises(StoreError, match="AccessDenied") as caught:
                 ask()
             assert caught.value.code == "AccessDenied"
+        proxy.break_("GET", "^$", refuse("AccessDenied"))
+        assert store.keeps_versions()
+        proxy.break_("GET", "^$", refuse("NotImplemented", 501))
+        assert not store.keeps_versions()
         proxy.break_("VERSIONS", "", refuse("NotImplemented", 501))
         assert list(store.previous_versions("a/")) == []
         assert "a/x/" in store.folders("a/", previous=True)
