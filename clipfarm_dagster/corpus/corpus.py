@@ -137,10 +137,14 @@ class Corpus:
             if source.etag() != etag:
                 latest.path.unlink(missing_ok=True)
                 raise MetadataError(source.url, CHANGED_MEANWHILE)
-            return latest
-        with tempfile.TemporaryDirectory(dir=cache) as folder:
-            copy = Path(folder) / "metadata.csv"
-            return read(copy, source.store.download(source.key, copy).etag)
+        else:
+            with tempfile.TemporaryDirectory(dir=cache) as folder:
+                copy = Path(folder) / "metadata.csv"
+                latest = read(copy, source.store.download(source.key, copy).etag)
+        if self.tombstones.read().version != erased.version:  # the cache is cleared only once
+            latest.path.unlink(missing_ok=True)
+            return self.latest_rows()
+        return latest
 
     def raw_listings(self, stages: Collection[Stage], latest: LatestRows) -> dict[Stage, pa.Table]:
         """The raw objects of several stages (see `StageCorpus.raw_listing`), listed at the same time."""

@@ -11,7 +11,7 @@ import mmap
 import re
 import sqlite3
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from itertools import islice
@@ -48,16 +48,22 @@ class Trace:
     count: int
 
 
-def scan_folder(folder: Path, ids: IdText) -> list[Trace]:
+def scan_folder(folder: Path, ids: IdText, *, besides: Collection[Path] = ()) -> list[Trace]:
     """What is left in the files of a folder: names, contents and write-ahead logs. Links are not followed.
 
     Places that have an id in their own name are given with its tombstone.
+
+    Args:
+        besides: folders in it that are left out.
 
     Raises:
         OSError: a file cannot be read.
     """
     traces = []
-    for path in sorted(folder.rglob("*")):
+    left_out = [one.resolve() for one in besides]
+    for path in sorted(folder.resolve().rglob("*")):
+        if any(path.is_relative_to(one) for one in left_out):
+            continue
         named = len(list(ids.spans(path.name)))
         if named:
             traces.append(Trace(f"{path}: its name", named))
@@ -92,8 +98,10 @@ def scan_file(path: Path, ids: IdText) -> list[Trace]:
     return inside or ([Trace(str(path), count)] if count else [])
 
 
-def scan_postgres(connection: Connection, ids: IdText) -> list[Trace]:
-    """What is left in the tables of a PostgreSQL database, of all schemas that the user may read.
+def scan_postgres(
+    connection: Connection, ids: IdText, *, schemas: Collection[str] | None = None
+) -> list[Trace]:
+    """What is left in the tables of a PostgreSQL database, of some schemas or of all that the user may read.
 
     Dead rows that no query returns, and that no dump has, are not seen.
     """
@@ -111,6 +119,8 @@ def scan_postgres(connection: Connection, ids: IdText) -> list[Trace]:
     quote = connection.dialect.identifier_preparer.quote
     traces = []
     for schema, table, column, kind in columns:
+        if schemas is not None and schema not in schemas:
+            continue
         name = quote(column)
         in_server = kind != "bytea" and ids.are_few
         value = name if kind == "bytea" else f"{name}::text"

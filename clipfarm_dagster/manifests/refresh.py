@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -83,10 +84,22 @@ def refresh_manifest(stage: StageCorpus) -> RefreshedManifest:
         StoreError: the store cannot be read or written.
         LedgerError: the ledger cannot be read or sent.
     """
-    stage.ledger.push()
-    manifest = complete_manifest(stage)
-    copy, written = write_manifest(manifest, local_copies(stage), stage.keys.manifest(stage.stage))
-    return RefreshedManifest(manifest, copy.etag, written)
+    before_erasure: list[LocalCopy] = []
+    while True:
+        erased = stage.ledger.follow_erasures()
+        stage.ledger.push()
+        manifest = complete_manifest(stage)
+        copy, written = write_manifest(manifest, local_copies(stage), stage.keys.manifest(stage.stage))
+        if stage.ledger.follow_erasures().version == erased.version:
+            _remove(before_erasure)
+            return RefreshedManifest(manifest, copy.etag, written)
+        # what was erased meanwhile was taken out before this was written, perhaps, and is in it again
+        before_erasure.append(copy)
+
+
+def _remove(copies: Sequence[LocalCopy]) -> None:
+    for copy in copies:
+        copy.path.unlink(missing_ok=True)
 
 
 def stored_manifest(corpus: Corpus, stage: Stage) -> tuple[Manifest, str]:
@@ -141,16 +154,22 @@ def refresh_fused(corpus: Corpus, strategy: Strategy) -> RefreshedFusion:
         LedgerError: a ledger cannot be written.
     """
     copies, key = local_copies(corpus), corpus.keys.fused_manifest(strategy.name)
-    stored = {stage: stored_manifest(corpus, stage) for stage in strategy.stages}
-    manifests = {stage: manifest for stage, (manifest, _) in stored.items()}
-    standing = copies.get(key)
-    with closing(FusionPlan(strategy, manifests, standing)) as plan:
-        if standing is not None and plan.unchanged:
-            fusion, copy = plan.kept(), standing
-        else:
-            fusion, copy = copies.put(key, partial(plan.write, corpus.store))
-    record_dropped(corpus, fusion.dropped)
-    return RefreshedFusion(fusion, copy, {stage: etag for stage, (_, etag) in stored.items()})
+    before_erasure: list[LocalCopy] = []
+    while True:
+        erased = corpus.tombstones.read()
+        stored = {stage: stored_manifest(corpus, stage) for stage in strategy.stages}
+        manifests = {stage: manifest for stage, (manifest, _) in stored.items()}
+        standing = copies.get(key)
+        with closing(FusionPlan(strategy, manifests, standing)) as plan:
+            if standing is not None and plan.unchanged:
+                fusion, copy = plan.kept(), standing
+            else:
+                fusion, copy = copies.put(key, partial(plan.write, corpus.store))
+        record_dropped(corpus, fusion.dropped)
+        if corpus.tombstones.read().version == erased.version:  # as with `refresh_manifest`
+            _remove(before_erasure)
+            return RefreshedFusion(fusion, copy, {stage: etag for stage, (_, etag) in stored.items()})
+        before_erasure.append(copy)
 
 
 def record_dropped(corpus: Corpus, dropped: list[Dropped]) -> None:
