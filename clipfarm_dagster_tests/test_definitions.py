@@ -76,7 +76,7 @@ def test_without_arguments_the_names_are_those_that_instances_know() -> None:
     assert {job.name for job in defs.resolve_all_job_defs()} == {
         *("__ASSET_JOB", "video_embedding_job", "audio_embedding_job", "text_embedding_job"),
         *("video_candidate_job", "audio_candidate_job", "text_candidate_job"),
-        *("cut_over_job", "manifests_job", "checks_job"),
+        *("cut_over_job", "manifests_job", "checks_job", "erase_videos"),
     }
     assert {sensor.name for sensor in defs.sensors or ()} == {"embedding_sensor", "manifest_sensor"}
     assert DEFAULT_NAMES.partitions_name == "video_id"

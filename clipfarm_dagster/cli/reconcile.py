@@ -19,12 +19,13 @@ def register(app: typer.Typer) -> None:
 
 def reconcile(stage: Stages = None, as_json: Json = False) -> None:
     """Tell Dagster about successes that it does not know of because of a crash. Embeds nothing."""
+    from clipfarm_dagster.orchestration.erasure_finishing import erasures_followed
     from clipfarm_dagster.orchestration.names import DEFAULT_NAMES
     from clipfarm_dagster.orchestration.reconcile import reconcile as reconcile_stage
 
     settings = load_settings()
     corpus = Corpus.open(settings)
-    with dagster_instance(settings) as instance:
+    with dagster_instance(settings) as instance, erasures_followed(corpus, instance, DEFAULT_NAMES):
         found = {
             str(chosen): reconcile_stage(corpus, instance, DEFAULT_NAMES, chosen)
             for chosen in stage or list(Stage)

@@ -26,6 +26,7 @@ from clipfarm_dagster.cli.output import (
 )
 from clipfarm_dagster.cli.progress import Listener, progress_bars
 from clipfarm_dagster.corpus import Corpus, StageCorpus
+from clipfarm_dagster.errors import ErasureError
 from clipfarm_dagster.ledger.schema import FAILED_STATUSES, Status
 from clipfarm_dagster.maintenance.migration import finish_cut_over
 from clipfarm_dagster.maintenance.readiness import cut_over_when_ready
@@ -42,10 +43,16 @@ def register(app: typer.Typer) -> None:
 
 def sync(stage: Stages = None, as_json: Json = False) -> None:
     """Embed everything that is new or changed, through Dagster, in this process."""
+    from clipfarm_dagster.orchestration.erasure_finishing import erasures_followed
+    from clipfarm_dagster.orchestration.names import DEFAULT_NAMES
+
     settings = load_settings()
     corpus = Corpus.open(settings)
     with _alone(settings), dagster_instance(settings) as instance:
-        synced = sync_corpus(corpus, instance, stage or list(Stage), quiet=as_json)
+        _finish_erasures(corpus, instance)
+        with erasures_followed(corpus, instance, DEFAULT_NAMES):
+            synced = sync_corpus(corpus, instance, stage or list(Stage), quiet=as_json)
+        _finish_erasures(corpus, instance)
     if as_json:
         told: dict[str, Any] = {"stages": synced.stages}
         print_json(told | ({"candidates": synced.candidates} if synced.candidates else {}))
@@ -58,6 +65,21 @@ def sync(stage: Stages = None, as_json: Json = False) -> None:
                 f"{refused:,} rows of the CSV are refused for their video_id; see `clipfarm plan`"
             )
     raise typer.Exit(1 if synced.failed or synced.waiting else 0)
+
+
+def _finish_erasures(corpus: Corpus, instance: dg.DagsterInstance) -> None:
+    """Do what is left to do of erasures; if that cannot be done now, say so, for other videos are waiting."""
+    from clipfarm_dagster.orchestration.erasure_finishing import finish_erasures
+    from clipfarm_dagster.orchestration.names import DEFAULT_NAMES
+
+    try:
+        waits_for = finish_erasures(corpus, instance, DEFAULT_NAMES).waits_for
+    except ErasureError as error:
+        waits_for = frozenset()
+        error_console().print(f"clipfarm: an erasure is not finished: {error}", soft_wrap=True)
+    if waits_for:
+        some = ", ".join(sorted(waits_for))
+        error_console().print(f"clipfarm: an erasure waits until {some} has ended in Dagster", soft_wrap=True)
 
 
 @contextmanager

@@ -154,12 +154,18 @@ def _named_contract(
 
 
 def _tell_dagster(corpus: Corpus, stage: Stage, done: Imported) -> None:
+    from clipfarm_dagster.orchestration.erasure_finishing import erasures_followed
     from clipfarm_dagster.orchestration.launching import announce
     from clipfarm_dagster.orchestration.names import DEFAULT_NAMES
 
-    with dagster_instance(corpus.settings) as instance, corpus.stage(stage, done.contract.id) as opened:
-        instance.add_dynamic_partitions(DEFAULT_NAMES.partitions_name, [row.video_id for row in done.rows])
-        announce(instance, DEFAULT_NAMES, opened, done.rows)
+    with (
+        dagster_instance(corpus.settings) as instance,
+        erasures_followed(corpus, instance, DEFAULT_NAMES) as erased,
+        corpus.stage(stage, done.contract.id) as opened,
+    ):
+        rows = [row for row in done.rows if row.video_id not in erased]
+        instance.add_dynamic_partitions(DEFAULT_NAMES.partitions_name, [row.video_id for row in rows])
+        announce(instance, DEFAULT_NAMES, opened, rows)
 
 
 def _show(done: Imported) -> None:

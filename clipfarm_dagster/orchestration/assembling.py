@@ -12,7 +12,13 @@ from clipfarm_dagster.orchestration.assets.fusion import fused_asset
 from clipfarm_dagster.orchestration.assets.manifests import manifest_assets
 from clipfarm_dagster.orchestration.assets.raw import raw_assets
 from clipfarm_dagster.orchestration.checks import asset_checks
-from clipfarm_dagster.orchestration.jobs import checks_job, cut_over_job, embedding_jobs, manifests_job
+from clipfarm_dagster.orchestration.jobs import (
+    checks_job,
+    cut_over_job,
+    embedding_jobs,
+    erasure_job,
+    manifests_job,
+)
 from clipfarm_dagster.orchestration.names import CorpusNames, Resource
 from clipfarm_dagster.orchestration.progress import silent
 from clipfarm_dagster.orchestration.resources.encoders import EncodersResource
@@ -68,7 +74,7 @@ def build_definitions(
             fused_asset(names),
             *comparison_assets(names),
         ],
-        jobs=[*jobs, manifests, checks_job(names, checks)],
+        jobs=[*jobs, manifests, checks_job(names, checks), erasure_job(names)],
         asset_checks=checks,
         sensors=[embedding_sensor(names, jobs), manifest_sensor(names, manifests)],
         resources=_resources(names, settings, resource_overrides or {}),

@@ -21,7 +21,8 @@ from clipfarm_dagster.orchestration.resources.taking import (
 )
 from clipfarm_dagster.orchestration.runs.cut_over import run_cut_over
 from clipfarm_dagster.orchestration.runs.embed import embed_videos
-from clipfarm_dagster.orchestration.runs.id_list import CandidateIdList, IdList
+from clipfarm_dagster.orchestration.runs.erase import erase_in_run
+from clipfarm_dagster.orchestration.runs.id_list import CandidateIdList, ErasureList, IdList
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.store.keys import check_video_id
 
@@ -92,6 +93,32 @@ def _candidate_job(names: CorpusNames, stage: Stage) -> dg.JobDefinition:
     )
     def job() -> None:
         embed()
+
+    return job
+
+
+def erasure_job(names: CorpusNames) -> dg.JobDefinition:
+    """The job that erases the videos in a run's config."""
+
+    @dg.op(
+        name=names.erasure_op,
+        out=dg.Out(dg.Nothing, io_manager_key=names.resource(Resource.VECTORS)),
+        required_resource_keys=names.resources(*CORPUS),
+    )
+    def erase(context: dg.OpExecutionContext, config: ErasureList) -> None:
+        erase_in_run(context, names, config, take_corpus(context.resources, names))
+
+    @dg.job(
+        name=names.erasure_job,
+        description=(
+            "Erases the videos in the run's config for good, and keeps them away. Their ids are removed from"
+            " this run by the sensor's next tick, or the next `clipfarm sync`, after it has ended."
+        ),
+        tags=names.run_tags(),
+        executor_def=locking_in_process_executor,
+    )
+    def job() -> None:
+        erase()
 
     return job
 

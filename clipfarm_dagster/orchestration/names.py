@@ -171,11 +171,21 @@ class CorpusNames:
         """Name of the job that runs all asset checks."""
         return self._name("checks_job")
 
+    @property
+    def erasure_job(self) -> str:
+        """Name of the job that erases the videos in a run's config."""
+        return self._name("erase_videos")
+
+    @property
+    def erasure_op(self) -> str:
+        """Name of that job's op."""
+        return self._name("erase")
+
     def jobs(self) -> Iterator[str]:
         """The names of all jobs."""
         for stage in Stage:
             yield from (self.embedding_job(stage), self.candidate_job(stage))
-        yield from (self.cut_over_job, self.manifests_job, self.checks_job)
+        yield from (self.cut_over_job, self.manifests_job, self.checks_job, self.erasure_job)
 
     def ledger_checks(self, stage: Stage) -> str:
         """Name of the op that checks a stage's ledger."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import dagster as dg
 
@@ -17,6 +18,7 @@ from clipfarm_dagster.maintenance.id_text import IdText
 from clipfarm_dagster.maintenance.scanning import Trace, scan_file, scan_folder, scan_postgres
 from clipfarm_dagster.orchestration.erasing.databases import (
     check_known,
+    is_known,
     open_databases,
     partitions_database,
 )
@@ -32,7 +34,7 @@ from clipfarm_dagster.orchestration.erasing.scope import Scope
 from clipfarm_dagster.orchestration.names import CorpusNames
 from clipfarm_dagster.stages import Stage
 
-__all__ = ["Erased", "erase_from_dagster", "scan_dagster"]
+__all__ = ["Erased", "check_known", "erase_from_dagster", "is_known", "scan_dagster"]
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ def erase_from_dagster(
     tombstones: Mapping[str, str],
     *,
     more_assets: Collection[dg.AssetKey] = (),
+    besides: Collection[Path] = (),
     dry_run: bool = False,
 ) -> Erased:
     """Remove videos of a corpus from all that an instance stores, on this machine and in its databases.
@@ -69,6 +72,7 @@ def erase_from_dagster(
     Args:
         tombstones: by `video_id`, the text that takes its place.
         more_assets: assets besides the corpus's own whose partitions are its videos; their events go too.
+        besides: folders that are not Dagster's, should they lie in its own.
         dry_run: whether only to count.
 
     Raises:
@@ -100,7 +104,7 @@ def erase_from_dagster(
             compacted += database.compact(database.table_names() if every else last.tables(), ids)
     changed = removed = 0
     for folder in instance_folders(instance):
-        in_folder = clear_files(folder, scope.of_file, dry_run=dry_run)
+        in_folder = clear_files(folder, scope.of_file, besides=besides, dry_run=dry_run)
         changed, removed = changed + in_folder[0], removed + in_folder[1]
     if dry_run:
         deleted = len(here)
@@ -120,10 +124,15 @@ def erase_from_dagster(
     )
 
 
-def scan_dagster(instance: dg.DagsterInstance, video_ids: Collection[str]) -> list[Trace]:
+def scan_dagster(
+    instance: dg.DagsterInstance, video_ids: Collection[str], *, besides: Collection[Path] = ()
+) -> list[Trace]:
     """Look for ids of videos in all that an instance stores: the bytes of its files, and its databases.
 
     An id that is a word, such as `video`, is found wherever that word is. No place names an id.
+
+    Args:
+        besides: folders that are not Dagster's, should they lie in its own.
 
     Raises:
         ErasureError: this Dagster or its storage is not known, or a database cannot be used.
@@ -133,7 +142,7 @@ def scan_dagster(instance: dg.DagsterInstance, video_ids: Collection[str]) -> li
     keys = partition_keys(partitions_database(instance))
     ids = IdText(dict.fromkeys(video_ids, "…"), set().union(*keys.values()) - set(video_ids))
     folders = instance_folders(instance)
-    traces = [trace for folder in folders for trace in scan_folder(folder, ids)]
+    traces = [trace for folder in folders for trace in scan_folder(folder, ids, besides=besides)]
     seen: set[str] = set()
     for database in open_databases(instance):
         if database.path is None:

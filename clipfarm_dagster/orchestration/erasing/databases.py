@@ -135,6 +135,15 @@ def check_known(instance: dg.DagsterInstance) -> None:
             )
 
 
+def is_known(instance: dg.DagsterInstance) -> bool:
+    """Whether an instance's version and storages are known."""
+    try:
+        check_known(instance)
+    except ErasureError:
+        return False
+    return True
+
+
 def open_databases(instance: dg.DagsterInstance) -> Iterator[Database]:
     """All databases of a known instance, one after the other; the one with the partitions comes last."""
     from dagster._core.instance.utils import RUNLESS_RUN_ID

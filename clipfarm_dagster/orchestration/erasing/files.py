@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import TextIO
 
@@ -45,13 +45,20 @@ def out_of_reach(instance: dg.DagsterInstance) -> tuple[str, ...]:
     return (f"compute logs of {type(manager).__name__}",)
 
 
-def clear_files(folder: Path, ids_of: Callable[[Path], IdText], *, dry_run: bool = False) -> tuple[int, int]:
+def clear_files(
+    folder: Path,
+    ids_of: Callable[[Path], IdText],
+    *,
+    besides: Collection[Path] = (),
+    dry_run: bool = False,
+) -> tuple[int, int]:
     """Replace ids in the text files of a folder, and remove the files that have one as their name, less a
     suffix: what an IO manager keeps of a partition.
 
     Args:
         folder: of the instance.
         ids_of: the ids that may be replaced in a file.
+        besides: folders in it that are left alone.
         dry_run: whether only to count.
 
     Returns:
@@ -61,7 +68,7 @@ def clear_files(folder: Path, ids_of: Callable[[Path], IdText], *, dry_run: bool
         ErasureError: a file cannot be read or written.
     """
     changed = removed = 0
-    for path in _files(folder):
+    for path in _files(folder, besides):
         ids = ids_of(path)
         try:
             if any(start == 0 and not is_word(video_id) for start, _, video_id in ids.spans(path.name)):
@@ -77,8 +84,11 @@ def clear_files(folder: Path, ids_of: Callable[[Path], IdText], *, dry_run: bool
     return changed, removed
 
 
-def _files(folder: Path) -> Iterator[Path]:
+def _files(folder: Path, besides: Collection[Path]) -> Iterator[Path]:
+    left_alone = [one.resolve() for one in besides]
     for path in sorted(folder.rglob("*")):
+        if any(path.is_relative_to(one) for one in left_alone):
+            continue
         if path.is_file() and not path.is_symlink() and not _DATABASE_FILES.fullmatch(path.name):
             yield path
 

@@ -18,6 +18,7 @@ from clipfarm_dagster.errors import StoreError
 from clipfarm_dagster.ledger.schema import LedgerRow
 from clipfarm_dagster.modalities.encoder import Encoder
 from clipfarm_dagster.modalities.registry import stage_checkpoint
+from clipfarm_dagster.orchestration.erasure_finishing import mark_unclean
 from clipfarm_dagster.orchestration.events import outcome_events
 from clipfarm_dagster.orchestration.launching import vectors_asset
 from clipfarm_dagster.orchestration.names import (
@@ -78,7 +79,7 @@ def embed_videos(
         items = opened.work_items(video_ids, corpus.latest_rows())
         known = {item.video_id for item in items}
         unknown = [video_id for video_id in video_ids if video_id not in known]
-        if erased := ledger.erased(unknown):
+        if erased := _erased(context, names, opened, unknown):
             context.log.info(f"{len(erased)} of the videos were erased; they are left out")
             unknown = [video_id for video_id in unknown if video_id not in erased]
         progress = Progress(len(items))
@@ -145,6 +146,15 @@ def _nothing_to_fill(serving: StageCorpus, generation: str | None) -> str:
         f"{serving.stage}: contract {generation} neither serves nor is asked for by the settings any more;"
         " nothing was embedded for it"
     )
+
+
+def _erased(context: Context, names: CorpusNames, opened: StageCorpus, video_ids: Sequence[str]) -> set[str]:
+    """Those of some videos that are erased, by id or by the tombstone that has taken its place."""
+    erased = opened.ledger.follow_erasures()
+    ids = erased.among(video_ids)
+    if ids:  # this run may have been created after Dagster was cleaned of them
+        mark_unclean(context.instance, names)
+    return ids | erased.erasures.keys() & set(video_ids)
 
 
 @contextmanager

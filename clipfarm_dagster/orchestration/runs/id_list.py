@@ -62,5 +62,17 @@ def candidate_id_list(
     return (str(config.get("generation")), list(ids)) if ids else None
 
 
+class ErasureList(dg.Config):
+    """Which videos a run erases."""
+
+    video_ids: list[str] = Field(description="The `video_id`s to erase, in any order.")
+    raw: bool = Field(default=False, description="Whether their raw objects go too.")
+
+
+def erasure_list(names: CorpusNames, run_config: Mapping[str, Any]) -> list[str]:
+    """The ids that a run config names to be erased."""
+    return list(_config(names.erasure_op, run_config).get("video_ids") or [])
+
+
 def _config(op: str, run_config: Mapping[str, Any]) -> Mapping[str, Any]:
     return (run_config.get("ops", {}).get(op) or {}).get("config") or {}

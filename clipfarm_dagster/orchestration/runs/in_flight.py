@@ -67,7 +67,7 @@ def videos_in_flight(instance: dg.DagsterInstance, names: CorpusNames) -> InFlig
             if start and end:
                 if partitions is None:
                     partitions = instance.get_dynamic_partitions(names.partitions_name)
-                ids.update(_range(partitions, start, end))
+                ids.update(partition_range(partitions, start, end))
     return InFlight(found.serving, found.candidates, candidate_runs)
 
 
@@ -94,7 +94,7 @@ def _selected(instance: dg.DagsterInstance, run: dg.DagsterRun) -> Collection[dg
     return {entry.get_dagster_event().asset_key for entry in planned}
 
 
-def _range(partitions: Sequence[str], start: str, end: str) -> Sequence[str]:
+def partition_range(partitions: Sequence[str], start: str, end: str) -> Sequence[str]:
     """The partitions from `start` to `end`; the whole, to be safe, where one of them has been deleted."""
     try:
         return partitions[partitions.index(start) : partitions.index(end) + 1]

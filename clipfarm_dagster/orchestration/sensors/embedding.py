@@ -55,6 +55,7 @@ from clipfarm_dagster.orchestration.runs.dead import fail_dead_runs
 from clipfarm_dagster.orchestration.runs.id_list import id_list_run_config, id_list_run_tags
 from clipfarm_dagster.orchestration.runs.in_flight import UNFINISHED_RUN_STATUSES, InFlight, videos_in_flight
 from clipfarm_dagster.orchestration.sensors.corpus_sensor import corpus_sensor
+from clipfarm_dagster.orchestration.sensors.erasures import following_erasures
 from clipfarm_dagster.orchestration.sensors.watching import (
     LastPlan,
     found_objects,
@@ -85,7 +86,7 @@ def embedding_sensor(names: CorpusNames, jobs: Sequence[dg.JobDefinition]) -> dg
     return corpus_sensor(
         names,
         names.embedding_sensor,
-        _tick,
+        following_erasures(_tick),
         jobs=jobs,
         interval_seconds=MINIMUM_INTERVAL_SECONDS,
         description=(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -138,13 +139,13 @@ def _record_tick(instance: dg.DagsterInstance, status: TickStatus, **data: Any) 
     )
 
 
-def launch_backfill(instance: dg.DagsterInstance) -> None:
+def launch_backfill(instance: dg.DagsterInstance, video_ids: Sequence[str] = IDS[:3]) -> None:
     """A backfill of some partitions, as the UI stores it."""
     instance.add_backfill(
         PartitionBackfill.from_asset_partitions(
             backfill_id="backfill1",
             asset_graph=build_definitions().resolve_asset_graph(),
-            partition_names=IDS[:3],
+            partition_names=list(video_ids),
             asset_selection=[KEY],
             backfill_timestamp=time.time(),
             tags={},
