@@ -17,6 +17,7 @@ from clipfarm_dagster.cli import (
     canary,
     demo,
     dev,
+    erasing,
     manifests,
     migrate,
     planning,
@@ -48,6 +49,7 @@ atlas.register(app)
 canary.register(app)
 migrate.register(app)
 reconcile.register(app)
+erasing.register(app)
 demo.register(app)
 dev.register(app)
 

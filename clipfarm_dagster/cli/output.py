@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+import sys
 from typing import Annotated, Any
 
 import dagster as dg
@@ -14,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from clipfarm_dagster.errors import SettingsError
+from clipfarm_dagster.errors import ClipFarmError, SettingsError
 from clipfarm_dagster.instance import ensure_instance
 from clipfarm_dagster.settings import Settings
 from clipfarm_dagster.stages import Stage
@@ -95,6 +96,18 @@ def print_json(answer: Any) -> None:
     """Print the one JSON object of a command."""
     # a terminal acts on these even in JSON, where an escape means the same
     print(_STEERING.sub(lambda found: f"\\u{ord(found[0]):04x}", json.dumps(answer, ensure_ascii=False)))
+
+
+def confirmed(question: str) -> None:
+    """Ask a person on standard error whether to go on; returns only then.
+
+    Raises:
+        ClipFarmError: the answer is no, or there is nobody to ask.
+    """
+    if not sys.stdin.isatty():
+        raise ClipFarmError("this removes things for good, and nobody is there to ask; give --yes")
+    if not typer.confirm(visible(question), err=True):
+        raise ClipFarmError("nothing was changed")
 
 
 def table(title: str, columns: list[str], rows: list[list[str]]) -> Table:
