@@ -25,7 +25,7 @@ def register(app: typer.Typer) -> None:
 
 
 def status(stage: Stages = None, as_json: Json = False) -> None:
-    """Show what the ledgers hold, by stage and status, failures with causes, and notes of successes."""
+    """Show what the ledgers hold, by stage and status, failures with causes, notes, and erased videos."""
     corpus = Corpus.open(load_settings())
     counts: dict[str, dict[str, int]] = {}
     failures: list[dict[str, Any]] = []
@@ -47,10 +47,20 @@ def status(stage: Stages = None, as_json: Json = False) -> None:
                 {"stage": str(chosen), "video_id": row.video_id, "note": row.note}
                 for row in ledger.with_note()
             ]
+    erased = corpus.tombstones.read()
     if as_json:
-        print_json({"stages": counts, "failures": failures} | ({"notes": notes} if notes else {}))
+        some: dict[str, Any] = {"notes": notes} if notes else {}
+        if erased:
+            some |= {"erased": {"videos": len(erased.erasures), "unfinished": len(erased.unfinished)}}
+        print_json({"stages": counts, "failures": failures} | some)
         return
     out = console()
+    if erased:
+        goes_on = "; `clipfarm sync` or the sensor goes on with these"
+        out.print(
+            f"{len(erased.erasures):,} videos are erased, {len(erased.unfinished):,} of them not wholly yet"
+            + (goes_on if erased.unfinished else "")
+        )
     statuses = sorted({name for entry in counts.values() for name in entry})
     if not statuses:
         out.print("Nothing is recorded yet; `clipfarm plan` shows what there is to do")

@@ -58,6 +58,18 @@ def test_sync_counts_what_it_did_and_then_has_nothing_to_do(corpus: Corpus, clip
     }
 
 
+def test_status_counts_erased_videos_and_names_none(corpus: Corpus, clipfarm: Command):
+    erased = corpus.tombstones.add(["a", "secret-id"])
+    unfinished = erased.tombstone("a")
+    corpus.tombstones.finish({name: one for name, one in erased.unfinished.items() if name != unfinished})
+
+    ended, told = clipfarm("status", "--json"), clipfarm("status")
+
+    assert ended.json["erased"] == {"videos": 2, "unfinished": 1}
+    assert "2 videos are erased, 1 of them not wholly yet; `clipfarm sync`" in told.output
+    assert "secret-id" not in ended.output + told.output
+
+
 def test_sync_leaves_alone_what_another_run_has_taken_meanwhile(
     corpus: Corpus, clipfarm: Command, monkeypatch: pytest.MonkeyPatch
 ):
