@@ -21,7 +21,6 @@ from clipfarm_dagster.orchestration.resources.taking import (
 )
 from clipfarm_dagster.orchestration.runs.cut_over import run_cut_over
 from clipfarm_dagster.orchestration.runs.embed import embed_videos
-from clipfarm_dagster.orchestration.runs.erase import erase_in_run
 from clipfarm_dagster.orchestration.runs.id_list import CandidateIdList, ErasureList, IdList
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.store.keys import check_video_id
@@ -106,6 +105,9 @@ def erasure_job(names: CorpusNames) -> dg.JobDefinition:
         required_resource_keys=names.resources(*CORPUS),
     )
     def erase(context: dg.OpExecutionContext, config: ErasureList) -> None:
+        # much that definitions should not wait for
+        from clipfarm_dagster.orchestration.runs.erase import erase_in_run
+
         erase_in_run(context, names, config, take_corpus(context.resources, names))
 
     @dg.job(

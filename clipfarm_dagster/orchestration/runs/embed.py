@@ -18,7 +18,6 @@ from clipfarm_dagster.errors import StoreError
 from clipfarm_dagster.ledger.schema import LedgerRow
 from clipfarm_dagster.modalities.encoder import Encoder
 from clipfarm_dagster.modalities.registry import stage_checkpoint
-from clipfarm_dagster.orchestration.erasure_finishing import mark_unclean
 from clipfarm_dagster.orchestration.events import outcome_events
 from clipfarm_dagster.orchestration.launching import vectors_asset
 from clipfarm_dagster.orchestration.names import (
@@ -153,6 +152,8 @@ def _erased(context: Context, names: CorpusNames, opened: StageCorpus, video_ids
     erased = opened.ledger.follow_erasures()
     ids = erased.among(video_ids)
     if ids:  # this run may have been created after Dagster was cleaned of them
+        from clipfarm_dagster.orchestration.erasure_finishing import mark_unclean
+
         mark_unclean(context.instance, names)
     return ids | erased.erasures.keys() & set(video_ids)
 

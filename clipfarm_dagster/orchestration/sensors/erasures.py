@@ -4,7 +4,6 @@ import dagster as dg
 
 from clipfarm_dagster.corpus import Corpus
 from clipfarm_dagster.errors import ErasureError
-from clipfarm_dagster.orchestration.erasure_finishing import erasures_followed, finish_erasures_if_free
 from clipfarm_dagster.orchestration.names import CorpusNames
 from clipfarm_dagster.orchestration.sensors.corpus_sensor import Tick
 
@@ -16,6 +15,12 @@ def following_erasures(tick: Tick) -> Tick:
     def tick_after(
         context: dg.SensorEvaluationContext, names: CorpusNames, corpus: Corpus
     ) -> dg.SensorResult | dg.SkipReason:
+        # much that definitions should not wait for
+        from clipfarm_dagster.orchestration.erasure_finishing import (
+            erasures_followed,
+            finish_erasures_if_free,
+        )
+
         try:
             finished = finish_erasures_if_free(corpus, context.instance, names)
         except ErasureError as error:
