@@ -98,14 +98,20 @@ def roll_back(stage: StageName, as_json: Json = False) -> None:
     No model is called. Videos that came or changed since are embedded by the next sync.
     """
     corpus = Corpus.open(load_settings())
-    before = corpus.serving.read().get(stage)
-    contract_id = migration.roll_back(corpus, stage)
+    contract_id = migration.way_back(corpus, stage)
+    found = readiness(corpus, stage, contract_id)
+    missing = 0 if found is None else found.coverage.served - found.coverage.covered
+    migration.cut_over(corpus, stage, contract_id, going_back=True)
     _tell_dagster(corpus, stage)
-    left = before and (before.following or before.contract_id)
+    serving = corpus.serving.read().get(stage)
+    left = serving and serving.rolled_back
     if as_json:
-        print_json({"stage": str(stage), "contract_id": contract_id, "rolled_back": left})
+        told = {"contract_id": contract_id, "rolled_back": left, "missing": missing}
+        print_json({"stage": str(stage), **told})
         return
     console().print(f"Generation {contract_id} serves the {stage} vectors")
+    if missing:
+        console().print(f"It lacks {missing:,} videos that were served; the next sync embeds them")
     console().print(f"{left} is kept, and serves again only by `clipfarm migrate cut-over {stage} {left}`")
 
 

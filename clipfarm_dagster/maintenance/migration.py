@@ -95,13 +95,14 @@ def cut_over(corpus: Corpus, stage: Stage, contract_id: str, *, going_back: bool
     finish_cut_over(corpus, stage)
 
 
-def roll_back(corpus: Corpus, stage: Stage) -> str:
-    """Let the generation serve that served before, or end a cut-over that is under way; returns the contract
-    id of what serves then. What one went back from serves again only by a person's will.
+def way_back(corpus: Corpus, stage: Stage) -> str:
+    """Contract id of the generation that serves if a person goes back: the one that served before, or the one
+    that still does while a cut-over is under way.
 
     Raises:
         MigrationError: there is nothing to go back to.
-        ClipFarmError: what `cut_over` raises.
+        LedgerError: what is said of the generations is damaged.
+        StoreError: the store cannot be read.
     """
     serving = corpus.serving.read().get(stage)
     target = None
@@ -112,7 +113,6 @@ def roll_back(corpus: Corpus, stage: Stage) -> str:
             f"no generation of {stage} vectors served before the one that does, or it was dropped; nothing"
             " was changed"
         )
-    cut_over(corpus, stage, target, going_back=True)
     return target
 
 

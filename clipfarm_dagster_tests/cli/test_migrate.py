@@ -185,7 +185,7 @@ def test_another_generation_serves_and_the_way_back_and_again(
     ended = clipfarm("migrate", "roll-back", "text", "--json")
 
     assert ended.code == 0, ended.errors
-    assert ended.json == {"stage": "text", "contract_id": whole.old, "rolled_back": whole.new}
+    assert ended.json == {"stage": "text", "contract_id": whole.old, "rolled_back": whole.new, "missing": 0}
     assert served(whole) == whole.old
     answer = told(clipfarm)
     assert answer["serving"]["rolled_back"] == whole.new
@@ -195,6 +195,64 @@ def test_another_generation_serves_and_the_way_back_and_again(
     assert clipfarm("migrate", "cut-over", "text").code == 0
     assert told(clipfarm)["serving"]["rolled_back"] is None
     assert served(whole) == whole.new
+
+
+def test_going_back_says_which_videos_came_since(whole: Migrating, clipfarm: Command):
+    assert clipfarm("migrate", "cut-over", "text").code == 0
+    whole.put({**TEXTS, "later": "A video that came later"})
+    whole.embed(whole.new, ["later"])
+
+    ended = clipfarm("migrate", "roll-back", "text")
+
+    assert ended.code == 0, ended.errors
+    assert "It lacks 1 videos that were served; the next sync embeds them" in ended.output
+    assert served(whole) == whole.old
+
+
+def test_a_cut_over_that_is_under_way_is_shown_and_ended(whole: Migrating, clipfarm: Command):
+    with pytest.MonkeyPatch.context() as patch:
+        killing(patch, 1, (ObjectStore, "copy_each"))
+        with pytest.raises(Killed):
+            clipfarm("migrate", "cut-over", "text")
+    assert told(clipfarm)["serving"]["following"] == whole.new
+    assert f"a cut-over to {whole.new} is under way" in clipfarm("migrate", "status").output
+    ended = clipfarm("migrate", "drop", "text", whole.new, "--yes")
+    assert (ended.code, "a cut-over of the text vectors is under way" in ended.errors) == (2, True)
+
+    ended = clipfarm("migrate", "roll-back", "text", "--json")
+
+    assert ended.code == 0, ended.errors
+    assert ended.json == {"stage": "text", "contract_id": whole.old, "rolled_back": whole.new, "missing": 0}
+    answer = told(clipfarm)["serving"]
+    assert (answer["following"], answer["settled"], answer["objects"]) == (None, True, 0)
+    assert served(whole) == whole.old
+
+
+def test_sync_fills_the_candidate_and_a_person_lets_it_serve(
+    migrating: Migrating, clipfarm: Command, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("CLIPFARM_CUT_OVER", "manual")
+    ended = clipfarm("sync", "--stage", "text", "--json")
+    assert ended.code == 0, ended.errors
+    assert ended.json["stages"]["text"]["model_calls"] == 0
+    assert ended.json["candidates"]["text"]["model_calls"] == 4
+    candidate = told(clipfarm)["candidate"]
+    assert (candidate["coverage"]["done"], candidate["missing"]) == (8, [])
+    assert candidate["held"] == ["CLIPFARM_CUT_OVER is manual"]
+    canary = clipfarm("migrate", "compare", "text", "--json").json["new"]["canary"]
+    assert canary["agreeing_environments"] == 1
+
+    for command in ("cut-over", "roll-back"):
+        assert clipfarm("migrate", command, "text").code == 0
+        ended = clipfarm("sync", "--stage", "text", "--json")
+        assert ended.code == 0, ended.errors
+        assert ended.json["stages"]["text"]["model_calls"] == 0
+
+    assert served(migrating) == migrating.old
+    assert told(clipfarm)["candidate"]["held"] == [
+        "CLIPFARM_CUT_OVER is manual",
+        "a person went back from it",
+    ]
 
 
 def test_dagster_is_told_of_what_serves(whole: Migrating, clipfarm: Command):

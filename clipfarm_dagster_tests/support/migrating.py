@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from functools import cache
+from hashlib import sha256
 
 from clipfarm_dagster.corpus import Corpus
-from clipfarm_dagster.engine.engine import EngineOptions, embed_items
-from clipfarm_dagster.ledger.rows import RetryPolicy
+from clipfarm_dagster.ledger.rows import success_row
 from clipfarm_dagster.ledger.serving import Serving
 from clipfarm_dagster.manifests.refresh import refresh_manifest
 from clipfarm_dagster.modalities.encoder import Encoder
 from clipfarm_dagster.modalities.registry import load_encoder
 from clipfarm_dagster.settings import Settings, load_settings
 from clipfarm_dagster.stages import Stage
+from clipfarm_dagster.vectors.hashing import source_hash
+from clipfarm_dagster.vectors.npy import to_npy
 from clipfarm_dagster_tests.support.raw import metadata_row, put_metadata, put_transcript
 
 TEXTS = {
@@ -26,9 +29,6 @@ TEXTS = {
     "chess": "A grandmaster's endgame on the chess board",
     "cards": "A trick with playing cards for a party",
 }
-OPTIONS = EngineOptions(
-    workers=1, item_timeout_seconds=60, max_object_bytes=10_000, retry=RetryPolicy(1, 1e-6)
-)
 TEXT = Stage.TEXT
 
 
@@ -52,20 +52,32 @@ class Migrating:
             put_transcript(self.corpus, video_id, f"This is about {text.lower()}")
 
     def embed(self, generation: str, video_ids: Sequence[str]) -> None:
-        """Bring some vectors of a generation up to date, with its own model."""
+        """Store and record some vectors of a generation, made by its own model, as the engine does."""
         corpus = self.corpus if generation == self.old else self.wants_new
         with corpus.stage(TEXT, generation) as opened:
-            embed_items(
-                opened.work_items(video_ids, corpus.latest_rows()),
-                contract=opened.contract,
-                load_encoder=lambda: encoder(opened.model_settings),
-                store=corpus.store,
-                keys=corpus.keys,
-                ledger=opened.ledger,
-                options=OPTIONS,
-                on_recorded=lambda outcomes: None,
-                place=opened.place,
-            )
+            contract, model, rows = opened.contract, encoder(opened.model_settings), []
+            for item in opened.work_items(video_ids, corpus.latest_rows()):
+                raw = corpus.store.get(corpus.keys.raw(TEXT, item.video_id))
+                [vector] = model.encode([model.preparer(raw.data, item.metadata)])
+                known = None if item.previous is None else item.previous.artifact_key
+                [key] = opened.place.keys_now([(item.video_id, known)])
+                corpus.store.put(key, to_npy(vector))
+                rows.append(
+                    success_row(
+                        item,
+                        contract,
+                        datetime.now(UTC),
+                        source_hash=source_hash(item.metadata_hash, raw.info.etag),
+                        raw_etag=raw.info.etag,
+                        raw_sha256=sha256(raw.data).hexdigest(),
+                        artifact_key=key,
+                        vector=vector,
+                        seconds=0.1,
+                        note=None,
+                    )
+                )
+            opened.ledger.record_contract(contract)
+            opened.ledger.record(rows)
             opened.ledger.push()
 
 
