@@ -111,7 +111,9 @@ def _canary_check(names: CorpusNames, stage: Stage) -> dg.AssetChecksDefinition:
 
 def find_objects(corpus: Corpus, stage: Stage, video_ids: list[str]) -> Finding:
     """Which of some videos have no vector in the store."""
-    keys = [corpus.keys.embedding(stage, video_id) for video_id in video_ids]
+    with corpus.ledger(stage) as ledger:
+        recorded = {row.video_id: row.artifact_key for row in ledger.rows(video_ids).values()}
+    keys = [corpus.keys.vector(stage, video_id, recorded.get(video_id)) for video_id in video_ids]
     with ThreadPoolExecutor(16) as pool:
         infos = list(pool.map(corpus.store.head, keys))
     absent = [key for key, info in zip(keys, infos, strict=True) if info is None]

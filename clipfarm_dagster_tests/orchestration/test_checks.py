@@ -20,6 +20,7 @@ from clipfarm_dagster.orchestration.checks import AGREES_WITH_DAGSTER, CANARY, O
 from clipfarm_dagster.orchestration.names import CONTRACT_TAG, DEFAULT_NAMES, ENVIRONMENT_TAG
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.store import ObjectStore
+from clipfarm_dagster_tests.support.corpora import embed_all, move_aside, open_corpus
 from clipfarm_dagster_tests.support.raw import metadata_row, put_metadata, put_transcript, wav
 
 NAMES = {*(str(name) for name in Audit), OBJECTS_PRESENT, AGREES_WITH_DAGSTER, CANARY}
@@ -122,6 +123,16 @@ def test_objects_are_looked_for_one_by_one(whole: Corpus) -> None:
     finding = find_objects(whole, Stage.TEXT, ["v0", "v8", "v1"])
     assert (finding.bad, finding.more) == (1, {"looked_for": 3})
     assert finding.examples[0].endswith("embeddings/text/v8.npy")
+
+
+def test_objects_are_looked_for_where_they_lie(tmp_path: Any):
+    """While a cut-over is under way, that is elsewhere than usual."""
+    corpus = open_corpus(tmp_path)
+    embed_all(corpus, ["v0", "v1"])
+    move_aside(corpus)
+    corpus.store.delete(corpus.keys.embedding(Stage.TEXT, "v0"))
+
+    assert find_objects(corpus, Stage.TEXT, ["v0", "v1"]).bad == 0
 
 
 # the canary in runs that embed
