@@ -22,7 +22,7 @@ from datetime import UTC, datetime
 from itertools import islice
 
 from clipfarm_dagster.corpus import Corpus, StageCorpus
-from clipfarm_dagster.errors import MigrationError, StoreError
+from clipfarm_dagster.errors import FusionError, MigrationError, StoreError
 from clipfarm_dagster.ledger.schema import LedgerRow, Status
 from clipfarm_dagster.ledger.serving import Serving
 from clipfarm_dagster.ledger.verify import lost_row
@@ -287,13 +287,18 @@ def _lies_in(row: LedgerRow, folder: str) -> bool:
 
 
 def _publish(corpus: Corpus, stage: Stage) -> None:
-    """Bring the manifest of a stage up to date, and the fused vectors that there are."""
+    """Bring the manifest of a stage up to date, and the fused vectors that there are. Those that cannot be
+    fused with these vectors are removed: they are made of others."""
     with corpus.stage(stage) as opened:
         refresh_manifest(opened)
     for name in STRATEGIES:
         strategy = make_strategy(name, corpus.settings.fusion_weights)
-        if stage in strategy.stages and corpus.store.head(corpus.keys.fused_manifest(name)) is not None:
-            refresh_fused(corpus, strategy)
+        key = corpus.keys.fused_manifest(name)
+        if stage in strategy.stages and corpus.store.head(key) is not None:
+            try:
+                refresh_fused(corpus, strategy)
+            except FusionError:
+                corpus.store.delete(key)
 
 
 def _remove_copies(opened: StageCorpus) -> None:

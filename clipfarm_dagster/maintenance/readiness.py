@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from clipfarm_dagster.corpus import Corpus, StageCorpus
 from clipfarm_dagster.corpus.generations import recorded_contract
+from clipfarm_dagster.errors import FusionError
 from clipfarm_dagster.ledger.serving import Serving
 from clipfarm_dagster.maintenance.audit import AUDIT_COLUMNS, Audit, Finding, audit
 from clipfarm_dagster.maintenance.migration import cut_over, finish_cut_over
+from clipfarm_dagster.manifests.strategies import STRATEGIES, make_strategy
 from clipfarm_dagster.planning.coverage import Cover, Coverage
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.vectors.contract import Contract
@@ -115,13 +117,40 @@ def readiness(corpus: Corpus, stage: Stage, contract_id: str | None = None) -> R
 def readiness_of(corpus: Corpus, serving: StageCorpus, contract: Contract) -> Readiness:
     """The same of an opened stage and a contract that does not serve."""
     other = serving.under(contract)
-    return ready_to_cut_over(
+    found = ready_to_cut_over(
         contract.id,
         other.coverage(corpus.latest_rows()),
         audit(other.ledger.columns(AUDIT_COLUMNS)),
         serving=serving.serving or Serving(serving.contract.id, since=""),
         automatic=corpus.settings.cut_over == "auto",
     )
+    return replace(found, missing=(*found.missing, *_fused_no_more(corpus, serving, other)))
+
+
+def _fused_no_more(corpus: Corpus, serving: StageCorpus, other: StageCorpus) -> list[str]:
+    """Why vectors that are fused now could not be fused with those of another generation."""
+    stage, dimension = serving.stage, _dimension(other)
+    if dimension is None or dimension == _dimension(serving):
+        return []
+    problems, dimensions = [], {stage: dimension}
+    for name in STRATEGIES:
+        strategy = make_strategy(name, corpus.settings.fusion_weights)
+        if stage not in strategy.stages or corpus.store.head(corpus.keys.fused_manifest(name)) is None:
+            continue
+        for each in set(strategy.stages) - dimensions.keys():
+            with corpus.stage(each) as opened:
+                dimensions[each] = _dimension(opened) or 0
+        try:
+            strategy.dimension(dimensions)
+        except FusionError as error:
+            problems.append(f"{error}; the vectors that are fused by it would be removed")
+    return problems
+
+
+def _dimension(opened: StageCorpus) -> int | None:
+    """The dimension of a generation's vectors; None where there are none, or they differ in it."""
+    found = opened.ledger.columns(["embedding_dim"])["embedding_dim"].unique().drop_null().to_pylist()
+    return found[0] if len(found) == 1 else None
 
 
 def cut_over_when_ready(corpus: Corpus, stage: Stage) -> Readiness | None:
