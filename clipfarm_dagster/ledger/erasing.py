@@ -72,8 +72,10 @@ class ErasingLedger(LedgerReader):
         if erased.version == self._followed:
             return erased
         known = self._what_remains()
-        if not known.keys() <= erased.erasures.keys():
-            raise self._list_lost()
+        if not known.keys() <= erased.erasures.keys():  # another process has just added some
+            erased = self.tombstones.read()
+            if not known.keys() <= erased.erasures.keys():
+                raise self._list_lost()
         new = erased.erasures.keys() - known.keys()
         if new:
             with self._locked() as connection:
@@ -86,7 +88,8 @@ class ErasingLedger(LedgerReader):
 
     def followed(self, count: int) -> Erased:
         """The erased videos of which no row may be written, for a transaction that writes and has found
-        `count` tombstones in the table: a request is made only if another process has just added some."""
+        `count` tombstones in the table: a request is made only if another process has just added some. (Each
+        adds all that the list has, so that of two sets the larger has the smaller.)"""
         if self.tombstones is None or len(self.tombstones.last.erasures) >= count:
             return Erased() if self.tombstones is None else self.tombstones.last
         erased = self.tombstones.read()
@@ -223,9 +226,11 @@ class ErasingLedger(LedgerReader):
         return (sqlite if self._schema is None else postgresql).insert(table)
 
     def _list_lost(self) -> LedgerError:
+        assert self.tombstones is not None
         return LedgerError(
-            f"the {self.stage} ledger at {self.name} follows erased videos that the store's list of them no"
-            " longer has; restore state/erased.json from a backup, so that they stay away"
+            f"the {self.stage} ledger at {self.name} knows of erased videos that {self.tombstones.place} no"
+            " longer lists; restore that object from a backup, so that they stay away. Without one, empty the"
+            " table `erased` of each ledger, and erase these videos again"
         )
 
     def _not_cleared(self, error: object) -> ErasureError:

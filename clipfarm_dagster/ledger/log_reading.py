@@ -76,7 +76,9 @@ class LogReader:
     def remove_scratch(self) -> None:
         """Remove copies of the ledger that a killed process has left on this machine."""
         with self._lock:
-            for left in self._path.parent.glob(f"{self._scratch_prefix}*"):
+            folder = self._path.parent
+            of_before = (copy.parent for copy in folder.glob("tmp*/snapshot.sqlite"))  # by earlier versions
+            for left in (*folder.glob(f"{self._scratch_prefix}*"), *of_before):
                 shutil.rmtree(left)
 
     def _take_in(self) -> None:
@@ -118,7 +120,7 @@ class LogReader:
                 for segment, (contracts, rows) in segments:
                     if segment.dropped is not None:
                         changed += drop_generation(connection, segment.dropped)
-                    gone = erased.among(row["video_id"] for row in rows)
+                    gone = erased.among(str(row["video_id"]) for row in rows)
                     self._met_erased |= gone
                     changed += merge_rows(connection, [row for row in rows if row["video_id"] not in gone])
                     add_contracts(connection, contracts)

@@ -94,6 +94,11 @@ class Tombstones:
         self._known: tuple[str | None, Erased] = None, Erased()
 
     @property
+    def place(self) -> str:
+        """Where the object lies: fit for messages."""
+        return f"{self._store.url}: {self._key!r}"
+
+    @property
     def last(self) -> Erased:
         """The erased videos as they were last read or written by this object."""
         return self._known[1]
@@ -157,7 +162,7 @@ class Tombstones:
             except PreconditionFailedError:
                 continue
             return then
-        raise LedgerError(f"{self._store.url}: {self._key!r} changed {_ATTEMPTS} times meanwhile; try again")
+        raise LedgerError(f"{self.place} changed {_ATTEMPTS} times meanwhile; try again")
 
     def _read(self) -> tuple[Erased, str | None]:
         info = self._store.head(self._key)
@@ -185,7 +190,7 @@ class Tombstones:
                 raise ValueError("its key is cut off")
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise LedgerError(
-                f"{self._store.url}: {self._key!r} does not say which videos are erased"
+                f"{self.place} does not say which videos are erased"
                 f" ({type(error).__name__}: {error}); restore it from a backup: without its key no erased"
                 " video can be told from others"
             ) from None

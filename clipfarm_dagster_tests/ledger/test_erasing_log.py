@@ -229,8 +229,8 @@ def test_what_was_left_lying_about_goes_too(store: ObjectStore, tmp_path: Path):
             store.put(key, packed)
         with machine(two, store):
             pass
-        for home in (one, two):
-            scratch = home / "video_embedding.sqlite.copy-abc"
+        for home, name in ((one, "video_embedding.sqlite.copy-abc"), (two, "tmpabc")):
+            scratch = home / name
             scratch.mkdir()
             (scratch / "snapshot.sqlite").write_text(ITS_BYTES)
 
