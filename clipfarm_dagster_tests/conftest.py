@@ -8,6 +8,8 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
+from alembic.config import Config
+from alembic.script import ScriptDirectory
 
 from clipfarm_dagster.corpus import Corpus
 from clipfarm_dagster.instance import ensure_instance
@@ -18,6 +20,23 @@ from clipfarm_dagster_tests.support.media import SHARED
 from clipfarm_dagster_tests.support.models import make_models
 from clipfarm_dagster_tests.support.postgres import postgres_server
 from workbench.seaweedfs import S3Server, running_seaweedfs, weed_program
+
+
+@pytest.fixture(scope="session", autouse=True)
+def migrations_read_once() -> Iterator[None]:
+    """Dagster's migration scripts are read once a process, not for each new instance of a test."""
+    original = ScriptDirectory.from_config
+    read: dict[str | None, ScriptDirectory] = {}
+
+    def from_config(config: Config) -> ScriptDirectory:
+        location = config.get_main_option("script_location")
+        if location not in read:
+            read[location] = original(config)
+        return read[location]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ScriptDirectory, "from_config", from_config)
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -107,7 +126,8 @@ def corpus(
 
 
 @pytest.fixture
-def instance(tmp_path: Path) -> Iterator[dg.DagsterInstance]:
+def instance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dg.DagsterInstance]:
     """A Dagster instance of its own, with the settings that ClipFarm ships."""
-    with dg.instance_for_test(temp_dir=str(ensure_instance(tmp_path / "dagster"))) as instance:
+    monkeypatch.setenv("DAGSTER_HOME", str(ensure_instance(tmp_path / "dagster")))
+    with dg.DagsterInstance.get() as instance:
         yield instance

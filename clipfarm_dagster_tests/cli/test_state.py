@@ -15,7 +15,7 @@ import pytest
 
 from clipfarm_dagster.cli.progress import Listener
 from clipfarm_dagster.corpus import Corpus
-from clipfarm_dagster.definitions import build_definitions
+from clipfarm_dagster.definitions import defs
 from clipfarm_dagster.engine.engine import Progress
 from clipfarm_dagster.ledger.schema import LedgerRow, Status
 from clipfarm_dagster.orchestration.names import DEFAULT_NAMES
@@ -75,7 +75,7 @@ def test_sync_leaves_alone_what_another_run_has_taken_meanwhile(
 ):
     put_texts(corpus, "a", "b", "c")
     monkeypatch.setenv("CLIPFARM_RUN_SIZE", "1")
-    job = build_definitions().resolve_job_def(DEFAULT_NAMES.embedding_job(Stage.TEXT))
+    job = defs.resolve_job_def(DEFAULT_NAMES.embedding_job(Stage.TEXT))
     report = Listener.__call__
     taken: list[dg.DagsterRun] = []
 

@@ -12,7 +12,7 @@ from clipfarm_dagster.canary.baseline import Baseline
 from clipfarm_dagster.canary.environment import Environment, current_environment
 from clipfarm_dagster.cli.sync import sync_corpus
 from clipfarm_dagster.corpus import Corpus
-from clipfarm_dagster.definitions import build_definitions
+from clipfarm_dagster.definitions import defs
 from clipfarm_dagster.errors import ClipFarmError
 from clipfarm_dagster.ledger.schema import LedgerRow, Status
 from clipfarm_dagster.maintenance.audit import Audit
@@ -44,7 +44,7 @@ def whole(corpus: Corpus, instance: dg.DagsterInstance) -> Corpus:
 
 
 def run_checks(instance: dg.DagsterInstance) -> dict[tuple[str, str], dg.AssetCheckEvaluation]:
-    job = build_definitions().resolve_job_def("checks_job")
+    job = defs.resolve_job_def("checks_job")
     result = job.execute_in_process(instance=instance)
     assert result.success
     return {(e.asset_key.to_user_string(), e.check_name): e for e in result.get_asset_check_evaluations()}
@@ -175,7 +175,7 @@ def test_a_run_whose_canary_moved_stops_and_writes_nothing(
 def test_materializing_one_partition_is_not_held_up_by_the_checks(
     whole: Corpus, instance: dg.DagsterInstance
 ) -> None:
-    job = build_definitions().resolve_implicit_global_asset_job_def()
+    job = defs.resolve_implicit_global_asset_job_def()
     result = job.execute_in_process(
         instance=instance, partition_key="v1", asset_selection=[DEFAULT_NAMES.embedding(Stage.TEXT)]
     )

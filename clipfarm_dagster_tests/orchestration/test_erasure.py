@@ -13,7 +13,7 @@ from dagster._core.execution.backfill import BulkActionStatus
 
 from clipfarm_dagster.cli.sync import sync_corpus
 from clipfarm_dagster.corpus import Corpus
-from clipfarm_dagster.definitions import build_definitions
+from clipfarm_dagster.definitions import defs
 from clipfarm_dagster.instance import ensure_instance
 from clipfarm_dagster.ledger.tombstones import Tombstones
 from clipfarm_dagster.maintenance.erasure_notes import Begun, ErasureNotes
@@ -139,7 +139,7 @@ def test_runs_that_may_write_of_it_end_first_and_others_are_not_waited_for(
     now = instance.get_run_by_id(queued.run_id)
     assert now is not None
     assert id_list(DEFAULT_NAMES, TEXT, now.run_config) == [tombstone]
-    job = build_definitions().resolve_job_def(DEFAULT_NAMES.embedding_job(TEXT))
+    job = defs.resolve_job_def(DEFAULT_NAMES.embedding_job(TEXT))
     assert run_in_process(job, instance, now.run_config).success
     is_gone(lived, instance)
 
@@ -173,7 +173,7 @@ def test_a_run_that_was_requested_before_and_came_after_is_cleaned_by_the_next_t
     lived: Corpus, instance: dg.DagsterInstance
 ):
     erase_videos(lived, instance, DEFAULT_NAMES, [GONE])
-    job = build_definitions().resolve_job_def(DEFAULT_NAMES.embedding_job(TEXT))
+    job = defs.resolve_job_def(DEFAULT_NAMES.embedding_job(TEXT))
 
     assert run_in_process(job, instance, id_list_run_config(DEFAULT_NAMES, TEXT, IDS)).success
 
@@ -184,7 +184,7 @@ def test_a_run_that_was_requested_before_and_came_after_is_cleaned_by_the_next_t
 
 
 def test_the_job_erases_and_the_next_tick_removes_its_own_trace(lived: Corpus, instance: dg.DagsterInstance):
-    definitions = build_definitions()
+    definitions = defs
     job = definitions.resolve_job_def(DEFAULT_NAMES.erasure_job)
     config = {"ops": {DEFAULT_NAMES.erasure_op: {"config": {"video_ids": [GONE], "raw": True}}}}
 

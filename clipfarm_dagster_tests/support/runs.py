@@ -11,7 +11,7 @@ from dagster._core.remote_origin import (
     RemoteRepositoryOrigin,
 )
 
-from clipfarm_dagster.definitions import build_definitions
+from clipfarm_dagster.definitions import defs
 
 
 def create_run(
@@ -21,7 +21,7 @@ def create_run(
     location = RegisteredCodeLocationOrigin("clipfarm_dagster.definitions")
     repository = RemoteRepositoryOrigin(location, "__repository__")
     return instance.create_run_for_job(
-        build_definitions().resolve_job_def(job_name),
+        defs.resolve_job_def(job_name),
         status=status,
         remote_job_origin=RemoteJobOrigin(repository, job_name),
         **options,

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from clipfarm_dagster.corpus import Corpus
-from clipfarm_dagster.definitions import build_definitions
+from clipfarm_dagster.definitions import defs
 from clipfarm_dagster.orchestration.erasing import erase_from_dagster
 from clipfarm_dagster.orchestration.names import DEFAULT_NAMES
 from clipfarm_dagster_tests.support.migrating import TEXT, TEXTS, Migrating
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.parametrize("store", ["folder"], indirect=True)
 
 
 def materialize(instance: dg.DagsterInstance) -> dg.ExecuteInProcessResult:
-    job = build_definitions().resolve_implicit_global_asset_job_def()
+    job = defs.resolve_implicit_global_asset_job_def()
     return job.execute_in_process(instance=instance, asset_selection=[KEY])
 
 
@@ -62,7 +62,7 @@ def test_its_metadata_has_what_a_person_judges_by(migrating: Migrating, instance
     assert {row["video_id"] for row in rows} <= set(TEXTS)
     assert all(row["title"] == TEXTS[str(row["video_id"])] for row in rows)
     assert {row["new_title"] for row in rows} <= set(TEXTS.values())
-    graph = build_definitions().resolve_asset_graph()
+    graph = defs.resolve_asset_graph()
     assert graph.get(KEY).group_name == "candidates"
 
 

@@ -7,7 +7,7 @@ import pytest
 from dagster._core.definitions.data_version import CachingStaleStatusResolver
 from dagster._core.loader import LoadingContextForTest
 
-from clipfarm_dagster.definitions import build_definitions
+from clipfarm_dagster.definitions import build_definitions, defs
 from clipfarm_dagster.manifests.refresh import stored_manifest
 from clipfarm_dagster.orchestration.jobs import manifests_run_config
 from clipfarm_dagster.orchestration.names import DEFAULT_NAMES
@@ -87,7 +87,7 @@ def test_a_run_that_finds_nothing_changed_keeps_the_data_versions(corpus, instan
 
 def test_fused_vectors_are_stale_once_a_manifest_changed_and_fresh_after_the_next_run(corpus, instance):
     def status():
-        graph = build_definitions().resolve_asset_graph()
+        graph = defs.resolve_asset_graph()
         resolver = CachingStaleStatusResolver(instance, graph, LoadingContextForTest(instance))
         return resolver.get_status(DEFAULT_NAMES.fused, "concat").value
 
@@ -122,7 +122,7 @@ def test_a_strategy_that_does_not_fit_fails_alone(corpus, instance):
 
 
 def _partitions():
-    return build_definitions().resolve_asset_graph().get(DEFAULT_NAMES.fused).partitions_def
+    return defs.resolve_asset_graph().get(DEFAULT_NAMES.fused).partitions_def
 
 
 def test_one_partition_of_the_fused_manifest_can_be_materialized_alone(corpus, instance):

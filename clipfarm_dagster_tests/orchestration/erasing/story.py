@@ -36,7 +36,7 @@ from dagster._core.storage.tags import (
 
 from clipfarm_dagster.cli.sync import sync_corpus
 from clipfarm_dagster.corpus import Corpus
-from clipfarm_dagster.definitions import build_definitions
+from clipfarm_dagster.definitions import defs
 from clipfarm_dagster.orchestration.erasing.databases import is_postgres, open_databases
 from clipfarm_dagster.orchestration.names import DEFAULT_NAMES
 from clipfarm_dagster.orchestration.sensors.watching import LastPlan
@@ -94,7 +94,7 @@ def live_through(corpus: Corpus, instance: dg.DagsterInstance) -> None:
 
 def materialize(instance: dg.DagsterInstance, **options: Any) -> dg.ExecuteInProcessResult:
     """A run of the asset's own."""
-    job = build_definitions().resolve_implicit_global_asset_job_def()
+    job = defs.resolve_implicit_global_asset_job_def()
     return job.execute_in_process(instance=instance, asset_selection=[KEY], raise_on_error=False, **options)
 
 
@@ -144,7 +144,7 @@ def launch_backfill(instance: dg.DagsterInstance, video_ids: Sequence[str] = IDS
     instance.add_backfill(
         PartitionBackfill.from_asset_partitions(
             backfill_id="backfill1",
-            asset_graph=build_definitions().resolve_asset_graph(),
+            asset_graph=defs.resolve_asset_graph(),
             partition_names=list(video_ids),
             asset_selection=[KEY],
             backfill_timestamp=time.time(),

@@ -9,7 +9,7 @@ import dagster as dg
 import pytest
 
 from clipfarm_dagster.corpus import Corpus
-from clipfarm_dagster.definitions import build_definitions
+from clipfarm_dagster.definitions import defs
 from clipfarm_dagster.orchestration.names import BROKEN_TAG, DEFAULT_NAMES
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster_tests.orchestration.sensors.daemon import Daemon, put_texts, requested
@@ -79,7 +79,7 @@ def test_an_erased_video_is_not_observed(corpus: Corpus, instance: dg.DagsterIns
     corpus.tombstones.add(["gone"])
 
     key = DEFAULT_NAMES.raw(Stage.TEXT)
-    job = build_definitions().resolve_implicit_global_asset_job_def()
+    job = defs.resolve_implicit_global_asset_job_def()
     assert job.execute_in_process(instance=instance, asset_selection=[key]).success
 
     seen = instance.fetch_observations(key, limit=10).records

@@ -7,7 +7,7 @@ from typing import Any
 import dagster as dg
 
 from clipfarm_dagster.corpus import Corpus
-from clipfarm_dagster.definitions import build_definitions
+from clipfarm_dagster.definitions import defs
 from clipfarm_dagster.orchestration.names import DEFAULT_NAMES
 from clipfarm_dagster.orchestration.runs.id_list import id_list
 from clipfarm_dagster.stages import Stage
@@ -24,7 +24,7 @@ class Daemon:
         self.skip: str | None = None
 
     def tick(self) -> list[dg.RunRequest]:
-        definitions = build_definitions()
+        definitions = defs
         sensor = definitions.resolve_sensor_def(DEFAULT_NAMES.embedding_sensor)
         with dg.build_sensor_context(
             instance=self.instance, cursor=self.cursor, resources=definitions.resources
@@ -48,9 +48,7 @@ class Daemon:
 
     def run(self, requests: list[dg.RunRequest]) -> list[dg.ExecuteInProcessResult]:
         return [
-            build_definitions()
-            .resolve_job_def(request.job_name or "")
-            .execute_in_process(
+            defs.resolve_job_def(request.job_name or "").execute_in_process(
                 instance=self.instance,
                 run_config=request.run_config,
                 tags=request.tags,

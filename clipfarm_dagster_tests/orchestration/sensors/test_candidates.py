@@ -10,7 +10,7 @@ import dagster as dg
 import pytest
 
 from clipfarm_dagster.corpus import Corpus
-from clipfarm_dagster.definitions import build_definitions
+from clipfarm_dagster.definitions import defs
 from clipfarm_dagster.ledger.schema import Status
 from clipfarm_dagster.ledger.verify import verify_vectors
 from clipfarm_dagster.orchestration.events import materialized_versions
@@ -122,7 +122,7 @@ def test_candidates_take_no_more_than_their_share_of_the_runs(
     monkeypatch.setenv("CLIPFARM_RUN_SIZE", "1")
     monkeypatch.setenv("CLIPFARM_MAX_RUNS_PER_TICK", "1")
     requests = daemon.tick()
-    assert len(for_candidates(requests)) == 1, "one of the ten runs that Dagster has at work at a time"
+    assert len(for_candidates(requests)) == 1, "one of the two runs that Dagster has at work at a time"
     daemon.create_runs(requests, dg.DagsterRunStatus.QUEUED)
     assert daemon.tick() == []
 
@@ -238,7 +238,7 @@ def test_a_candidate_is_materialized_in_the_ui_while_there_is_one(
 ):
     if ask == "after":
         monkeypatch.setenv("CLIPFARM_TEXT_DTYPE", "bfloat16")
-    definitions = build_definitions()
+    definitions = defs
     job = definitions.resolve_implicit_global_asset_job_def()
     result = job.execute_in_process(
         instance=instance, partition_key="b", asset_selection=[DEFAULT_NAMES.candidate(TEXT)]

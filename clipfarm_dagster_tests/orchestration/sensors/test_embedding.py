@@ -20,7 +20,7 @@ from dagster._core.events import EngineEventData
 
 from clipfarm_dagster.corpus import Corpus, stage_corpus
 from clipfarm_dagster.corpus import corpus as corpus_module
-from clipfarm_dagster.definitions import build_definitions
+from clipfarm_dagster.definitions import defs
 from clipfarm_dagster.errors import ClipFarmError
 from clipfarm_dagster.ledger.ledger import Ledger
 from clipfarm_dagster.ledger.schema import Status
@@ -224,7 +224,7 @@ def test_the_csv_is_not_read_again_while_it_is_the_same(
 
 def test_a_run_whose_process_was_killed_gives_its_videos_back(corpus: Corpus, daemon: Daemon):
     put_texts(corpus, "a")
-    job = build_definitions().resolve_job_def(DEFAULT_NAMES.embedding_job(Stage.TEXT))
+    job = defs.resolve_job_def(DEFAULT_NAMES.embedding_job(Stage.TEXT))
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
         run = daemon.instance.create_run_for_job(
             job,
@@ -244,7 +244,7 @@ def test_a_run_whose_process_was_killed_gives_its_videos_back(corpus: Corpus, da
 
 def test_ids_of_a_run_in_flight_are_not_requested_again(corpus: Corpus, daemon: Daemon):
     put_texts(corpus, "a", "b")
-    job = build_definitions().resolve_job_def(DEFAULT_NAMES.embedding_job(Stage.TEXT))
+    job = defs.resolve_job_def(DEFAULT_NAMES.embedding_job(Stage.TEXT))
     run = daemon.instance.create_run_for_job(
         job,
         run_config=id_list_run_config(DEFAULT_NAMES, Stage.TEXT, ["a"]),
@@ -309,7 +309,7 @@ def test_a_backfill_in_flight_keeps_its_range(corpus: Corpus, daemon: Daemon):
     put_texts(corpus, "a", "b", "c")
     daemon.instance.add_dynamic_partitions(DEFAULT_NAMES.partitions_name, ["a", "b", "c"])
     selection = frozenset({dg.AssetKey("text_embedding")})
-    job = build_definitions().resolve_implicit_global_asset_job_def().get_subset(asset_selection=selection)
+    job = defs.resolve_implicit_global_asset_job_def().get_subset(asset_selection=selection)
     daemon.instance.create_run_for_job(
         job,
         asset_selection=selection,
