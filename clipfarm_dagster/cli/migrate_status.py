@@ -15,9 +15,6 @@ from clipfarm_dagster.settings import load_settings
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.vectors.contract import Contract
 
-_SHORT = 12
-"""Characters of a revision that tables show."""
-
 
 def register(group: typer.Typer) -> None:
     """Add the command of this module."""
@@ -105,23 +102,17 @@ def _show_status(found: dict[Stage, StageGenerations]) -> None:
         roles = [("serves", one.serving), ("candidate", one.candidate)]
         roles += [("before" if o.contract_id == one.record.before else "kept", o) for o in one.others]
         rows += [_row(stage, role, generation) for role, generation in roles if generation is not None]
-    columns = ["stage", "", "generation", "model", "revision", "preprocessing", "pooling", "dtype", "vectors"]
     out = console()
-    out.print(table("Generations", [*columns, "kept apart"], rows))
+    out.print(table("Generations", ["stage", "", "generation", "model", "vectors", "kept apart"], rows))
     for stage, one in found.items():
         for line in _notes(stage, one):
             out.print(line, soft_wrap=True)
 
 
 def _row(stage: Stage, role: str, generation: Generation) -> list[str]:
-    contract = generation.contract
-    words = ["?"] * 5
-    if contract is not None:
-        revision = contract.model_revision.removeprefix("sha256:")[:_SHORT]
-        preprocess = f"{contract.preprocess_name}@{contract.preprocess_version}"
-        words = [contract.model_name, revision, preprocess, contract.pooling, contract.dtype]
+    model = "?" if generation.contract is None else generation.contract.model_name
     apart = f"{generation.objects:,} ({size_told(generation.bytes)})" if generation.objects else "-"
-    return [str(stage), role, generation.contract_id, *words, f"{generation.vectors:,}", apart]
+    return [str(stage), role, generation.contract_id, model, f"{generation.vectors:,}", apart]
 
 
 def _notes(stage: Stage, found: StageGenerations) -> list[str]:
@@ -135,6 +126,7 @@ def _notes(stage: Stage, found: StageGenerations) -> list[str]:
         lines.append("a cut-over is under way: what serves now is being copied to its final keys")
     if record.rolled_back is not None:
         lines.append(f"a person went back from {record.rolled_back}; only a person lets it serve again")
+    lines += _differences(found)
     if found.readiness is not None:
         lines += _readiness_notes(found.readiness)
     if found.wanted_problem is not None:
@@ -142,6 +134,28 @@ def _notes(stage: Stage, found: StageGenerations) -> list[str]:
     if found.model_problem is not None and found.model_problem != found.wanted_problem:
         lines.append(f"new and changed videos wait, for {found.model_problem}")
     return [f"{stage}: {line}" for line in lines]
+
+
+def _differences(found: StageGenerations) -> list[str]:
+    """How each of the other generations differs from the one that serves."""
+    serving, lines = found.serving.contract, []
+    for other in (found.candidate, *found.others):
+        if other is None or other.contract is None or serving is None:
+            continue
+        now, then = contract_told(serving), contract_told(other.contract)
+        changes = [
+            f"{name} {_value_told(then[name])} in place of {_value_told(now[name])}"
+            for name in now
+            if now[name] != then[name] and name != "contract_id"
+        ]
+        lines.append(f"{other.contract_id} differs from what serves: {', '.join(changes)}")
+    return lines
+
+
+def _value_told(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name}={one}" for name, one in sorted(value.items())) or "none"
+    return str(value).removeprefix("sha256:")
 
 
 def _readiness_notes(found: Readiness) -> list[str]:

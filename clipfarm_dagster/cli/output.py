@@ -110,6 +110,10 @@ def confirmed(question: str) -> None:
         raise ClipFarmError("nothing was changed")
 
 
+_WHOLE = ("generation",)
+"""Columns that a narrow terminal does not break: people copy what stands in them."""
+
+
 def table(title: str, columns: list[str], rows: list[list[str]]) -> Table:
     """A table whose first column is text and whose numbers line up on the right."""
     made = Table(
@@ -122,7 +126,9 @@ def table(title: str, columns: list[str], rows: list[list[str]]) -> Table:
     )
     for i, column in enumerate(columns):
         numeric = bool(rows) and all(row[i].replace(",", "").isdigit() for row in rows)
-        made.add_column(visible(column), justify="right" if numeric else "left", overflow="fold")
+        made.add_column(
+            visible(column), justify="right" if numeric else "left", overflow="fold", no_wrap=column in _WHOLE
+        )
     for row in rows:
         made.add_row(*(Text(visible(cell)) for cell in row))  # not markup, though a title may look like it
     return made

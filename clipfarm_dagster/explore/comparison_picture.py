@@ -134,7 +134,7 @@ def _draw_overlap(axes: Axes, overlap: Overlap) -> None:
     axes.set_xlim(-0.07, 1.07)
     axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "25%", "50%", "75%", "100%"])
     whole_numbers(axes, "y")
-    _caption(axes, f"of the nearest to each of {len(overlap.shares):,} videos; dashed: mean")
+    _caption(axes, f"of the nearest to each of {len(overlap.shares):,} videos\ndashed: their mean")
 
 
 def _draw_duplicates(axes: Axes, duplicates: Duplicates) -> None:

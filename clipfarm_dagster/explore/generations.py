@@ -134,9 +134,10 @@ def _canary_line(compared: ComparedGenerations) -> str:
     canary, differing = compared.canaries.new, compared.canaries.differing
     if canary is None:
         return "Its canary: none is recorded, since nothing was embedded by this model here."
-    line = (
-        f"Its canary: recorded at {canary.baseline.made_at}; {canary.environments} environments agree with it"
+    agree = (
+        "1 environment agrees" if canary.environments == 1 else f"{canary.environments} environments agree"
     )
+    line = f"Its canary: recorded at {canary.baseline.made_at}; {agree} with it"
     if differing is None:
         return f"{line}. There is none of what serves to compare it with."
     steps = ", ".join(step.value for step in differing) or "nothing"

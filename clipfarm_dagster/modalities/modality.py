@@ -34,7 +34,8 @@ class Modality:
 
     stage: Stage
     embedding_description: str
-    """What Dagster's UI says of the embeddings, Markdown; the first line is its summary."""
+    """What Dagster's UI says of the embeddings, Markdown; the first line is its summary;
+    `{folder}` stands for where their objects lie."""
     raw_description: str
     """What Dagster's UI says of the raw objects."""
 

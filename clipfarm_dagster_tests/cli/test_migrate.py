@@ -104,6 +104,18 @@ def test_status_says_what_serves_and_how_far_the_candidate_is(migrating: Migrati
     assert "before it serves: 4 of 8 served videos are still to be embedded" in shown
 
 
+def test_status_fits_a_narrow_terminal(
+    migrating: Migrating, clipfarm: Command, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("COLUMNS", "80")
+    ended = clipfarm("migrate", "status", "--stage", "text")
+
+    lines = ended.output.splitlines()
+    for generation in (migrating.old, migrating.new):
+        assert len([line for line in lines if line.startswith("text ") and generation in line]) == 1
+    assert f"text: {migrating.new} differs from what serves: dtype bfloat16 in place of float32" in lines
+
+
 def test_status_says_if_only_a_person_lets_it_serve(
     whole: Migrating, clipfarm: Command, monkeypatch: pytest.MonkeyPatch
 ):

@@ -21,7 +21,7 @@ def _load(
 
 _DESCRIPTION = """wav2vec2 over the sound of each clip: mono, 16 kHz, at most 90 seconds, mean over time.
 
-One vector per video, `embeddings/audio/<video_id>.npy`: float32 of unit length. The preview of a partition
+One vector per video, `{folder}/<video_id>.npy`: float32 of unit length. The preview of a partition
 that was materialized alone shows the waveform. `embedding_sensor` keeps it up to date."""
 
 AUDIO = Modality(

@@ -27,7 +27,7 @@ def _dimension(checkpoint: Checkpoint) -> int | None:
 
 _DESCRIPTION = """MiniLM over each video's metadata (title, description, query) and transcript, side by side.
 
-One vector per video, `embeddings/text/<video_id>.npy`: float32 of unit length. The preview of a partition
+One vector per video, `{folder}/<video_id>.npy`: float32 of unit length. The preview of a partition
 that was materialized alone shows the texts. `embedding_sensor` keeps it up to date."""
 
 TEXT = Modality(

@@ -29,7 +29,7 @@ def _load(
 
 _DESCRIPTION = """VideoMAE over 16 frames of each clip, taken uniformly over its timeline.
 
-One vector per video, `embeddings/video/<video_id>.npy`: float32 of unit length. The preview of a partition
+One vector per video, `{folder}/<video_id>.npy`: float32 of unit length. The preview of a partition
 that was materialized alone shows the frames that were taken. `embedding_sensor` keeps it up to date."""
 
 VIDEO = Modality(

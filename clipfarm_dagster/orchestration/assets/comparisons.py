@@ -88,7 +88,7 @@ def _metadata(corpus: Corpus, stage: Stage, compared: ComparedGenerations) -> di
         "pairs_gained": duplicates.gained,
     }
     if overlap.mean is not None:
-        metadata["neighbours_in_common"] = overlap.mean
+        metadata["neighbours_in_common"] = round(overlap.mean, 4)
     if examples:
         rows = [dict(zip(NEIGHBOUR_COLUMNS, row, strict=True)) for row in examples]
         metadata["neighbours"] = _table([{name: row[name] for name in _EXAMPLES} for row in rows])

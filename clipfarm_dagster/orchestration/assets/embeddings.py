@@ -29,7 +29,8 @@ def embedding_assets(names: CorpusNames) -> list[dg.AssetsDefinition]:
 
 @accept_beta
 def _embedding_asset(names: CorpusNames, stage: Stage, *, candidate: bool) -> dg.AssetsDefinition:
-    description = MODALITIES[stage].embedding_description
+    folder = f"generations/{stage}/<contract_id>" if candidate else f"embeddings/{stage}"
+    description = MODALITIES[stage].embedding_description.format(folder=folder)
     if candidate:
         description = (
             f"The {stage} vectors of the model that the settings ask for, while those of another model serve."
