@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Sequence
 from contextlib import closing
@@ -61,6 +62,32 @@ def complete_manifest(stage: StageCorpus) -> Manifest:
                 " `clipfarm sync`, or wait for the runs that have them in hand"
             )
         time.sleep(0.2)
+
+
+def readable_manifest(corpus: Corpus, stage: StageCorpus) -> Manifest:
+    """A modality's manifest with a row for every success, for those who only read.
+
+    A vector that is being written over is taken as it was published last, so that nobody waits for whoever
+    writes it, who may have been killed. What was never published is waited for, as by `complete_manifest`.
+
+    Raises:
+        ManifestError: some vectors stay unknown.
+        LedgerError: the ledger cannot be read.
+        StoreError: the store cannot be read.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    rows = stage.ledger.columns(LEDGER_COLUMNS_READ)
+    unknown = incomplete(stage.contract, rows)
+    if unknown and stage.serves:
+        with contextlib.suppress(ManifestError):
+            published, _ = stored_manifest(corpus, stage.stage)
+            before = published.table.filter(pc.is_in(published.table["video_id"], pa.array(unknown)))
+            if published.contract == stage.contract and before.num_rows == len(unknown):
+                known = build_manifest(stage.contract, rows, stage.keys).table
+                return Manifest(stage.contract, pa.concat_tables([known, before]).sort_by("video_id"))
+    return complete_manifest(stage)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from clipfarm_dagster.corpus import Corpus, StageCorpus
 from clipfarm_dagster.errors import FusionError, ManifestError
 from clipfarm_dagster.manifests.fusion import Fusion, FusionPlan
 from clipfarm_dagster.manifests.manifest import LEDGER_COLUMNS_READ, Manifest, build_manifest
-from clipfarm_dagster.manifests.refresh import complete_manifest
+from clipfarm_dagster.manifests.refresh import complete_manifest, readable_manifest
 from clipfarm_dagster.manifests.strategies import Single, Strategy, make_strategy
 from clipfarm_dagster.manifests.vector_table import count_vectors, iter_vectors, vectors_of
 from clipfarm_dagster.stages import Stage
@@ -50,7 +50,7 @@ def modality_vectors(
     """All vectors of a modality that its ledger calls done in the generation that serves, or in another.
 
     Only vectors that are new since the last call are read. Those that are missing or wrong are left out and
-    named in the answer; nothing is recorded.
+    named in the answer; nothing is recorded. One that is being written over is given as it was published.
 
     Args:
         generation: contract id of another generation.
@@ -67,7 +67,7 @@ def modality_vectors(
     with corpus.stage(stage, generation) as opened:
         if not allow_partial:
             check_covering(corpus, opened)
-        contract, manifest = opened.contract, complete_manifest(opened)
+        contract, manifest = opened.contract, readable_manifest(corpus, opened)
     if not manifest.table.num_rows and not allow_none:
         raise ManifestError(
             f"there are no {stage} vectors of contract {contract.id} yet; `clipfarm plan` shows what there is"

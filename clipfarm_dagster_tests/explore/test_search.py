@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from clipfarm_dagster.errors import ManifestError, VideoNotFoundError
 from clipfarm_dagster.explore import search
 from clipfarm_dagster.explore.search import near_duplicates, nearest, vector_of
-from clipfarm_dagster.manifests.refresh import fused_file
+from clipfarm_dagster.manifests.refresh import fused_file, refresh_manifest
 from clipfarm_dagster.manifests.vectors import modality_vectors
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster_tests.manifests.test_fusion import refresh
@@ -51,6 +52,25 @@ def test_the_video_that_is_asked_with_is_left_out(vectors):
     assert len(found) == 5
     assert "v007" not in {match.video_id for match in found}
     assert found == nearest(file, made["v007"], 6)[1:]
+
+
+def test_whoever_writes_a_vector_over_and_is_killed_keeps_nobody_from_searching(tmp_path, monkeypatch):
+    monkeypatch.setattr("clipfarm_dagster.manifests.refresh.PATIENCE_SECONDS", 0.1)
+    corpus = open_corpus(tmp_path)
+    embed(corpus, Stage.TEXT, IDS[:9], dimension=32)
+    with corpus.stage(Stage.TEXT) as opened:
+        refresh_manifest(opened)
+    before = search.search(corpus, like="v001", top=8)
+    with corpus.ledger(Stage.TEXT) as ledger:
+        ledger.mark_overwriting(["v001", "v005"])
+
+    assert search.search(corpus, like="v001", top=8) == before
+
+    corpus.store.delete(corpus.keys.embedding(Stage.TEXT, "v005"))
+    shutil.rmtree(corpus.settings.home_files.vectors(Stage.TEXT, corpus.contract(Stage.TEXT).id).parent)
+    found = modality_vectors(corpus, Stage.TEXT)
+    assert [dropped.video_id for dropped in found.fusion.dropped] == ["v005"]
+    assert found.fusion.rows == 8
 
 
 def test_top_may_exceed_what_there_is(vectors):
