@@ -26,7 +26,7 @@ from clipfarm_dagster.cli.output import (
 )
 from clipfarm_dagster.cli.progress import Listener, progress_bars
 from clipfarm_dagster.corpus import Corpus, StageCorpus
-from clipfarm_dagster.errors import ErasureError
+from clipfarm_dagster.errors import ErasureError, ManifestError
 from clipfarm_dagster.ledger.schema import FAILED_STATUSES, Status
 from clipfarm_dagster.maintenance.migration import finish_cut_over
 from clipfarm_dagster.maintenance.readiness import cut_over_when_ready
@@ -109,15 +109,21 @@ def sync_corpus(
     from clipfarm_dagster.orchestration.names import DEFAULT_NAMES
     from clipfarm_dagster.orchestration.runs.dead import fail_dead_runs
 
+    unfinished = []
     for stage in stages:  # what cannot be had is told before anything begins
         corpus.contract(stage)
-        finish_cut_over(corpus, stage)
+        try:
+            finish_cut_over(corpus, stage)
+        except ManifestError:  # vectors that it found lost are embedded first
+            unfinished.append(stage)
     fail_dead_runs(instance, DEFAULT_NAMES)
     synced = Synced()
     with progress_bars(quiet) as bars:
         serving = _Pass(corpus, instance, Listener(bars), synced)
         for stage in stages:
             synced.stages[str(stage)] = serving.run(stage)
+            if stage in unfinished:
+                finish_cut_over(corpus, stage)
         filling = _Pass(corpus, instance, Listener(bars, " candidate"), synced, candidates=True)
         for stage in [stage for stage in stages if _has_candidate(corpus, stage)]:
             synced.candidates[str(stage)] = filling.run(stage)

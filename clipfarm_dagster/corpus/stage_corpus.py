@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from clipfarm_dagster.catalog.metadata import LatestRows, rows_for, split_points
 from clipfarm_dagster.ledger.ledger import Ledger
-from clipfarm_dagster.ledger.rows import WorkItem, missing_row, standing_row
+from clipfarm_dagster.ledger.rows import WorkItem, gone_row, missing_row, standing_row, unknown_success
 from clipfarm_dagster.ledger.schema import LedgerRow
 from clipfarm_dagster.ledger.serving import Serving, ServingRecord, VectorPlace
 from clipfarm_dagster.modalities.registry import settings_for, stage_contract
@@ -196,7 +196,8 @@ class StageCorpus:
         self, plan: StagePlan, *, most_missing: int | None = None, most_restored: int | None = None
     ) -> list[LedgerRow]:
         """Record what a plan settles without any run: raw objects that are missing, vectors that are right
-        again. Returns the rows of the latter. The limits take the newest."""
+        again, or that nobody can make anew. Returns the rows of those that are right. The limits take the
+        newest."""
         now = datetime.now(UTC)
         missing = plan.missing.slice(0, most_missing).to_pylist()
         restored = plan.restored.slice(0, most_restored).to_pylist()
@@ -223,6 +224,9 @@ class StageCorpus:
             self.ledger.record_contract(self.contract)
             erased = self.ledger.record([*restored_rows, *missing_rows])
             restored_rows = [row for row in restored_rows if row.video_id not in erased]
+        if plan.gone.num_rows:  # until then no manifest would be made
+            gone = self.ledger.rows(plan.gone["video_id"].to_pylist()).values()
+            self.ledger.replace([(row, gone_row(row, now)) for row in gone if unknown_success(row)])
         return restored_rows
 
     def orphans(self, latest: LatestRows) -> set[str]:

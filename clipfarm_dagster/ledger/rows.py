@@ -147,6 +147,25 @@ def missing_row(item: WorkItem, contract: Contract, now: datetime, *, raw_key: s
     )
 
 
+def unknown_success(row: LedgerRow) -> bool:
+    """Whether a video is called done while it is not known what lies at its key."""
+    return row.status == Status.SUCCESS and row.vector_source_hash is None
+
+
+def gone_row(row: LedgerRow, now: datetime) -> LedgerRow:
+    """The row of a success whose vector is not known any more, while the metadata no longer has its video."""
+    return replace(
+        row,
+        status=Status.MISSING_RAW_OBJECT,
+        processed_at=timestamp(now),
+        source_hash=None,
+        raw_etag=None,
+        retry_count=0,
+        error="its vector was lost, and the metadata no longer has it; it is embedded if it comes back",
+        next_attempt_at=None,
+    )
+
+
 def failure_row(
     item: WorkItem,
     contract: Contract,

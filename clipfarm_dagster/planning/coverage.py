@@ -29,7 +29,8 @@ class Cover(StrEnum):
     """What another generation has of a video that the serving one has as a success."""
 
     DONE = "done"
-    """A vector of the same input, or of one that the serving one has yet to take up."""
+    """A vector of the same input, or of one that the serving one has yet to take up; or any vector, if the
+    metadata no longer has the video, so that no other will be made."""
     OUTDATED = "outdated"
     """A vector of another input than the serving one, which has been made since."""
     TO_DO = "to_do"
@@ -114,8 +115,8 @@ def coverage(
 _COVER = f"""CASE
     WHEN o.status = '{Status.SUCCESS}' AND o.vector_source_hash IS NOT NULL
         AND o.vector_contract_id = getvariable('contract_id')
-        THEN if(o.vector_source_hash = s.source_hash OR o.processed_at >= s.processed_at,
-            '{Cover.DONE}', '{Cover.OUTDATED}')
+        THEN if(o.vector_source_hash = s.source_hash OR o.processed_at >= s.processed_at
+            OR l.video_id IS NULL, '{Cover.DONE}', '{Cover.OUTDATED}')
     WHEN l.video_id IS NULL THEN '{Cover.ORPHANED}'
     WHEN o.contract_id IS DISTINCT FROM getvariable('contract_id') THEN '{Cover.TO_DO}'
     WHEN o.status IN ('{Status.INVALID_RAW_OBJECT}', '{Status.QUARANTINED}') AND o.source_hash = s.source_hash

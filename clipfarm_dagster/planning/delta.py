@@ -91,6 +91,9 @@ class StagePlan:
     restored: pa.Table
     """To be recorded as success without a run, since their vector is in the store: `video_id`, `source_hash`,
     `metadata_hash`, `raw_etag`, `captured_at`."""
+    gone: pa.Table
+    """To be recorded as missing, since the metadata no longer has them, and what their vector was is not known
+    any more: `video_id`."""
     reasons: dict[str, int]
     """Size of the whole delta by reason; absent means 0."""
     missing_raw_object: int
@@ -156,6 +159,11 @@ def plan_stage(
             restored=connection.sql(
                 f"""SELECT video_id, source_hash, metadata_hash, raw_etag, captured_at
                 FROM undone WHERE verdict = 'restored' {newest}"""
+            ).to_arrow_table(),
+            gone=connection.sql(
+                f"""SELECT video_id FROM undone
+                WHERE verdict = 'orphaned' AND status = '{Status.SUCCESS}' AND vector_source_hash IS NULL
+                    AND video_id NOT IN (FROM in_flight) ORDER BY video_id"""
             ).to_arrow_table(),
             reasons={str(reason): counts[reason] for reason in Reason if reason in counts},
             missing_raw_object=counts.get(NoWorkReason.MISSING, 0)

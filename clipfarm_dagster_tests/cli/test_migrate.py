@@ -358,3 +358,20 @@ def test_a_drop_that_was_killed_is_finished_by_the_next(
     assert whole.corpus.store.list(whole.corpus.keys.generations_folder(TEXT)).num_rows == 0
     assert clipfarm("migrate", "drop", "text", whole.old, "--yes", "--json").json["vectors"] == 0
     assert served(whole) == whole.new
+
+
+def test_sync_embeds_what_a_cut_over_found_lost_and_finishes_it(
+    whole: Migrating, clipfarm: Command, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("clipfarm_dagster.manifests.refresh.PATIENCE_SECONDS", 0)
+    whole.corpus.store.delete(whole.corpus.keys.generation(TEXT, whole.new, "boat"))
+    ended = clipfarm("migrate", "cut-over", "text")
+    assert (ended.code, "boat" in ended.errors) == (2, True)
+
+    ended = clipfarm("sync", "--stage", "text", "--json")
+
+    assert ended.code == 0, ended.errors
+    assert ended.json["stages"]["text"]["model_calls"] == 1
+    assert told(clipfarm)["serving"]["settled"]
+    assert served(whole) == whole.new
+    assert stored_manifest(whole.corpus, TEXT)[0].table.num_rows == len(TEXTS)

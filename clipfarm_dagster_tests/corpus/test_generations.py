@@ -10,6 +10,7 @@ import pytest
 from clipfarm_dagster.corpus import Corpus
 from clipfarm_dagster.ledger.ledger import Ledger
 from clipfarm_dagster.ledger.schema import UNNAMED, Status
+from clipfarm_dagster.manifests.refresh import refresh_manifest
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster_tests.support.corpora import open_corpus
 from clipfarm_dagster_tests.support.generations import IDS, TEXT, embed, texts
@@ -172,3 +173,24 @@ def _forget_names(ledger: Ledger) -> None:
             text("UPDATE generations SET contract_id = '' WHERE table_name = 'processed_items'")
         )
         connection.execute(text("DELETE FROM generations WHERE contract_id <> ''"))
+
+
+def test_a_removed_video_whose_vector_was_lost_keeps_no_manifest_from_being_made(corpus: Corpus, monkeypatch):
+    """As after a process that was killed while it wrote the vector over."""
+    monkeypatch.setattr("clipfarm_dagster.manifests.refresh.PATIENCE_SECONDS", 0)
+    with corpus.stage(TEXT) as opened:
+        embed(opened, corpus)
+        opened.ledger.mark_overwriting(["v3"])
+    put_texts(corpus, {video_id: told for video_id, told in texts().items() if video_id != "v3"}, minute=1)
+
+    with corpus.stage(TEXT) as opened:
+        plan = opened.plan(corpus.latest_rows())
+        assert (plan.delta, plan.gone["video_id"].to_pylist()) == (0, ["v3"])
+        assert opened.plan(corpus.latest_rows(), in_flight=["v3"]).gone.num_rows == 0
+        opened.record_settled(plan)
+        assert "v3" not in refresh_manifest(opened).manifest.table["video_id"].to_pylist()
+        assert opened.plan(corpus.latest_rows()).gone.num_rows == 0
+
+    put_texts(corpus, texts(), minute=2)
+    with corpus.stage(TEXT) as opened:
+        assert opened.plan(corpus.latest_rows()).work["video_id"].to_pylist() == ["v3"]

@@ -101,7 +101,9 @@ def test_videos_that_the_metadata_lost_are_told_apart(latest: LatestRows):
     assert compared(latest, gone, replace(other("quarantined"), video_id="gone")).counts == {
         Cover.ORPHANED: 1
     }
-    assert compared(latest, gone, replace(other("success"), video_id="gone")).counts == {Cover.DONE: 1}
+    for source_hash in ("input", "earlier input"):
+        row = replace(other("success", source_hash), video_id="gone")
+        assert compared(latest, gone, row).counts == {Cover.DONE: 1}
 
 
 @pytest.mark.parametrize("status", sorted(set(Status) - {Status.SUCCESS}))
@@ -112,8 +114,8 @@ def test_what_is_not_served_does_not_count(latest: LatestRows, status: Status):
 
 
 def test_shares_are_of_what_is_served(latest: LatestRows):
-    rows = [replace(SERVED, video_id=f"v{n}") for n in range(4)]
-    others = [replace(other("success"), video_id="v0"), replace(other("success", "x"), video_id="v1")]
+    rows = [replace(SERVED, video_id=video_id) for video_id in ("v", "v1", "v2", "v3")]
+    others = [replace(other("success", "x"), video_id="v"), replace(other("success"), video_id="v1")]
 
     found = coverage(latest, table(*rows).to_reader(), table(*others).to_reader(), contract_id=NEW, now=NOW)
 
