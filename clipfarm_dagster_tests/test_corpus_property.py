@@ -1,52 +1,34 @@
 """Random histories of a corpus beside a model of the truth: what must be embedded is, and nothing else.
 
-Models change, generations serve, are gone back from and dropped, videos are erased, processes crash. Everything
-is real but the text model, an encoder that hashes its input and counts what it is given.
+Models change, generations serve, are gone back from and dropped, videos are erased, processes crash.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from clipfarm_dagster.corpus import Corpus, StageCorpus
-from clipfarm_dagster.engine.engine import EngineOptions, embed_items
-from clipfarm_dagster.errors import LedgerError, ManifestError, MigrationError
+from clipfarm_dagster.errors import ManifestError, MigrationError
 from clipfarm_dagster.ledger.ledger import Ledger
-from clipfarm_dagster.ledger.rows import RetryPolicy
-from clipfarm_dagster.ledger.schema import LedgerRow, Status
 from clipfarm_dagster.ledger.serving import ServingRecord
 from clipfarm_dagster.ledger.verify import repair_vectors, retry_failures, verify_vectors
-from clipfarm_dagster.maintenance import erasure, migration
+from clipfarm_dagster.maintenance import migration
 from clipfarm_dagster.maintenance.dropping import drop_generation
-from clipfarm_dagster.maintenance.readiness import cut_over_when_ready, readiness
-from clipfarm_dagster.manifests.refresh import refresh_manifest, stored_manifest
-from clipfarm_dagster.settings import load_settings
-from clipfarm_dagster.stages import Stage
+from clipfarm_dagster.maintenance.readiness import readiness
 from clipfarm_dagster.store import ObjectStore
-from clipfarm_dagster.vectors.npy import from_npy, vector_sha256
-from clipfarm_dagster_tests.support.hashing_encoder import FIELDS, HashingEncoder, Interrupted, vector_of
+from clipfarm_dagster_tests.support.hashing_encoder import FIELDS
+from clipfarm_dagster_tests.support.judged_corpus import CONTRACTS, IDS, TEXT, JudgedCorpus
 from clipfarm_dagster_tests.support.killing import Killed, killing
-from clipfarm_dagster_tests.support.raw import put_metadata
-from clipfarm_dagster_tests.support.truth import MAX_ATTEMPTS, Item, Truth
+from clipfarm_dagster_tests.support.truth import Item
 
-IDS = [f"v{n:02}" for n in range(24)]
-CONTRACTS = 3
-TEXT = Stage.TEXT
-OPTIONS = EngineOptions(
-    workers=2, item_timeout_seconds=60, max_object_bytes=10_000, retry=RetryPolicy(MAX_ATTEMPTS, 1e-6)
-)
 CUT_OVER_STEPS = (
     (ServingRecord, "change"),
     (Ledger, "replace"),
@@ -58,34 +40,13 @@ CUT_OVER_STEPS = (
 """What a cut-over does that changes something."""
 
 
-class World:
-    """The real corpus and the model of the truth, changed together."""
-
-    def __init__(self, folder: Path) -> None:
-        model = {"model": "example/model"}
-        self.corpora = [
-            Corpus.open(
-                load_settings(
-                    home=folder, store_url=str(folder / "store"), text={**model, "revision": f"{n:040}"}
-                )
-            )
-            for n in range(CONTRACTS)
-        ]
-        self.ids = [corpus.contract(TEXT).id for corpus in self.corpora]
-        self.truth = Truth(IDS, self.ids[0])
-        self.minute, self.mutations = 10, 0
-        self.touched: set[str] = set()
-        """Videos whose vectors may have changed since the manifest was written for sure."""
-        self.did: Counter[str] = Counter()
-
-    @property
-    def corpus(self) -> Corpus:
-        return self.corpora[self.ids.index(self.truth.wanted)]
+class World(JudgedCorpus):
+    """What happens to a corpus: each step changes the real one and the truth about it."""
 
     # what happens to a corpus
 
     def mutate(self, kind: str, video_id: str, value: int) -> None:
-        self.mutations += 1
+        self.did["mutations"] += 1
         getattr(self, kind)(video_id, value)
 
     def newer_snapshot(self, video_id: str, value: int) -> None:
@@ -116,14 +77,13 @@ class World:
         else:
             self._put_raw(video_id, raw)
 
-    def delete_raw(self, video_id: str, value: int) -> None:
-        self.corpus.store.delete(self.corpus.keys.raw(TEXT, video_id))
-        self.truth.videos[video_id].raw = None
-
     def _put_raw(self, video_id: str, raw: bytes) -> None:
         self.corpus.store.put(self.corpus.keys.raw(TEXT, video_id), raw)
         self.truth.videos[video_id].raw = raw
         self.truth.videos[video_id].upload += 1
+
+    def remove_raw(self, video_id: str, value: int) -> None:
+        self.delete_raw(video_id)
 
     def break_model(self, video_id: str, value: int) -> None:
         self.truth.broken.add((self.ids[value % CONTRACTS], video_id))
@@ -194,16 +154,7 @@ class World:
             self.truth.videos[video_id].erased = True
             self.touched.add(video_id)
             if value % 9 < 3:
-                self._finish_erasures()
-
-    def _finish_erasures(self) -> None:
-        erased = self.corpus.tombstones.read()
-        if erased.unfinished:
-            self._put_metadata()
-            assert erasure.finish(self.corpus) == []
-            for video_id in erased.among(IDS):
-                if erased.erasures[erased.tombstone(video_id)].raw:
-                    self.delete_raw(video_id, 0)
+                self.finish_erasures()
 
     # what people do about generations
 
@@ -213,7 +164,7 @@ class World:
         target = truth.wanted if truth.wanted != truth.serving else truth.before
         if value % 2 or target is None or not truth.settled or truth.following is not None:
             return
-        self._put_metadata()
+        self.put_metadata()
         found = readiness(self.corpus, TEXT, target)
         assert found is not None
         assert (not found.missing) == truth.may_serve(target), found
@@ -254,7 +205,7 @@ class World:
                 self.truth.switch()
                 assert self.truth.incomplete(self.truth.serving)
             else:
-                self._switched()
+                self.switched()
 
     def _killed(self, *, unchanged: bool, going_back: bool) -> None:
         """See how far a cut-over came that was broken off."""
@@ -271,13 +222,6 @@ class World:
             truth.settled = now.settled
         assert (now.contract_id, now.following) == (truth.serving, truth.following)
 
-    def _switched(self) -> None:
-        self.truth.switch()
-        self.truth.settled = True
-        self.did["cut-overs"] += 1
-        self.touched = set()
-        self._check_published(whole=True)
-
     def drop(self, video_id: str, value: int) -> None:
         if value % 4:
             return
@@ -291,213 +235,7 @@ class World:
         self.did["drops"] += 1
         assert self.corpus.store.list(self.corpus.keys.generation_folder(TEXT, generation)).num_rows == 0
 
-    # what ClipFarm does
 
-    def sync(self, *, interrupt_after: int | None = None, crash: bool = False, late: bool = False) -> None:
-        """What serves, then the candidate, which serves when it has all; judged by the model.
-
-        Args:
-            interrupt_after: so many items are embedded in the pass that is interrupted.
-            crash: the disk goes away when rows are to be recorded, after their vectors were uploaded.
-            late: the candidate is interrupted, or crashes, if there is one.
-        """
-        self._put_metadata()
-        self._finish_erasures()
-        self._finish_cut_over()
-        truth, disturbed = self.truth, {"interrupt_after": interrupt_after, "crash": crash}
-        has_candidate = truth.wanted != truth.serving
-        if not self._pass(truth.serving, **({} if late and has_candidate else disturbed)):
-            return
-        self._finish_cut_over()
-        if has_candidate and not self._pass(truth.wanted, **(disturbed if late else {})):
-            return
-        if has_candidate:
-            due = truth.serves_by_itself()
-            found = cut_over_when_ready(self.corpus, TEXT)
-            assert found is not None
-            assert found.ready == due, (found, truth.lacking(truth.wanted))
-            if due:
-                self.did["automatic cut-overs"] += 1
-                truth.begin(truth.wanted)
-                self._switched()
-                assert self._pass(truth.serving)
-        with self.corpus.stage(TEXT) as opened:
-            assert opened.contract.id == truth.serving
-            refresh_manifest(opened)
-        self.touched = set()
-        self._check_published(whole=True)
-
-    def _finish_cut_over(self) -> None:
-        try:
-            done = migration.finish_cut_over(self.corpus, TEXT)
-        except ManifestError:
-            self.truth.switch()
-            assert self.truth.incomplete(self.truth.serving)
-            return
-        assert done == (self.truth.following is not None or not self.truth.settled)
-        if done:
-            self._switched()
-
-    def _pass(self, generation: str, *, interrupt_after: int | None = None, crash: bool = False) -> bool:
-        """Plan and embed one generation; whether that came to its end."""
-        truth = self.truth
-        truth.passes += 1
-        with self.corpus.stage(TEXT) as serving:
-            assert serving.contract.id == truth.serving
-            opened = serving if generation == truth.serving else serving.candidate()
-            assert opened is not None
-            assert opened.contract.id == generation
-            expected = {video_id: truth.expected(generation, video_id) for video_id in IDS}
-            before, latest = opened.ledger.rows(IDS), self.corpus.latest_rows()
-            plan = opened.plan(latest)
-            opened.record_settled(plan)
-            work = plan.work["video_id"].to_pylist()
-            assert work == sorted(work, key=truth.order)
-            encoder = HashingEncoder(
-                opened.contract, {i for contract_id, i in truth.broken if contract_id == generation}, None
-            )
-            encoder.interrupt_after = interrupt_after
-            whole = True
-            try:
-                with crashing() if crash else contextlib.nullcontext():
-                    self._embed(opened, work, encoder)
-            except (Interrupted, LedgerError):
-                whole = False
-            opened.ledger.push()
-            truth.dropped.discard(generation)
-            self._judge(generation, expected, before, opened.ledger.rows(IDS), encoder, whole)
-            if whole:
-                again = opened.plan(latest)
-                due = {i for i in IDS if truth.expected(generation, i) in ("embedded", "fails", "invalid")}
-                assert set(again.work["video_id"].to_pylist()) == due <= encoder.broken
-                assert again.missing.num_rows == again.restored.num_rows == 0
-                assert not truth.incomplete(generation)
-            self._check_vectors(opened)
-        return whole
-
-    def _embed(self, opened: StageCorpus, work: Sequence[str], encoder: HashingEncoder) -> None:
-        opened.want_again()
-        embed_items(
-            opened.work_items(work, self.corpus.latest_rows()),
-            contract=opened.contract,
-            load_encoder=lambda: encoder,
-            store=self.corpus.store,
-            keys=self.corpus.keys,
-            ledger=opened.ledger,
-            place=opened.place,
-            options=OPTIONS,
-            on_recorded=lambda outcomes: None,
-        )
-
-    def _put_metadata(self) -> None:
-        begin = datetime(2026, 1, 1, tzinfo=UTC)
-        put_metadata(
-            self.corpus,
-            [
-                {
-                    "video_id": name,
-                    "captured_at": (begin + timedelta(minutes=minute)).isoformat(),
-                    **dict(zip(FIELDS, texts, strict=True)),
-                }
-                for name, video in self.truth.videos.items()
-                for minute, texts in video.rows
-            ],
-        )
-
-    def _judge(
-        self,
-        generation: str,
-        expected: Mapping[str, str],
-        before: Mapping[str, LedgerRow],
-        after: Mapping[str, LedgerRow],
-        encoder: HashingEncoder,
-        whole: bool,
-    ) -> None:
-        to_embed, to_fail = (
-            Counter(name for name, what in expected.items() if what == kind) for kind in ("embedded", "fails")
-        )
-        self.did["model calls"] += encoder.embedded.total()
-        if whole:
-            assert encoder.embedded == to_embed
-            assert encoder.failed == to_fail
-        else:
-            assert encoder.embedded <= to_embed
-            assert encoder.failed <= to_fail
-        if generation == self.truth.serving:
-            self.touched |= encoder.embedded.keys()
-        items = self.truth.items(generation)
-        for video_id, what in expected.items():
-            recorded = whole or after.get(video_id) != before.get(video_id)
-            row = after.get(video_id)
-            if what == "embedded" and (row is None or row.vector_source_hash is None):
-                if video_id in encoder.embedded:  # perhaps uploaded, and not recorded
-                    assert not whole
-                    items[video_id].vector = None
-            elif what in ("gone", "missing") or (recorded and what not in ("erased", "nothing")):
-                if what != "embedded" or video_id in encoder.embedded:
-                    self.truth.did(generation, video_id, what)
-        for video_id in IDS:
-            # a row without a status only marks a vector of which a crash has left nothing known
-            row, item = after.get(video_id), items.get(video_id)
-            assert item is not None or row is None, f"{video_id} was erased, and is back"
-            if item is not None:
-                assert ((row and row.status) or "new") in STATUSES[item.status], (video_id, row, item)
-
-    # what has to hold
-
-    def _check_vectors(self, opened: StageCorpus) -> None:
-        """A vector of which something is known is made of that."""
-        rows = opened.ledger.rows(IDS)
-        for video_id, item in self.truth.items(opened.contract.id).items():
-            if item.vector is not None:
-                stored = from_npy(self.corpus.store.get(str(rows[video_id].artifact_key)).data)
-                assert np.array_equal(stored, expected_vector(item, opened.contract.id)), video_id
-
-    def check_readers(self) -> None:
-        """Whatever has happened, a manifest leads to vectors of one generation."""
-        self._check_published(whole=False)
-
-    def _check_published(self, *, whole: bool) -> None:
-        manifest, _ = stored_manifest(self.corpus, TEXT)
-        generation = manifest.contract.id
-        seen = self.truth.seen(generation)
-        rows = {row["video_id"]: row for row in manifest.table.to_pylist()}
-        assert len(rows) == manifest.table.num_rows
-        if whole:
-            assert generation == self.truth.serving
-            assert rows.keys() == seen.keys()
-        for video_id in rows.keys() - self.touched:
-            vector = from_npy(self.corpus.store.get(rows[video_id]["embedding_key"]).data)
-            assert vector_sha256(vector) == rows[video_id]["artifact_sha256"]
-            assert np.array_equal(
-                vector, expected_vector(self.truth.items(generation)[video_id], generation)
-            ), video_id
-
-
-def expected_vector(item: Item, contract_id: str) -> np.ndarray[Any, Any]:
-    assert item.vector is not None
-    texts, raw = item.vector
-    return vector_of((json.loads(raw)["transcript"], *texts), contract_id)
-
-
-@contextlib.contextmanager
-def crashing() -> Iterator[None]:
-    """The ledger's disk goes away: after vectors were uploaded, before their rows are recorded."""
-
-    def record(ledger: Ledger, rows: Sequence[LedgerRow]) -> set[str]:
-        raise LedgerError("the disk is gone")
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Ledger, "record", record)
-        yield
-
-
-STATUSES: dict[str, set[str]] = {
-    "new": {"new"},
-    "success": {Status.SUCCESS},
-    "missing": {Status.MISSING_RAW_OBJECT},
-    "failed": {Status.FAIL, Status.INVALID_RAW_OBJECT, Status.QUARANTINED},
-}
 MUTATIONS = (
     "newer_snapshot",
     "older_snapshot",
@@ -505,7 +243,7 @@ MUTATIONS = (
     "upload_raw",
     "upload_same_raw",
     "upload_invalid_raw",
-    "delete_raw",
+    "remove_raw",
     "break_model",
     "mend_model",
     "change_contract",
@@ -549,11 +287,10 @@ def live(history: Sequence[tuple[Sequence[tuple[str, str, int]], str, int, bool]
             interrupt_after = number if ending == "interrupt" else None
             world.sync(crash=ending == "crash", interrupt_after=interrupt_after, late=late)
             world.check_readers()
-            world.mutations += ending in ("crash", "interrupt")
+            world.did["mutations"] += ending in ("crash", "interrupt")
             if ending == "twice":
                 world.sync()
         world.did["erased"] = sum(video.erased for video in world.truth.videos.values())
-        world.did["mutations"] = world.mutations
         return world.did
 
 

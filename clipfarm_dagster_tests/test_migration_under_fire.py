@@ -20,10 +20,13 @@ from clipfarm_dagster.orchestration.names import DEFAULT_NAMES
 from clipfarm_dagster.orchestration.reconcile import reconcile, unreported_successes
 from clipfarm_dagster.settings import load_settings
 from clipfarm_dagster.stages import Stage
-from clipfarm_dagster_tests.support.fire import MIGRATED, Fire, Readers, Worker, World, reading
+from clipfarm_dagster_tests.support.fire import Fire, Readers, Worker, World, reading
 from workbench.seaweedfs import running_seaweedfs, weed_program
 
-CHANGED_MODELS = {"CLIPFARM_VIDEO_POOLING": "mean", "CLIPFARM_TEXT_DTYPE": "bfloat16"}
+CHANGED_MODELS = {
+    Stage.VIDEO: ("CLIPFARM_VIDEO_POOLING", "mean"),
+    Stage.TEXT: ("CLIPFARM_TEXT_DTYPE", "bfloat16"),
+}
 SHORT = Fire(
     videos=40,
     changing=4,
@@ -31,6 +34,8 @@ SHORT = Fire(
     kills_at_cut_over=1,
     seconds_between_changes=1.0,
     seconds_until_killed=(0.5, 3),
+    usual=0,
+    migrated=(Stage.TEXT,),
     s3=False,
 )
 SMALL = Fire(
@@ -68,47 +73,45 @@ def test_readers_see_the_old_set_or_the_new_one(fire: Fire, tmp_path: Path, monk
             worker.close()
 
 
-def migrate(
-    world: World, worker: Worker, fire: Fire, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def migrate(world: World, worker: Worker, fire: Fire, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     worker.finish()
-    old = served(world.corpus)
+    old = served(world)
     assert worker.calls().total() == len(Stage) * fire.videos
 
     with world.changing(), reading(world, folder) as readers:
         if fire.usual:
             worker.work_until(lambda: len(readers.waited) >= fire.usual)
         usual, readers.waited = readers.lags(old[Stage.TEXT]), {}
-        for name, value in CHANGED_MODELS.items():
-            monkeypatch.setenv(name, value)
-        new = {stage: Corpus.open(load_settings()).contract(stage).id for stage in MIGRATED}
+        for stage in fire.migrated:
+            monkeypatch.setenv(*CHANGED_MODELS[stage])
+        new = {stage: Corpus.open(load_settings()).contract(stage).id for stage in fire.migrated}
 
         def over() -> bool:
-            return served(world.corpus) == new
+            return served(world) == new
 
         for _ in range(fire.kills_at_work):
             worker.killed_at_work()
         for _ in range(fire.kills_at_cut_over):
-            worker.killed_at_cut_over(MIGRATED, over)
+            worker.killed_at_cut_over(fire.migrated, over)
         worker.work_until(over)
     worker.finish()
-    assert served(world.corpus) == new
+    assert served(world) == new
     check(readers, old, new)
     lags = readers.lags(old[Stage.TEXT])
     assert bool(lags) or not fire.usual, "no new video was served while the candidate was filled"
     repeated = check_calls(world.corpus, worker, world.made)
-    polls = readers.polls
+    assert (polls := readers.polls) > 3
 
     calls = worker.calls()
     with world.changing(), reading(world, folder) as readers:
-        for stage in MIGRATED:
+        for stage in fire.migrated:
             worker.rolled_back(stage)
-    assert served(world.corpus) == old
+    assert served(world) == old
     check(readers, new, old)
     assert worker.calls() == calls
 
     worker.finish()
-    assert served(world.corpus) == old
+    assert served(world) == old
     check_calls(world.corpus, worker, world.made)
     check_all(world.corpus)
     print(
@@ -147,16 +150,15 @@ def environment(fire: Fire, folder: Path, monkeypatch: pytest.MonkeyPatch) -> It
         yield
 
 
-def served(corpus: Corpus) -> dict[Stage, str]:
-    serving = corpus.serving.read()
-    return {stage: serving[stage].contract_id for stage in MIGRATED}
+def served(world: World) -> dict[Stage, str]:
+    serving = world.corpus.serving.read()
+    return {stage: serving[stage].contract_id for stage in world.fire.migrated}
 
 
 def check(readers: Readers, before: dict[Stage, str], after: dict[Stage, str]) -> None:
     """What was read was of the one set, and from some moment on of the other."""
     assert not readers.violations, readers.violations[:10]
-    assert readers.polls > 3
-    for stage in MIGRATED:
+    for stage in before:
         for what in (f"{stage}", f"fused {stage}"):
             seen = readers.generations[what]
             assert seen in ([before[stage]], [before[stage], after[stage]]), (what, seen)

@@ -92,8 +92,8 @@ class StagePlan:
     """To be recorded as success without a run, since their vector is in the store: `video_id`, `source_hash`,
     `metadata_hash`, `raw_etag`, `captured_at`."""
     gone: pa.Table
-    """To be recorded as missing, since the metadata no longer has them, and what their vector was is not known
-    any more: `video_id`."""
+    """To be recorded as missing: the metadata no longer has them, and their vector is not known any more:
+    `video_id`."""
     reasons: dict[str, int]
     """Size of the whole delta by reason; absent means 0."""
     missing_raw_object: int

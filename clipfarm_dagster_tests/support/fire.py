@@ -31,8 +31,6 @@ from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.vectors.npy import from_npy, vector_sha256
 from clipfarm_dagster_tests.support.raw import metadata_row, put_metadata, put_transcript
 
-MIGRATED = (Stage.VIDEO, Stage.TEXT)
-
 
 @dataclass(frozen=True)
 class Fire:
@@ -44,8 +42,9 @@ class Fire:
     kills_at_cut_over: int
     seconds_between_changes: float
     seconds_until_killed: tuple[float, float]
-    usual: int = 0
-    """New videos that are to be served before the models change."""
+    usual: int
+    """New videos that are to be served before the models change; with 0, none come at all."""
+    migrated: tuple[Stage, ...] = (Stage.VIDEO, Stage.TEXT)
     s3: bool = True
 
 
@@ -53,7 +52,7 @@ class World:
     """Videos, some of which change all the time, and new ones that come."""
 
     def __init__(self, corpus: Corpus, fire: Fire) -> None:
-        self.corpus, self._fire, self.made = corpus, fire, 0
+        self.corpus, self.fire, self.made = corpus, fire, 0
         self.came: dict[str, float] = {}
         """When each new video was there."""
         self._media = list(demo_videos(4))
@@ -78,9 +77,9 @@ class World:
         over, chance = threading.Event(), random.Random(self.made)
 
         def change() -> None:
-            while not over.wait(self._fire.seconds_between_changes):
+            while not over.wait(self.fire.seconds_between_changes):
                 video_id = chance.choice(self._restless)
-                match chance.randrange(3):
+                match chance.randrange(3 if self.fire.usual else 2):
                     case 0:
                         self._rows[video_id]["title"] = f"title {self.made}"
                     case 1:
@@ -106,7 +105,8 @@ class Process:
     """One that was started, and may be killed."""
 
     def __init__(self, number: int, answers: Any) -> None:
-        self._number, self._answers, self._code = number, answers, None
+        self._number, self._answers = number, answers
+        self._code: int | None = None
 
     def poll(self) -> int | None:
         """Its exit code; None as long as it works."""
@@ -218,7 +218,7 @@ class Readers:
     violations: list[str] = field(default_factory=list)
     polls: int = 0
     generations: dict[str, list[str]] = field(default_factory=dict)
-    """Contract ids in the order in which they were seen, of each manifest, and of each stage among the fused."""
+    """Contract ids as they were seen one after the other, of each manifest, and of each stage when fused."""
     sha256s: dict[tuple[str, str, str], str] = field(default_factory=dict)
     """Of the vectors that do not change, by stage, contract id and `video_id`."""
     waited: dict[str, tuple[str, float]] = field(default_factory=dict)
@@ -266,7 +266,7 @@ def look(world: World, corpus: Corpus, readers: Readers, chance: random.Random) 
     """One poll of the manifests, the fused manifest and search."""
     import pyarrow.parquet as pq
 
-    for stage in MIGRATED:
+    for stage in world.fire.migrated:
         came, now = list(world.came.items()), time.monotonic()
         manifest, _ = stored_manifest(corpus, stage)
         contract_id, table = manifest.contract.id, manifest.table
@@ -282,7 +282,7 @@ def look(world: World, corpus: Corpus, readers: Readers, chance: random.Random) 
                 readers.violations.append(f"{stage}: {video_id}'s key leads to another vector")
     fused = pq.read_table(fused_file(corpus, "concat").path)
     ids = fused["video_id"].to_pylist()
-    for stage in MIGRATED:
+    for stage in world.fire.migrated:
         found = set(fused[f"{stage}_contract_id"].to_pylist())
         if len(found) != 1:
             readers.violations.append(f"fused rows are of the {stage} contracts {found}")

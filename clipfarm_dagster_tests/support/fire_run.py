@@ -22,19 +22,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from clipfarm_dagster.cli.manifests import make_manifests
-from clipfarm_dagster.cli.migrate import roll_back
-from clipfarm_dagster.cli.output import dagster_instance
-from clipfarm_dagster.cli.sync import sync_corpus
-from clipfarm_dagster.corpus import Corpus
-from clipfarm_dagster.maintenance.migration import finish_cut_over
-from clipfarm_dagster.modalities.encoder import Encoder, Prepared
-from clipfarm_dagster.orchestration.resources.encoders import EncodersResource
-from clipfarm_dagster.settings import Settings, load_settings
-from clipfarm_dagster.stages import Stage
+# Whatever is large is imported in functions: worker processes import this module too.
 
-STAGES = list(Stage)
-IMPORTED_LATE = (
+IMPORTED_BEFORE = (
+    "clipfarm_dagster.cli.migrate",
+    "clipfarm_dagster.cli.sync",
     "clipfarm_dagster.definitions",
     "clipfarm_dagster.modalities.audio.encoder",
     "clipfarm_dagster.modalities.text.encoder",
@@ -50,52 +42,70 @@ IMPORTED_LATE = (
 
 def log_model_calls(path: str) -> None:
     """Write a line for each item that goes through a model, and not for the canary's."""
+    from clipfarm_dagster.orchestration.resources.encoders import EncodersResource
+
     log = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     load, wrapped = EncodersResource.load, set[int]()
 
-    def logged(self: EncodersResource, stage: Stage, settings: Settings) -> Encoder:
+    def logged(self: Any, stage: Any, settings: Any) -> Any:
         encoder: Any = load(self, stage, settings)
         if id(encoder) in wrapped:
-            return encoder  # type: ignore[no-any-return]
+            return encoder
         wrapped.add(id(encoder))
         encode, line = encoder.encode, f"{stage} {encoder.contract.id}\n".encode()
 
-        def encode_logged(batch: Sequence[Prepared]) -> Any:
+        def encode_logged(batch: Sequence[Any]) -> Any:
             vectors = encode(batch)
             if threading.current_thread().name.startswith("model"):
                 os.write(log, line * len(batch))
             return vectors
 
         encoder.encode = encode_logged
-        return encoder  # type: ignore[no-any-return]
+        return encoder
 
     EncodersResource.load = logged  # type: ignore[method-assign]
 
 
 def sync(model_log: str, stop: str) -> None:
     """Sync and make manifests again and again; ends once there is a stop file and nothing is left to do."""
+    from clipfarm_dagster.cli.manifests import make_manifests
+    from clipfarm_dagster.cli.output import dagster_instance
+    from clipfarm_dagster.cli.sync import sync_corpus
+    from clipfarm_dagster.corpus import Corpus
+    from clipfarm_dagster.settings import load_settings
+    from clipfarm_dagster.stages import Stage
+
     log_model_calls(model_log)
     with dagster_instance(load_settings()) as instance:
         while True:
             last = Path(stop).exists()
             corpus = Corpus.open(load_settings())
-            done = sync_corpus(corpus, instance, STAGES, quiet=True)
+            done = sync_corpus(corpus, instance, list(Stage), quiet=True)
             made = make_manifests(corpus, instance)
             calls = [e["model_calls"] for e in (*done.stages.values(), *done.candidates.values())]
             if last and not sum(calls) and not any(entry["written"] for entry in made):
                 return
 
 
+def go_back(stage: str) -> None:
+    """`clipfarm migrate roll-back`."""
+    from clipfarm_dagster.cli.migrate import roll_back
+    from clipfarm_dagster.stages import Stage
+
+    roll_back(Stage(stage))
+
+
 def finish(stage: str) -> None:
     """Finish a cut-over that was broken off."""
+    from clipfarm_dagster.corpus import Corpus
+    from clipfarm_dagster.maintenance.migration import finish_cut_over
+    from clipfarm_dagster.settings import load_settings
+    from clipfarm_dagster.stages import Stage
+
     finish_cut_over(Corpus.open(load_settings()), Stage(stage))
 
 
-COMMANDS: dict[str, Callable[..., None]] = {
-    "sync": sync,
-    "roll-back": lambda stage: roll_back(Stage(stage)),
-    "finish": finish,
-}
+COMMANDS: dict[str, Callable[..., None]] = {"sync": sync, "roll-back": go_back, "finish": finish}
 
 
 def work(asked: dict[str, Any]) -> None:
@@ -119,7 +129,7 @@ def work(asked: dict[str, Any]) -> None:
 
 def main() -> None:
     """Fork a process for each line."""
-    for name in IMPORTED_LATE:
+    for name in IMPORTED_BEFORE:
         importlib.import_module(name)
     while line := sys.stdin.readline():
         if (process := os.fork()) == 0:

@@ -164,18 +164,22 @@ class Truth:
             other, in_metadata = others[video_id], self.videos[video_id].texts is not None
             if other.status == "success" and other.vector is not None:
                 found["done"] += 1
-                found["outdated"] += (
-                    in_metadata and other.source != served.source and other.at < served.at
-                )
+                found["outdated"] += in_metadata and other.source != served.source and other.at < served.at
             elif not in_metadata:
                 found["orphaned"] += 1
-            elif other.status == "failed" and other.given_up and other.source == served.source:
-                found["lost"] += 1
-            elif other.status == "missing" and other.source and other.source[0] == (served.source or "?")[0]:
+            elif self._lost(other, served):
                 found["lost"] += 1
             else:
                 found["to do"] += 1
         return found
+
+    @staticmethod
+    def _lost(other: Item, served: Item) -> bool:
+        """Whether nothing is going to come of a video in another generation."""
+        if other.source is None or served.source is None:
+            return False
+        failed = other.status == "failed" and other.given_up and other.source == served.source
+        return failed or (other.status == "missing" and other.source[0] == served.source[0])
 
     def may_serve(self, generation: str) -> bool:
         """Whether a generation lacks nothing that keeps it from serving."""
