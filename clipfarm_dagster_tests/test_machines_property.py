@@ -1,7 +1,8 @@
 """Random histories of several machines over one store: turns, pauses, kills, lost homes, clocks that differ.
 
-Whatever happens, the log in the store never claims a vector that the store does not hold. The machines'
-stores are real folders, at whose every call a machine can be held up or killed.
+They embed, change which generation serves and go back, drop generations and erase videos. Whatever happens,
+the log in the store never claims a vector that the store does not hold, and erased videos stay away. The
+machines' stores are real folders, at whose every call a machine can be held up or killed.
 """
 
 from __future__ import annotations
@@ -22,19 +23,28 @@ import pytest
 import time_machine
 
 from clipfarm_dagster.corpus import Corpus
-from clipfarm_dagster.errors import LedgerError, MetadataError
+from clipfarm_dagster.errors import LedgerError, ManifestError, MetadataError, MigrationError
 from clipfarm_dagster.ledger.journal import Journal
 from clipfarm_dagster.ledger.ledger import Ledger
-from clipfarm_dagster.ledger.schema import Status
+from clipfarm_dagster.ledger.rows import unknown_success
+from clipfarm_dagster.ledger.schema import LedgerRow, Status
 from clipfarm_dagster.ledger.verify import retry_failures, verify_vectors
+from clipfarm_dagster.maintenance import erasure
+from clipfarm_dagster.maintenance.dropping import drop_generation
+from clipfarm_dagster.maintenance.migration import cut_over, way_back
 from clipfarm_dagster.manifests.refresh import refresh_manifest
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.store import ObjectStore
 from clipfarm_dagster.vectors.npy import from_npy
 from clipfarm_dagster_tests.support.hashing_encoder import vector_of
-from clipfarm_dagster_tests.support.machines import open_corpus, put_texts, put_transcript, sync_texts
-from clipfarm_dagster_tests.support.stages import opened
+from clipfarm_dagster_tests.support.machines import (
+    open_corpus,
+    put_texts,
+    put_transcript,
+    sync_generations,
+)
 
+TEXT = Stage.TEXT
 IDS = [f"v{n}" for n in range(12)]
 
 
@@ -93,6 +103,9 @@ class GatedStore(ObjectStore):
             "put_file_if_unchanged",
             "download",
             "delete",
+            "list",
+            "copy_each",
+            "delete_each",
         ):
             return found
 
@@ -133,6 +146,7 @@ def _nothing_is_written_after_a_kill(monkeypatch: pytest.MonkeyPatch) -> None:
         if isinstance(store, GatedStore) and store.gate.killed:
             raise Killed
 
+    monkeypatch.setattr("clipfarm_dagster.manifests.refresh.PATIENCE_SECONDS", 0)
     transaction, connect = Ledger._transaction, Journal._connect
 
     def guarded_transaction(self: Ledger) -> Any:
@@ -159,7 +173,11 @@ class World:
         self.texts = dict.fromkeys(IDS, ("title", "description", "query"))
         self.raw: dict[str, str] = {}
         self.known: set[str] = set()
+        self.erased: set[str] = set()
+        self.perhaps_left: set[str] = set()
+        """Erased videos that a turn had in hand, which may have been killed once their vector was stored."""
         self.steps: dict[str, int] = {}
+        self.contract_ids = [self.auditor.corpus(contract).contract(TEXT).id for contract in range(2)]
         for video_id in IDS:
             self.upload(video_id)
         self.put_metadata()
@@ -180,18 +198,54 @@ class World:
 
     # what machines do
 
-    def sync(self, machine: Machine) -> None:
-        sync_texts(machine.corpus(self.contract))
+    def held_up(self) -> bool:
+        return any(machine.thread is not None for machine in self.machines)
 
-    def begin(self, machine: Machine, calls: int) -> None:
+    def sync(self, machine: Machine) -> None:
+        # others that are held up in the middle of something keep a manifest from being made
+        with suppress(*((ManifestError, MigrationError) if self.held_up() else ())):
+            sync_generations(machine.corpus(self.contract))
+
+    def roll_back(self, machine: Machine) -> None:
+        corpus = machine.corpus(self.contract)
+        with suppress(MigrationError):  # there is no way back, or no vector
+            target = way_back(corpus, TEXT)
+            with suppress(ManifestError):  # some vectors were being written when it gave way; sync goes on
+                cut_over(corpus, TEXT, target, going_back=True)
+            if not self.held_up():
+                assert corpus.serving.read()[TEXT].contract_id == target
+
+    def drop(self, machine: Machine) -> None:
+        corpus, contract_id = machine.corpus(self.contract), self.contract_ids[1 - self.contract]
+        with suppress(MigrationError):  # it serves, or a cut-over is under way
+            drop_generation(corpus, TEXT, contract_id)
+            self.known = set()
+            folder = corpus.keys.generation_folder(TEXT, contract_id)
+            assert self.held_up() or corpus.store.list(folder).num_rows == 0
+
+    def erase(self, machine: Machine) -> None:
+        if self.random.randrange(5) or len(self.erased) > len(IDS) // 2:
+            return
+        corpus, video_id = machine.corpus(self.contract), self.random.choice(IDS)
+        self.erased.add(video_id)
+        self.known.discard(video_id)
+        if self.held_up():
+            self.perhaps_left.add(video_id)
+        corpus.tombstones.add([video_id])
+        assert erasure.finish(corpus, [video_id]) == []
+
+    def begin(self, machine: Machine, kind: str, calls: int) -> None:
         """Begin a turn that is held up after so many calls, or comes to its end."""
 
         def turn() -> None:
-            # a turn that is held up while it reads the metadata finds them changed, and says so
-            with suppress(Killed, MetadataError):
-                self.sync(machine)
+            # a turn that is held up while it reads finds things changed, and says so
+            with suppress(Killed, MetadataError, MigrationError, ManifestError):
+                sync_generations(corpus) if kind == "sync" else cut_over(
+                    corpus, TEXT, way_back(corpus, TEXT), going_back=True
+                )
 
         machine.gate = Gate(allowed=calls)
+        corpus = machine.corpus(self.contract)
         machine.thread = threading.Thread(target=turn)
         machine.thread.start()
         while machine.thread.is_alive():
@@ -210,34 +264,38 @@ class World:
 
     def manifest(self, machine: Machine) -> None:
         corpus = machine.corpus(self.contract)
-        with corpus.ledger(Stage.TEXT) as ledger:
-            refreshed = refresh_manifest(opened(corpus, ledger))
-        claims = {video_id for video_id, (contract_id, _) in self.claims().items() if contract_id}
-        current = corpus.contract(Stage.TEXT).id
-        expected = {i for i in claims if self.claims()[i][0] == current}
-        assert set(refreshed.manifest.table["video_id"].to_pylist()) == expected
+        try:
+            with corpus.stage(TEXT) as opened:
+                manifest = refresh_manifest(opened).manifest
+        except ManifestError:
+            assert any(unknown_success(row) for row in self.rows().values())
+        else:
+            assert set(manifest.table["video_id"].to_pylist()) == {
+                row.video_id
+                for row in self.rows().values()
+                if row.vector_source_hash is not None and row.status == Status.SUCCESS
+            }
 
     def retry(self, machine: Machine) -> None:
-        corpus = machine.corpus(self.contract)
-        with corpus.ledger(Stage.TEXT) as ledger:
+        with machine.corpus(self.contract).ledger(TEXT) as ledger:
             retry_failures(ledger)
             ledger.push()
 
     def repair(self, machine: Machine) -> None:
         corpus = machine.corpus(self.contract)
-        with corpus.ledger(Stage.TEXT) as ledger:
+        with corpus.ledger(TEXT) as ledger:
             assert self.wrong(corpus, ledger) == []
 
     def swap_store(self, machine: Machine) -> None:
         """Somebody has set the store's URL to another one."""
-        with machine.corpus(self.contract).ledger(Stage.TEXT) as ledger:
+        with machine.corpus(self.contract).ledger(TEXT) as ledger:
             if ledger.corpus_id() is None:
                 return
         other = self.folder / "other-store"
         corpus = machine.corpus(self.contract, str(other))
         with (
             pytest.raises(LedgerError, match="belongs to a corpus other than"),
-            corpus.ledger(Stage.TEXT),
+            corpus.ledger(TEXT),
         ):
             pass
         assert [path for path in other.rglob("*") if path.is_file()] == []
@@ -245,43 +303,50 @@ class World:
     # what has to hold
 
     def wrong(self, corpus: Corpus, ledger: Ledger) -> list[object]:
-        """Vectors that a row claims and that are not what it says. One that is marked is work already."""
-        claiming = {video_id for video_id, row in ledger.rows(IDS).items() if row.vector_source_hash}
-        return [
-            f
-            for f in verify_vectors(ledger, corpus.store, corpus.keys)
-            if f.problem and f.video_id in claiming
-        ]
+        """Vectors of any generation that a row claims and that are not what it says. One that is marked is
+        work already."""
+        found: list[object] = []
+        for contract_id in ledger.generations():
+            rows = ledger.of(contract_id)
+            claiming = {video_id for video_id, row in rows.rows(IDS).items() if row.vector_source_hash}
+            findings = verify_vectors(rows, corpus.store, corpus.keys)
+            found += [f for f in findings if f.problem and f.video_id in claiming]
+        return found
 
-    def claims(self) -> dict[str, tuple[str | None, str | None]]:
-        """Contract and SHA-256 of each vector that the log in the store claims, for a machine that is new."""
+    def rows(self) -> dict[str, LedgerRow]:
+        """What serves, by the log in the store, for a machine that is new."""
         shutil.rmtree(self.auditor.home, ignore_errors=True)
-        corpus = self.auditor.corpus(self.contract)
-        with corpus.ledger(Stage.TEXT) as ledger:
-            return {
-                row.video_id: (row.vector_contract_id, row.artifact_sha256)
-                for row in ledger.rows(IDS).values()
-                if row.vector_source_hash is not None and row.status == Status.SUCCESS
-            }
+        with self.auditor.corpus(self.contract).ledger(TEXT) as ledger:
+            return ledger.rows(IDS)
 
     def check(self) -> None:
         shutil.rmtree(self.auditor.home, ignore_errors=True)
         corpus = self.auditor.corpus(self.contract)
-        with corpus.ledger(Stage.TEXT) as ledger:
-            rows = ledger.rows(IDS)
+        with corpus.ledger(TEXT) as ledger:
+            rows = {i for contract_id in ledger.generations() for i in ledger.of(contract_id).rows(IDS)}
             wrong = self.wrong(corpus, ledger)
         assert wrong == []
-        assert self.known <= set(rows), "a row was lost"
-        self.known |= set(rows)
+        assert self.known <= rows, "a row was lost"
+        assert not self.erased & rows, "a video is back"
+        self.known |= rows
+        keys = corpus.store.list("clipfarm/")["key"].to_pylist()
+        left = {Path(key).stem for key in keys if key.endswith(".npy")} & self.erased
+        assert left <= self.perhaps_left
 
     def check_all_is_done(self) -> None:
         """After a whole sync that nobody else disturbed, each vector is the right one."""
         corpus = self.auditor.corpus(self.contract)
-        contract_id = corpus.contract(Stage.TEXT).id
-        for video_id in IDS:
-            stored = corpus.store.get(corpus.keys.embedding(Stage.TEXT, video_id)).data
-            expected = vector_of((self.raw[video_id], *self.texts[video_id]), contract_id)
-            assert np.array_equal(from_npy(stored), expected), video_id
+        serving, wanted = corpus.serving.read()[TEXT], self.contract_ids[self.contract]
+        assert (serving.settled, serving.following) == (True, None)
+        assert wanted in (serving.contract_id, serving.rolled_back)
+        for contract_id in {serving.contract_id, wanted}:
+            with corpus.stage(TEXT) as opened:
+                rows = opened.ledger.of(contract_id).rows(IDS)
+            assert rows.keys() == set(IDS) - self.erased
+            for video_id, row in rows.items():
+                stored = corpus.store.get(str(row.artifact_key)).data
+                expected = vector_of((self.raw[video_id], *self.texts[video_id]), contract_id)
+                assert np.array_equal(from_npy(stored), expected), video_id
 
     # a history
 
@@ -292,14 +357,15 @@ class World:
 
     def step(self) -> None:
         machine = self.random.choice(self.machines)
-        held_up = [other for other in self.machines if other.thread is not None]
+        held_up = self.held_up()
         if machine.thread is not None:
             kind = self.random.choice(["go on", "kill", "kill and lose home"])
         else:
             kinds = (
                 ["retitle"] * 3 + ["upload"] * 2 + ["contract", "sync", "sync", "sync", "hold up", "hold up"]
             )
-            kind = self.random.choice([*kinds, "lose home", "manifest", "retry", "repair", "swap store"])
+            kinds += ["lose home", "manifest", "retry", "repair", "swap store"]
+            kind = self.random.choice([*kinds, "roll back", "drop", "erase"])
         self.steps[kind] = self.steps.get(kind, 0) + 1
         with self.some_clock():
             self.take(kind, machine)
@@ -320,7 +386,8 @@ class World:
             case "sync":
                 self.sync(machine)
             case "hold up":
-                self.begin(machine, calls=self.random.randrange(60))
+                kind = self.random.choice(["sync", "sync", "roll back"])
+                self.begin(machine, kind, calls=self.random.randrange(90))
             case "go on":
                 self.end(machine, killed=False)
             case "kill" | "kill and lose home":

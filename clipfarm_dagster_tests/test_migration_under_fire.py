@@ -100,7 +100,8 @@ def migrate(world: World, worker: Worker, fire: Fire, folder: Path, monkeypatch:
     lags = readers.lags(old[Stage.TEXT])
     assert bool(lags) or not fire.usual, "no new video was served while the candidate was filled"
     repeated = check_calls(world.corpus, worker, world.made)
-    assert (polls := readers.polls) > 3
+    polls = readers.polls
+    assert polls > 3
 
     calls = worker.calls()
     with world.changing(), reading(world, folder) as readers:

@@ -72,6 +72,7 @@ def sync(model_log: str, stop: str) -> None:
     from clipfarm_dagster.cli.output import dagster_instance
     from clipfarm_dagster.cli.sync import sync_corpus
     from clipfarm_dagster.corpus import Corpus
+    from clipfarm_dagster.errors import MetadataError
     from clipfarm_dagster.settings import load_settings
     from clipfarm_dagster.stages import Stage
 
@@ -80,7 +81,10 @@ def sync(model_log: str, stop: str) -> None:
         while True:
             last = Path(stop).exists()
             corpus = Corpus.open(load_settings())
-            done = sync_corpus(corpus, instance, list(Stage), quiet=True)
+            try:
+                done = sync_corpus(corpus, instance, list(Stage), quiet=True)
+            except MetadataError:  # a CSV in a folder changed while it was read
+                continue
             made = make_manifests(corpus, instance)
             calls = [e["model_calls"] for e in (*done.stages.values(), *done.candidates.values())]
             if last and not sum(calls) and not any(entry["written"] for entry in made):

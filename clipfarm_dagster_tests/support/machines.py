@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections import Counter
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from clipfarm_dagster.corpus import Corpus
+from clipfarm_dagster.corpus import Corpus, StageCorpus
 from clipfarm_dagster.engine.engine import EngineOptions, embed_items
+from clipfarm_dagster.errors import ManifestError
 from clipfarm_dagster.ledger.ledger import Ledger
 from clipfarm_dagster.ledger.rows import RetryPolicy
+from clipfarm_dagster.maintenance.migration import finish_cut_over
+from clipfarm_dagster.maintenance.readiness import cut_over_when_ready
 from clipfarm_dagster.settings import load_settings
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.store import ObjectStore
@@ -69,3 +73,43 @@ def embed_texts(corpus: Corpus, ledger: Ledger) -> Counter[str]:
         on_recorded=lambda outcomes: None,
     )
     return encoder.embedded
+
+
+def sync_generations(corpus: Corpus) -> None:
+    """Bring what serves up to date, then what the settings ask for, and let that serve when it has all, as
+    `clipfarm sync` does."""
+    with contextlib.suppress(ManifestError):
+        finish_cut_over(corpus, Stage.TEXT)
+    with corpus.stage(Stage.TEXT) as serving:
+        _embed_stage(corpus, serving)
+    finish_cut_over(corpus, Stage.TEXT)
+    with corpus.stage(Stage.TEXT) as serving:
+        candidate = serving.candidate()
+        if candidate is not None:
+            _embed_stage(corpus, candidate)
+    if candidate is not None:
+        found = cut_over_when_ready(corpus, Stage.TEXT)
+        if found is not None and found.ready:
+            with corpus.stage(Stage.TEXT) as serving:
+                _embed_stage(corpus, serving)
+
+
+def _embed_stage(corpus: Corpus, opened: StageCorpus) -> None:
+    latest = corpus.latest_rows()
+    plan = opened.plan(latest)
+    opened.record_settled(plan)
+    if plan.work.num_rows:
+        opened.want_again()
+    encoder = HashingEncoder(opened.contract, set(), None)
+    embed_items(
+        opened.work_items(plan.work["video_id"].to_pylist(), latest),
+        contract=opened.contract,
+        load_encoder=lambda: encoder,
+        store=corpus.store,
+        keys=corpus.keys,
+        ledger=opened.ledger,
+        place=opened.place,
+        options=OPTIONS,
+        on_recorded=lambda outcomes: None,
+    )
+    opened.ledger.push()
