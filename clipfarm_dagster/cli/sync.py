@@ -5,9 +5,10 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import dagster as dg
@@ -34,6 +35,10 @@ from clipfarm_dagster.modalities.registry import stage_checkpoint
 from clipfarm_dagster.orchestration.in_process import run_in_process
 from clipfarm_dagster.settings import Settings, load_settings
 from clipfarm_dagster.stages import Stage
+
+_LOOK_AGAIN_AFTER = 10
+"""While a candidate is filled, so many times as long as planning takes passes before it is planned again what
+is new for what serves."""
 
 
 def register(app: typer.Typer) -> None:
@@ -124,7 +129,8 @@ def sync_corpus(
             synced.stages[str(stage)] = serving.run(stage)
             if stage in unfinished:
                 finish_cut_over(corpus, stage)
-        filling = _Pass(corpus, instance, Listener(bars, " candidate"), synced, candidates=True)
+        between = partial(serving.look_again, stages)
+        filling = _Pass(corpus, instance, Listener(bars, " candidate"), synced, between, candidates=True)
         for stage in [stage for stage in stages if _has_candidate(corpus, stage)]:
             synced.candidates[str(stage)] = filling.run(stage)
             if _cut_over(corpus, instance, stage):
@@ -189,17 +195,22 @@ class _Pass:
         instance: dg.DagsterInstance,
         listener: Listener,
         synced: Synced,
+        between: Callable[[], None] = lambda: None,
         *,
         candidates: bool = False,
     ) -> None:
+        """`between` is called after each run of a stage but the last."""
         from clipfarm_dagster.definitions import build_definitions
 
-        self._corpus, self._instance = corpus, instance
+        self._corpus, self._instance, self._between = corpus, instance, between
+        self._missing: Counter[Stage] = Counter()
+        self._seconds = dict.fromkeys(Stage, 0.0)
+        self._planning, self._looked_at = 0.0, time.monotonic()
         self._listener, self._synced, self._candidates = listener, synced, candidates
         self._definitions = build_definitions(resource_overrides={"progress": listener})
 
     def run(self, stage: Stage) -> dict[str, Any]:
-        """Bring a stage up to date; counts by ledger status."""
+        """Bring a stage up to date; counts by ledger status, of all calls."""
         from clipfarm_dagster.orchestration.candidates import unavailable, without_work
         from clipfarm_dagster.orchestration.launching import add_partitions, settle
         from clipfarm_dagster.orchestration.names import DEFAULT_NAMES
@@ -221,12 +232,23 @@ class _Pass:
                 check_content(stage_checkpoint(stage, opened.model_settings), corpus.store, corpus.keys)
             settle(instance, DEFAULT_NAMES, opened, plan)
             opened.ledger.push()
+        self._planning += time.monotonic() - started
         self._embed(opened, generation, plan.work["video_id"].to_pylist())
         counts = self._listener.finished[stage].copy()
         model_calls = counts.pop("model_calls", 0)
-        if plan.missing.num_rows:
-            counts[str(Status.MISSING_RAW_OBJECT)] += plan.missing.num_rows
-        return {**counts, "model_calls": model_calls, "seconds": round(time.monotonic() - started, 3)}
+        self._missing[stage] += plan.missing.num_rows
+        if self._missing[stage]:
+            counts[str(Status.MISSING_RAW_OBJECT)] += self._missing[stage]
+        self._looked_at = time.monotonic()
+        self._seconds[stage] += self._looked_at - started
+        return {**counts, "model_calls": model_calls, "seconds": round(self._seconds[stage], 3)}
+
+    def look_again(self, stages: Sequence[Stage]) -> None:
+        """Bring stages up to date again, unless that was done just now for how long it takes to plan."""
+        if time.monotonic() - self._looked_at >= _LOOK_AGAIN_AFTER * self._planning:
+            self._planning = 0.0
+            for stage in stages:
+                self._synced.stages[str(stage)] = self.run(stage)
 
     def _embed(self, opened: StageCorpus, generation: str | None, video_ids: list[str]) -> None:
         """Embed some videos in runs of this process."""
@@ -252,6 +274,8 @@ class _Pass:
                 id_list_run_config(DEFAULT_NAMES, stage, chunk, generation),
                 id_list_run_tags(DEFAULT_NAMES, stage, chunk, generation),
             )
+            if planned[-1] != video_ids[-1]:
+                self._between()
 
     def _in_flight(self, opened: StageCorpus) -> set[str]:
         from clipfarm_dagster.orchestration.names import DEFAULT_NAMES

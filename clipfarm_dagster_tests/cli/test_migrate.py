@@ -11,14 +11,18 @@ from typing import Any
 
 import pytest
 
+from clipfarm_dagster.cli import sync
 from clipfarm_dagster.corpus import Corpus
 from clipfarm_dagster.ledger.ledger import Ledger
 from clipfarm_dagster.ledger.serving import ServingRecord
 from clipfarm_dagster.manifests.refresh import stored_manifest
+from clipfarm_dagster.orchestration import in_process
+from clipfarm_dagster.orchestration.names import DEFAULT_NAMES
 from clipfarm_dagster.store import ObjectStore
 from clipfarm_dagster_tests.cli.conftest import Ended
 from clipfarm_dagster_tests.support.killing import Killed, killing
 from clipfarm_dagster_tests.support.migrating import TEXT, TEXTS, Migrating
+from clipfarm_dagster_tests.support.raw import metadata_row, put_metadata, put_transcript
 
 pytestmark = pytest.mark.parametrize("store", ["folder"], indirect=True)
 
@@ -375,3 +379,29 @@ def test_sync_embeds_what_a_cut_over_found_lost_and_finishes_it(
     assert told(clipfarm)["serving"]["settled"]
     assert served(whole) == whole.new
     assert stored_manifest(whole.corpus, TEXT)[0].table.num_rows == len(TEXTS)
+
+
+def test_new_videos_do_not_wait_until_a_candidate_is_filled(
+    migrating: Migrating, clipfarm: Command, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("CLIPFARM_RUN_SIZE", "2")
+    monkeypatch.setattr(sync, "_LOOK_AGAIN_AFTER", 0)
+    run, runs = in_process.run_in_process, []
+
+    def run_and_add(job: Any, instance: Any, config: Any, tags: Any) -> None:
+        runs.append(job.name)
+        run(job, instance, config, tags)
+        if len(runs) == 1:
+            put_metadata(
+                migrating.corpus, [metadata_row(i, title=TEXTS.get(i, "")) for i in [*TEXTS, "kite"]]
+            )
+            put_transcript(migrating.corpus, "kite", "Flying a kite on a windy beach")
+
+    monkeypatch.setattr(sync, "run_in_process", run_and_add)
+
+    ended = clipfarm("sync", "--stage", "text", "--json")
+
+    assert ended.code == 0, ended.errors
+    candidate, serving = (DEFAULT_NAMES.candidate_job(TEXT), DEFAULT_NAMES.embedding_job(TEXT))
+    assert runs[:3] == [candidate, serving, candidate]
+    assert ended.json["stages"]["text"]["model_calls"] == 1
