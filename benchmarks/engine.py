@@ -164,7 +164,7 @@ def _encoder(stage: str, given: dict[str, Any]) -> Any:
 
 def _engine_pass(given: dict[str, Any]) -> dict[str, Any]:
     """Both stages, one after the other, from an empty ledger."""
-    from clipfarm_dagster.engine.engine import EngineOptions, embed_items
+    from clipfarm_dagster.engine.engine import EngineOptions, LocalComputing, embed_items
     from clipfarm_dagster.ledger.ledger import Ledger
     from clipfarm_dagster.ledger.rows import WorkItem
     from clipfarm_dagster.modalities.registry import stage_contract
@@ -183,7 +183,7 @@ def _engine_pass(given: dict[str, Any]) -> dict[str, Any]:
             progress = embed_items(
                 [WorkItem(video_id, {}, "", "") for video_id in given["video_ids"]],
                 contract=stage_contract(stage, settings),
-                load_encoder=partial(_encoder, stage, given),
+                computing=LocalComputing(partial(_encoder, stage, given)),
                 store=ObjectStore.open(given["url"]),
                 keys=Keys(),
                 ledger=ledger,

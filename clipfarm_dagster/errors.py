@@ -13,6 +13,7 @@ ClipFarmError
 ├── InvalidRawObjectError
 ├── PreparationError
 ├── WorkersLostError
+├── ClusterError
 ├── ManifestError
 ├── MigrationError
 ├── FusionError
@@ -26,9 +27,22 @@ ClipFarmError
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class ClipFarmError(Exception):
     """Base of all errors below; its text is one clear sentence or two, fit to show a person as it is."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # by default, those that take more than a text could not be built again in another process
+        return _rebuilt, (type(self), self.args, self.__dict__)
+
+
+def _rebuilt(kind: type[ClipFarmError], args: tuple[Any, ...], fields: dict[str, Any]) -> ClipFarmError:
+    error = kind.__new__(kind, *args)
+    error.args = args
+    error.__dict__.update(fields)
+    return error
 
 
 class SettingsError(ClipFarmError):
@@ -100,6 +114,10 @@ class PreparationError(ClipFarmError):
 
 class WorkersLostError(ClipFarmError):
     """Worker processes end by themselves or cannot be started, whatever they are given to prepare."""
+
+
+class ClusterError(ClipFarmError):
+    """The Ray cluster cannot be used; nothing was recorded that did not happen."""
 
 
 class ManifestError(ClipFarmError):

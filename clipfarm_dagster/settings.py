@@ -135,6 +135,29 @@ class Settings(BaseSettings):
         True,
         description="Refuse model revisions that are not a full commit SHA; `false` resolves a branch once.",
     )
+    engine: Literal["local", "ray"] = Field(
+        "local",
+        description="Where vectors are computed: `local` is here, `ray` the cluster at `RAY_ADDRESS`.",
+    )
+    ray_actors: int = Field(
+        0,
+        ge=0,
+        description="Processes of a run on a cluster; 0 means one for each GPU, and one for a node without.",
+    )
+    ray_actor_cores: int = Field(
+        0, ge=0, description="Processor cores of each of them; 0 means its share of the node's cores."
+    )
+    ray_lease_size: int = Field(
+        32,
+        ge=1,
+        description="Items that such a process is given at once; a lost node costs at most twice as many.",
+    )
+    ray_silence_seconds: float = Field(
+        600.0, gt=0, description="If such a process gives no result for so long, it is ended and replaced."
+    )
+    ray_node_home: str = Field(
+        "~/.cache/clipfarm", description="Folder on each node for what it has checked; may be lost."
+    )
     workers: int = Field(0, ge=0, description="Processes that decode; 0 means one per processor core.")
     run_size: int = Field(500, ge=1, description="Number of ids that the sensor or `sync` puts into one run.")
     max_runs_per_tick: int = Field(

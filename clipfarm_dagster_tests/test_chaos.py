@@ -17,7 +17,7 @@ import pytest
 
 from clipfarm_dagster.corpus import Corpus
 from clipfarm_dagster.demo.checkpoints import make_audio_checkpoint
-from clipfarm_dagster.engine.engine import RECORD_EVERY_ITEMS, EngineOptions, embed_items
+from clipfarm_dagster.engine.engine import RECORD_EVERY_ITEMS, EngineOptions, LocalComputing, embed_items
 from clipfarm_dagster.instance import ensure_instance
 from clipfarm_dagster.ledger.ledger import Ledger
 from clipfarm_dagster.ledger.rows import WorkItem
@@ -207,7 +207,7 @@ def undisturbed(raw: Mapping[str, bytes], folder: Path) -> dict[str, bytes]:
     embed_items(
         [WorkItem(name, {}, "", "") for name in raw],
         contract=encoder.contract,
-        load_encoder=lambda: encoder,
+        computing=LocalComputing(lambda: encoder),
         store=store,
         keys=keys,
         ledger=ledger,

@@ -56,7 +56,7 @@ class S3Server:
         )
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     """Ports of 127.0.0.1 that nobody listens on, below those that the system gives to clients."""
     ports: list[int] = []
     while len(ports) < count:
@@ -83,7 +83,7 @@ class SeaweedFS:
 
     def __init__(self, folder: Path, *, max_gigabytes: int = 2) -> None:
         self._folder, self._volumes = folder, max_gigabytes * 1024 // VOLUME_MEGABYTES
-        self._ports = dict(zip(("master", "volume", "filer", "s3", "admin"), _free_ports(5), strict=True))
+        self._ports = dict(zip(("master", "volume", "filer", "s3", "admin"), free_ports(5), strict=True))
         self.server = S3Server(
             f"http://127.0.0.1:{self._ports['s3']}", "clipfarm", "test-access-key", "test-secret-key"
         )

@@ -1,33 +1,29 @@
 """The engine's one entry: brings the vectors of some items of one stage up to date, and records each outcome.
 
-`steps` says what happens to one item until its result is known. `local.flow` runs the steps on this machine,
-overlapping, with bounded memory. `recorder` settles the results: vector, ledger row, event. Each item has its
-own outcome, also where the store refuses one object alone. A store that fails as a whole, or a ledger, stops
-the run: nothing is recorded that did not happen.
+`steps` says what happens to one item until its result is known. A `Computing` runs the steps, overlapping and
+with bounded memory: on this machine (`local`), or on many (`distributed`). `recorder` settles the results:
+vector, ledger row, event. Each item has its own outcome, also where the store refuses one object alone. A
+store that fails as a whole, or a ledger, stops the run: nothing is recorded that did not happen.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from clipfarm_dagster.engine.local.flow import compute_items
-from clipfarm_dagster.engine.local.preparation import start_workers_early
+from clipfarm_dagster.engine.computing import Computing, LocalComputing
 from clipfarm_dagster.engine.options import EngineOptions
 from clipfarm_dagster.engine.outcomes import ItemResult, Outcome, Settlement
 from clipfarm_dagster.engine.progress import Progress
 from clipfarm_dagster.engine.recorder import Recorder
 from clipfarm_dagster.engine.steps import find_up_to_date
-from clipfarm_dagster.errors import ModelUnavailableError
 from clipfarm_dagster.ledger.ledger import Ledger
 from clipfarm_dagster.ledger.rows import WorkItem
 from clipfarm_dagster.ledger.serving import VectorPlace
-from clipfarm_dagster.modalities.encoder import Encoder
-from clipfarm_dagster.modalities.registry import MODALITIES
 from clipfarm_dagster.store import ObjectStore
 from clipfarm_dagster.store.keys import Keys
 from clipfarm_dagster.vectors.contract import Contract
 
-__all__ = ["EngineOptions", "Progress", "embed_items"]
+__all__ = ["EngineOptions", "LocalComputing", "Progress", "embed_items"]
 
 RECORD_EVERY_ITEMS = 32
 RECORD_EVERY_SECONDS = 5.0
@@ -39,7 +35,7 @@ def embed_items(
     items: Sequence[WorkItem],
     *,
     contract: Contract,
-    load_encoder: Callable[[], Encoder],
+    computing: Computing,
     store: ObjectStore,
     keys: Keys,
     ledger: Ledger,
@@ -51,12 +47,13 @@ def embed_items(
     """Bring the vectors of `items` up to date and record each item's outcome.
 
     `on_recorded` gets batches of outcomes that the ledger holds already. An interrupt, or a store that stays
-    away, ends the run after what has begun in the model is finished and recorded. `load_encoder` is called
-    only where there is something to embed, and before anything is written. `place` says where vectors are
+    away, ends the run after what has begun in the model is finished and recorded. `computing` begins only if
+    there is something to embed, and before anything is written. `place` says where vectors are
     put; by default under `embeddings/`.
 
     Raises:
-        ModelUnavailableError: from `load_encoder`, or its encoder has another contract; nothing was written.
+        ModelUnavailableError: there is no model of the contract; nothing was written.
+        DriftError: it no longer makes the vectors that it made before; nothing was written.
         StoreError: the store stays away.
         WorkersLostError: the processes that prepare items end by themselves.
         LedgerError: the ledger cannot be written.
@@ -79,37 +76,24 @@ def embed_items(
 
     try:
         up_to_date = find_up_to_date(items, contract, store, keys, progress)
-        work = len(remaining) > len(up_to_date)
-        if work and MODALITIES[contract.stage].isolated:
-            start_workers_early()
-        encoder = load_encoder() if work else None
-        if encoder is not None:
-            _check_contract(encoder, contract)
+        work = len(remaining) - len(up_to_date)
+        if work:
+            computing.begin(contract, options, progress, work)
         ledger.record_contract(contract)
         for result in up_to_date:
             settle(result)
-        if encoder is not None:
-            compute_items(
+        if work:
+            computing.compute(
                 list(remaining.values()),
-                encoder,
                 store,
                 keys,
-                options,
-                progress,
                 give=settle,
                 meanwhile=recorder.write_if_due,
                 every_seconds=RECORD_EVERY_SECONDS,
             )
     finally:
-        recorder.close()
+        try:
+            computing.end()
+        finally:
+            recorder.close()
     return progress
-
-
-def _check_contract(encoder: Encoder, contract: Contract) -> None:
-    if encoder.contract.id != contract.id:
-        differences = ", ".join(contract.differences(encoder.contract))
-        raise ModelUnavailableError(
-            f"the {contract.stage} model that was loaded makes vectors of contract {encoder.contract.id},"
-            f" and this run is for contract {contract.id} (they differ in {differences}); the model or"
-            " its settings changed meanwhile: start the run again"
-        )

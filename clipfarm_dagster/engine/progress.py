@@ -27,6 +27,8 @@ class Progress:
     """Seconds by step. Steps overlap, and those of several processes or threads add up."""
     widths: dict[str, int] = field(default_factory=dict)
     """How many processes or threads work on a step, where not one."""
+    nodes: dict[str, int] = field(default_factory=dict)
+    """Items that each node of a cluster has computed; empty if this machine computes."""
     worker_peak_bytes: int = 0
     """Most memory that a worker process has held."""
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
@@ -85,6 +87,8 @@ class Progress:
         if busy := self.busy():
             shares = ", ".join(f"{step} {share:.0%}" for step, share in busy.items())
             text += f"; bottleneck {self.bottleneck} (busy: {shares})"
+        if self.nodes:
+            text += "; " + ", ".join(f"{node}: {count}" for node, count in sorted(self.nodes.items()))
         return text
 
     def summary(self) -> dict[str, float | int | str]:
@@ -100,6 +104,9 @@ class Progress:
             "peak_memory_mb": round(_own_peak_bytes() / 1e6),
             "peak_memory_of_a_worker_mb": round(self.worker_peak_bytes / 1e6),
         }
+        if self.nodes:
+            numbers["nodes"] = len(self.nodes)
+            numbers |= {f"items_of_{node}": count for node, count in sorted(self.nodes.items())}
         return numbers | {f"seconds_{step}": round(spent, 3) for step, spent in self.seconds.items()}
 
 

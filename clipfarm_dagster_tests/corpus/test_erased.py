@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from clipfarm_dagster.corpus import Corpus, StageCorpus
-from clipfarm_dagster.engine.engine import Progress, embed_items
+from clipfarm_dagster.engine.engine import LocalComputing, Progress, embed_items
 from clipfarm_dagster.engine.outcomes import Outcome
 from clipfarm_dagster.ledger.ledger import Ledger
 from clipfarm_dagster.ledger.rows import WorkItem
@@ -119,7 +119,7 @@ def run(opened: StageCorpus, corpus: Corpus, items: Sequence[WorkItem]) -> tuple
     progress = embed_items(
         items,
         contract=opened.contract,
-        load_encoder=lambda: encoder,
+        computing=LocalComputing(lambda: encoder),
         store=corpus.store,
         keys=corpus.keys,
         ledger=opened.ledger,

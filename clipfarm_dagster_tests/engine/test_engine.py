@@ -15,7 +15,13 @@ import pytest
 import torch
 
 from clipfarm_dagster.engine import engine
-from clipfarm_dagster.engine.engine import RECORD_EVERY_ITEMS, EngineOptions, Progress, embed_items
+from clipfarm_dagster.engine.engine import (
+    RECORD_EVERY_ITEMS,
+    EngineOptions,
+    LocalComputing,
+    Progress,
+    embed_items,
+)
 from clipfarm_dagster.engine.outcomes import OutcomeKind
 from clipfarm_dagster.errors import ModelUnavailableError, StoreUnavailableError
 from clipfarm_dagster.ledger.schema import LedgerRow, Status
@@ -121,7 +127,7 @@ class TestOutcomes:
             embed_items(
                 text.items(["clip-000", "not-there"]),
                 contract=text.encoder.contract,
-                load_encoder=unavailable,
+                computing=LocalComputing(unavailable),
                 store=text.store,
                 keys=KEYS,
                 ledger=text.ledger,
@@ -139,7 +145,7 @@ class TestOutcomes:
             embed_items(
                 text.items(["clip-000", "not-there"]),
                 contract=planned,
-                load_encoder=lambda: text.encoder,
+                computing=LocalComputing(lambda: text.encoder),
                 store=text.store,
                 keys=KEYS,
                 ledger=text.ledger,

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from clipfarm_dagster.engine.engine import EngineOptions, embed_items
+from clipfarm_dagster.engine.engine import EngineOptions, LocalComputing, embed_items
 from clipfarm_dagster.errors import StoreUnavailableError
 from clipfarm_dagster.ledger.ledger import Ledger
 from clipfarm_dagster.ledger.rows import RetryPolicy, WorkItem
@@ -133,7 +133,7 @@ def embed(
         embed_items(
             items,
             contract=encoder.contract,
-            load_encoder=lambda: encoder,
+            computing=LocalComputing(lambda: encoder),
             store=store,
             keys=KEYS,
             ledger=ledger,

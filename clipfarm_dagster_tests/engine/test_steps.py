@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from clipfarm_dagster.engine.local.flow import compute_items
+from clipfarm_dagster.engine.local.flow import pipeline
 from clipfarm_dagster.engine.outcomes import ItemResult, OutcomeKind, Settlement
 from clipfarm_dagster.engine.progress import Progress
 from clipfarm_dagster.engine.recorder import Recorder
@@ -22,17 +22,18 @@ from clipfarm_dagster_tests.support.bench import KEYS, OPTIONS, Bench, transcrip
 def compute(text: Bench, items: Sequence[WorkItem]) -> list[ItemResult]:
     """The results of items as they come from another process."""
     results: list[bytes] = []
-    compute_items(
-        items,
-        text.encoder,
-        text.store,
-        KEYS,
-        OPTIONS,
-        Progress(0),
-        give=lambda result: results.append(pickle.dumps(result)),
-        meanwhile=lambda: None,
-        every_seconds=1.0,
-    )
+    progress = Progress(0)
+    with pipeline(text.encoder, OPTIONS, progress, most_threads=2) as local:
+        local.compute(
+            items,
+            text.store,
+            KEYS,
+            progress,
+            give=lambda result: results.append(pickle.dumps(result)),
+            meanwhile=lambda: None,
+            every_seconds=1.0,
+            last=True,
+        )
     return [pickle.loads(result) for result in results]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from clipfarm_dagster.engine.engine import EngineOptions, Progress, embed_items
+from clipfarm_dagster.engine.engine import EngineOptions, LocalComputing, Progress, embed_items
 from clipfarm_dagster.engine.outcomes import Outcome, OutcomeKind
 from clipfarm_dagster.ledger.ledger import Ledger
 from clipfarm_dagster.ledger.rows import RetryPolicy, WorkItem
@@ -73,7 +73,7 @@ class Bench:
         return embed_items(
             self.items(video_ids),
             contract=self.encoder.contract,
-            load_encoder=load,
+            computing=LocalComputing(load),
             store=self.store,
             keys=KEYS,
             ledger=self.ledger,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from clipfarm_dagster.corpus import Corpus, StageCorpus
-from clipfarm_dagster.engine.engine import embed_items
+from clipfarm_dagster.engine.engine import LocalComputing, embed_items
 from clipfarm_dagster.ledger.rows import WorkItem
 from clipfarm_dagster.ledger.serving import Serving, VectorPlace
 from clipfarm_dagster.ledger.verify import verify_vectors
@@ -30,7 +30,7 @@ def embed(
     embed_items(
         items or opened.work_items(video_ids, corpus.latest_rows()),
         contract=opened.contract,
-        load_encoder=lambda: encoder,
+        computing=LocalComputing(lambda: encoder),
         store=corpus.store,
         keys=corpus.keys,
         ledger=opened.ledger,

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from clipfarm_dagster.corpus import Corpus, StageCorpus
-from clipfarm_dagster.engine.engine import EngineOptions, embed_items
+from clipfarm_dagster.engine.engine import EngineOptions, LocalComputing, embed_items
 from clipfarm_dagster.errors import LedgerError, ManifestError
 from clipfarm_dagster.ledger.ledger import Ledger
 from clipfarm_dagster.ledger.rows import RetryPolicy
@@ -183,7 +183,7 @@ class JudgedCorpus:
         embed_items(
             opened.work_items(work, self.corpus.latest_rows()),
             contract=opened.contract,
-            load_encoder=lambda: encoder,
+            computing=LocalComputing(lambda: encoder),
             store=self.corpus.store,
             keys=self.corpus.keys,
             ledger=opened.ledger,

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from clipfarm_dagster.corpus import Corpus, StageCorpus
-from clipfarm_dagster.engine.engine import EngineOptions, embed_items
+from clipfarm_dagster.engine.engine import EngineOptions, LocalComputing, embed_items
 from clipfarm_dagster.errors import ManifestError
 from clipfarm_dagster.ledger.ledger import Ledger
 from clipfarm_dagster.ledger.rows import RetryPolicy
@@ -65,7 +65,7 @@ def embed_texts(corpus: Corpus, ledger: Ledger) -> Counter[str]:
     embed_items(
         opened(corpus, ledger).work_items(plan.work["video_id"].to_pylist(), corpus.latest_rows()),
         contract=contract,
-        load_encoder=lambda: encoder,
+        computing=LocalComputing(lambda: encoder),
         store=corpus.store,
         keys=corpus.keys,
         ledger=ledger,
@@ -104,7 +104,7 @@ def _embed_stage(corpus: Corpus, opened: StageCorpus) -> None:
     embed_items(
         opened.work_items(plan.work["video_id"].to_pylist(), latest),
         contract=opened.contract,
-        load_encoder=lambda: encoder,
+        computing=LocalComputing(lambda: encoder),
         store=corpus.store,
         keys=corpus.keys,
         ledger=opened.ledger,

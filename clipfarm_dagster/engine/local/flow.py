@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from contextlib import closing
+from contextlib import closing, contextmanager
 from typing import Any
 
 from clipfarm_dagster.engine import steps
@@ -30,56 +30,68 @@ _SMALL_OBJECTS_AHEAD = 32
 _GPU_STREAMS = 2
 
 
-def compute_items(
-    items: Sequence[WorkItem],
-    encoder: Encoder,
-    store: ObjectStore,
-    keys: Keys,
-    options: EngineOptions,
-    progress: Progress,
-    *,
-    give: Callable[[ItemResult], None],
-    meanwhile: Callable[[], None],
-    every_seconds: float,
-) -> None:
-    """Fetch, prepare and infer items, overlapping, with bounded memory; writes nothing.
+class Pipeline:
+    """The processes and threads through which items become results, for as many lots of items as there are.
 
-    Args:
-        give: is called in this thread with the result of each item as it comes; while it blocks, nothing new
-            is begun.
-        meanwhile: is called in this thread about every `every_seconds` at least.
-
-    Raises:
-        StoreUnavailableError: the store as a whole cannot be read.
-        WorkersLostError: the processes that prepare items end by themselves.
-        ModelUnavailableError: the device fails.
+    Threads may each compute a lot at the same time: they share the model, whose batches are then of one lot.
     """
-    limits = Limits(options.item_timeout_seconds, options.max_prepare_bytes)
-    threads = min(cores(), len(items)) if encoder.device == "cpu" else _GPU_STREAMS
-    model = ModelThreads(encoder, threads=threads, progress=progress)
-    isolated = MODALITIES[encoder.contract.stage].isolated
-    progress.widths = {"prepare": options.workers if isolated else 1, "infer": threads}
-    with preparation(
-        encoder.preparer, limits, workers=options.workers, previews=options.previews, isolated=isolated
-    ) as prepare:
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        prepare: Preparation,
+        model: ModelThreads,
+        options: EngineOptions,
+        threads: int,
+    ) -> None:
+        self.prepare, self.model = prepare, model
+        self._encoder, self._options, self._threads = encoder, options, threads
+
+    def compute(
+        self,
+        items: Sequence[WorkItem],
+        store: ObjectStore,
+        keys: Keys,
+        progress: Progress,
+        *,
+        give: Callable[[ItemResult], None],
+        meanwhile: Callable[[], None],
+        every_seconds: float,
+        last: bool,
+    ) -> None:
+        """Fetch, prepare and infer items, overlapping, with bounded memory; writes nothing.
+
+        Args:
+            give: is called in this thread with the result of each item as it comes; while it blocks, nothing
+                new is begun.
+            meanwhile: is called in this thread about every `every_seconds` at least.
+            last: whether no other items follow, so that the processes that prepare them may end while the
+                model still works.
+
+        Raises:
+            StoreUnavailableError: the store as a whole cannot be read.
+            WorkersLostError: the processes that prepare items end by themselves.
+            ModelUnavailableError: the device fails.
+        """
+        isolated = MODALITIES[self._encoder.contract.stage].isolated
         flow = LocalFlow(
-            prepare,
-            model,
+            self.prepare,
+            self.model,
             progress,
-            most_preparing=2 * options.workers,
-            most_inferring=2 * threads,
+            most_preparing=2 * self._options.workers,
+            most_inferring=2 * self._threads,
             give=give,
             meanwhile=meanwhile,
             every_seconds=every_seconds,
         )
         fetching = steps.fetch_each(
             items,
-            encoder.contract,
+            self._encoder.contract,
             store,
             keys,
-            options,
+            self._options,
             progress,
-            ahead=options.workers if isolated else _SMALL_OBJECTS_AHEAD,
+            ahead=self._options.workers if isolated else _SMALL_OBJECTS_AHEAD,
             wake_seconds=min(_WAKE_SECONDS, every_seconds),
         )
         try:
@@ -87,11 +99,37 @@ def compute_items(
                 for came in fetching:
                     flow.take_fetched(came)
             flow.finish_preparing()
-            prepare.finish()
+            if last:
+                self.prepare.finish()
             flow.finish_inferring()
+        except BaseException:
+            self.model.close()  # what has begun is finished, and given below
+            raise
+        finally:
+            flow.give_inferred()
+
+
+@contextmanager
+def pipeline(
+    encoder: Encoder, options: EngineOptions, progress: Progress, *, most_threads: int
+) -> Iterator[Pipeline]:
+    """A pipeline for the time of a block.
+
+    Args:
+        most_threads: on the CPU, no more threads than this run the model.
+    """
+    limits = Limits(options.item_timeout_seconds, options.max_prepare_bytes)
+    threads = max(1, min(cores(), most_threads)) if encoder.device == "cpu" else _GPU_STREAMS
+    model = ModelThreads(encoder, threads=threads, progress=progress)
+    isolated = MODALITIES[encoder.contract.stage].isolated
+    progress.widths = {"prepare": options.workers if isolated else 1, "infer": threads}
+    with preparation(
+        encoder.preparer, limits, workers=options.workers, previews=options.previews, isolated=isolated
+    ) as prepare:
+        try:
+            yield Pipeline(encoder, prepare, model, options, threads)
         finally:
             model.close()
-            flow.give_inferred()
 
 
 class LocalFlow:

@@ -8,16 +8,15 @@ from datetime import UTC, datetime
 
 import dagster as dg
 
-from clipfarm_dagster.canary.check import check_before_writing
-from clipfarm_dagster.canary.environment import current_environment
-from clipfarm_dagster.checkpoints.content_check import check_content
 from clipfarm_dagster.corpus import Corpus, StageCorpus
-from clipfarm_dagster.engine.engine import EngineOptions, Progress, embed_items
+from clipfarm_dagster.corpus.checked_encoder import checked_encoder, node_model
+from clipfarm_dagster.engine.computing import Computing
+from clipfarm_dagster.engine.distributed.ray_computing import RayComputing, RayOptions
+from clipfarm_dagster.engine.engine import EngineOptions, LocalComputing, Progress, embed_items
 from clipfarm_dagster.engine.outcomes import Outcome, OutcomeKind
 from clipfarm_dagster.errors import StoreError
 from clipfarm_dagster.ledger.schema import LedgerRow
 from clipfarm_dagster.modalities.encoder import Encoder
-from clipfarm_dagster.modalities.registry import stage_checkpoint
 from clipfarm_dagster.orchestration.events import outcome_events
 from clipfarm_dagster.orchestration.launching import vectors_asset
 from clipfarm_dagster.orchestration.names import (
@@ -103,7 +102,7 @@ def embed_videos(
             embed_items(
                 items,
                 contract=contract,
-                load_encoder=lambda: _checked_encoder(context, opened, encoders),
+                computing=_computing(context, opened, encoders),
                 store=corpus.store,
                 keys=corpus.keys,
                 ledger=ledger,
@@ -168,24 +167,39 @@ def breakage_tagged(context: Context) -> Iterator[None]:
         raise
 
 
-def _checked_encoder(context: Context, opened: StageCorpus, encoders: EncodersResource) -> Encoder:
-    """The generation's encoder, its files compared with those the corpus knows, its canary with the baseline;
-    the run is told contract and environment.
-
-    Raises:
-        ModelUnavailableError: it cannot be loaded, or has other files than the corpus knows it with.
-        DriftError: it no longer makes the vectors that it made before.
-    """
-    settings = opened.model_settings
-    check_content(stage_checkpoint(opened.stage, settings), opened.store, opened.keys)
-    encoder = encoders.load(opened.stage, settings)
-    environment, contract = current_environment(encoder.device), encoder.contract
-    tags = {CONTRACT_TAG: contract.id, ENVIRONMENT_TAG: environment.id}
-    context.instance.add_run_tags(context.run.run_id, tags)
+def _computing(context: Context, opened: StageCorpus, encoders: EncodersResource) -> Computing:
+    """Where the run's items are computed. The run is told by which contract, and in which environments."""
+    settings, contract = opened.model_settings, opened.contract
     context.log.info(f"contract {contract.id}: {contract.to_json()}")
-    context.log.info(f"environment {environment.id}: {environment.to_json()}")
-    check_before_writing(encoder, environment, opened.store, opened.keys, settings.home_files)
-    return encoder
+    environments: set[str] = set()
+
+    def tell(environment_id: str, environment: str) -> None:
+        environments.add(environment_id)
+        tags = {CONTRACT_TAG: contract.id, ENVIRONMENT_TAG: ",".join(sorted(environments))}
+        context.instance.add_run_tags(context.run.run_id, tags)
+        context.log.info(f"environment {environment_id}: {environment}")
+
+    if settings.engine == "ray":
+        return RayComputing(
+            RayOptions.from_settings(settings),
+            node_model(opened.stage, settings, opened.store.url),
+            opened.store.url,
+            opened.keys,
+            workers=settings.workers,
+            on_node=lambda report: tell(report.environment_id, report.environment),
+            say=context.log.warning,
+        )
+
+    def load() -> Encoder:
+        return checked_encoder(
+            opened.stage,
+            settings,
+            opened.store,
+            load=encoders.load,
+            on_loaded=lambda environment: tell(environment.id, environment.to_json()),
+        )
+
+    return LocalComputing(load)
 
 
 def _failure(

@@ -1,0 +1,1 @@
+"""Computes items on the nodes of a Ray cluster."""

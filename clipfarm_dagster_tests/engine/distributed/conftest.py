@@ -1,0 +1,95 @@
+"""A real cluster, and stages that are computed on it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from clipfarm_dagster.demo.checkpoints import make_audio_checkpoint, minilm_folder
+from clipfarm_dagster.engine.distributed.ray_computing import RayComputing, RayOptions
+from clipfarm_dagster.engine.engine import Progress, embed_items
+from clipfarm_dagster.modalities.registry import load_encoder
+from clipfarm_dagster.settings import load_settings
+from clipfarm_dagster.stages import Stage
+from clipfarm_dagster.store import ObjectStore
+from clipfarm_dagster_tests.support.bench import KEYS, Bench, bench
+from clipfarm_dagster_tests.support.nodes import node_loader
+from workbench.ray_cluster import Cluster, ray_program, running_cluster
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """A cluster of this host, that says it has two cores."""
+    if ray_program() is None:
+        pytest.skip("Ray is not installed (pip install clipfarm-dagster[ray])")
+    with running_cluster(cores=2) as running:
+        yield running
+
+
+@pytest.fixture
+def on_cluster(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Cluster:
+    """The `RAY_*` variables lead to the cluster."""
+    for name, value in cluster.environment.items():
+        monkeypatch.setenv(name, value)
+    return cluster
+
+
+class DistributedBench(Bench):
+    """A stage whose items two actors compute."""
+
+    cluster: Cluster
+    model: Path
+    home: Path
+    lines: list[str]
+
+    def run_on_nodes(self, video_ids: list[str], *, load: Any = None, **ray_options: Any) -> Progress:
+        self.lines = []
+        computing = RayComputing(
+            replace(
+                RayOptions(self.cluster.address, actors=2, actor_cores=1, lease_size=8),
+                **ray_options,
+            ),
+            load or node_loader(self.stage, self.model, self.home),
+            self.store.url,
+            KEYS,
+            workers=2,
+            say=self.lines.append,
+        )
+        return embed_items(
+            self.items(video_ids),
+            contract=self.encoder.contract,
+            computing=computing,
+            store=self.store,
+            keys=KEYS,
+            ledger=self.ledger,
+            options=self.options,
+            on_recorded=self.remember,
+        )
+
+
+def _bench(stage: Stage, model: Path, tmp_path: Path, cluster: Cluster) -> Iterator[DistributedBench]:
+    home = tmp_path / "home"
+    encoder = load_encoder(stage, load_settings(home=home, device="cpu", **{stage: {"model": str(model)}}))
+    with bench(encoder, ObjectStore.open(str(tmp_path / "store")), tmp_path) as made:
+        distributed = DistributedBench(made.encoder, made.store, made.ledger)
+        distributed.cluster, distributed.model, distributed.home = cluster, model, home
+        yield distributed
+
+
+@pytest.fixture
+def text(on_cluster: Cluster, tmp_path: Path) -> Iterator[DistributedBench]:
+    """An empty text stage over a folder."""
+    yield from _bench(Stage.TEXT, minilm_folder(), tmp_path, on_cluster)
+
+
+@pytest.fixture
+def audio(
+    on_cluster: Cluster, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[DistributedBench]:
+    """An empty audio stage over a folder."""
+    model = make_audio_checkpoint(tmp_path_factory.mktemp("audio"), hidden_size=64, intermediate_size=64)
+    yield from _bench(Stage.AUDIO, model, tmp_path, on_cluster)

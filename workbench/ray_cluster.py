@@ -1,0 +1,134 @@
+"""A real Ray cluster of one host, that tests and benchmarks start and stop."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from workbench.seaweedfs import free_ports
+
+_REPOSITORY = Path(__file__).parents[1]
+_START_SECONDS = 90.0
+_WORKER_PORTS = 40
+
+
+def ray_program() -> str | None:
+    """Ray's command, which its package puts beside Python."""
+    beside = Path(sys.executable).with_name("ray")
+    return str(beside) if beside.exists() else shutil.which("ray")
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A running cluster."""
+
+    address: str
+    folder: Path
+    environment: Mapping[str, str]
+    """The `RAY_*` variables that lead here."""
+
+
+def cluster_environment(folder: Path) -> dict[str, str]:
+    """Variables for a cluster whose token lies in `folder`; the token is made when new."""
+    token = folder / "token"
+    if not token.exists():
+        token.write_text(secrets.token_hex(32))
+        token.chmod(0o600)
+    return {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    }
+
+
+@contextmanager
+def running_cluster(*, cores: int, environment: Mapping[str, str] | None = None) -> Iterator[Cluster]:
+    """A cluster of this host alone, on free ports of 127.0.0.1, for the time of a block.
+
+    Args:
+        cores: that it says it has.
+        environment: variables that its processes have besides those of this process.
+    """
+    program = ray_program()
+    assert program is not None, "Ray is not installed (pip install clipfarm-dagster[ray])"
+    # Ray's sockets lie in it, and their paths must be short
+    folder = Path(tempfile.mkdtemp(prefix="ray-"))
+    variables = cluster_environment(folder)
+    port, *others = free_ports(7 + _WORKER_PORTS)
+    names = ("node-manager", "object-manager", "runtime-env-agent", "dashboard-agent-grpc")
+    ports = [f"--{name}-port={number}" for name, number in zip(names, others, strict=False)]
+    python_path = os.pathsep.join(filter(None, [str(_REPOSITORY), os.environ.get("PYTHONPATH")]))
+    log = (folder / "cluster.log").open("wb")
+    process = subprocess.Popen(
+        [
+            program,
+            "start",
+            "--head",
+            "--block",
+            "--node-ip-address=127.0.0.1",
+            f"--port={port}",
+            *ports,
+            f"--dashboard-agent-listen-port={others[4]}",
+            f"--metrics-export-port={others[5]}",
+            f"--worker-port-list={','.join(map(str, others[6:]))}",
+            f"--num-cpus={cores}",
+            "--include-dashboard=false",
+            "--object-store-memory=200000000",
+            "--disable-usage-stats",
+            f"--temp-dir={folder / 't'}",
+        ],
+        env={**os.environ, "PYTHONPATH": python_path, **variables, **(environment or {})},
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    address = f"127.0.0.1:{port}"
+    try:
+        _wait_until_started(program, address, process, variables, folder)
+        yield Cluster(address, folder, {**variables, "RAY_ADDRESS": address})
+    finally:
+        process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(30)
+        _end_session(process.pid)
+        log.close()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _wait_until_started(
+    program: str, address: str, process: subprocess.Popen[bytes], variables: Mapping[str, str], folder: Path
+) -> None:
+    until = time.monotonic() + _START_SECONDS
+    while time.monotonic() < until:
+        if process.poll() is not None:
+            break
+        asked = subprocess.run(
+            [program, "health-check", f"--address={address}"],
+            env={**os.environ, **variables},
+            capture_output=True,
+            check=False,
+        )
+        if asked.returncode == 0:
+            return
+    raise RuntimeError(f"Ray did not start: {(folder / 'cluster.log').read_text(errors='replace')[-2000:]}")
+
+
+def _end_session(session: int) -> None:
+    """End what Ray has left: some of its processes outlive the one that started them."""
+    for name in Path("/proc").glob("[0-9]*"):
+        try:
+            if os.getsid(int(name.name)) == session:
+                os.kill(int(name.name), signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):
+            continue
