@@ -314,8 +314,8 @@ class RayComputing:
                 f" within {_NODES_SECONDS:g} s; what was recorded stands, the rest is done by the next run"
             )
         first = problems[0]
-        rest = f" ({len(problems) - 1} more nodes were left out)" if len(problems) > 1 else ""
-        first.args = (f"{first}{rest}",)
+        if len(problems) > 1:
+            first.args = (f"{first} (and so with {len(problems) - 1} more)",)
         return first
 
     # items go out and come back

@@ -1,10 +1,13 @@
 """The models as a Dagster resource: each is loaded once a process."""
 
 import threading
+from collections.abc import Callable
 
 import dagster as dg
 from pydantic import Field
 
+from clipfarm_dagster.corpus.checked_encoder import node_model
+from clipfarm_dagster.engine.distributed.node import NodeModel
 from clipfarm_dagster.modalities.encoder import Encoder
 from clipfarm_dagster.modalities.registry import load_encoder, stage_contract
 from clipfarm_dagster.settings import Settings
@@ -34,6 +37,10 @@ class EncodersResource(dg.ConfigurableResource["EncodersResource"]):
                 _loaded.pop(stage, None)  # the old model's memory is free before the new one needs it
                 _loaded[stage] = (wanted, load_encoder(stage, settings))
             return _loaded[stage][1]
+
+    def on_nodes(self, stage: Stage, settings: Settings, store_url: str) -> Callable[[], NodeModel]:
+        """What loads a stage's encoder on each node of a cluster; it can be pickled."""
+        return node_model(stage, settings, store_url)
 
 
 _lock = threading.Lock()

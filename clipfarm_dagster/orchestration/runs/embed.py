@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 import dagster as dg
 
 from clipfarm_dagster.corpus import Corpus, StageCorpus
-from clipfarm_dagster.corpus.checked_encoder import checked_encoder, node_model
+from clipfarm_dagster.corpus.checked_encoder import checked_encoder
 from clipfarm_dagster.engine.computing import Computing
 from clipfarm_dagster.engine.distributed.ray_computing import RayComputing, RayOptions
 from clipfarm_dagster.engine.engine import EngineOptions, LocalComputing, Progress, embed_items
@@ -182,7 +182,7 @@ def _computing(context: Context, opened: StageCorpus, encoders: EncodersResource
     if settings.engine == "ray":
         return RayComputing(
             RayOptions.from_settings(settings),
-            node_model(opened.stage, settings, opened.store.url),
+            encoders.on_nodes(opened.stage, settings, opened.store.url),
             opened.store.url,
             opened.keys,
             workers=settings.workers,
