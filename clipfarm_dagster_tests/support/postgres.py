@@ -18,6 +18,8 @@ from pathlib import Path
 
 import pytest
 
+from workbench.hosts import Host
+
 
 @dataclass(frozen=True)
 class PostgresServer:
@@ -29,21 +31,22 @@ class PostgresServer:
 
 
 @contextmanager
-def postgres_server() -> Iterator[PostgresServer]:
-    """Run a server on a free port of 127.0.0.1, its files in a folder of its own: those of pytest become
-    private again whenever another session starts."""
+def postgres_server(host: Host | None = None) -> Iterator[PostgresServer]:
+    """Run a server on a free port of 127.0.0.1, or of a host; its files lie in a folder of its own: those of
+    pytest become private again whenever another session starts."""
     initdb, server = _program("initdb"), _program("postgres")
     if initdb is None or server is None:
         pytest.skip("PostgreSQL is not installed (Debian's package postgresql)")
     with (
         tempfile.TemporaryDirectory(prefix="clipfarm-postgres-") as folder,
-        _running(initdb, server, Path(folder)) as running,
+        _running(initdb, server, Path(folder), host) as running,
     ):
         yield running
 
 
 @contextmanager
-def _running(initdb: str, server: str, folder: Path) -> Iterator[PostgresServer]:
+def _running(initdb: str, server: str, folder: Path, host: Host | None) -> Iterator[PostgresServer]:
+    address, enter = (host.address, host.enter) if host else ("127.0.0.1", [])
     user = _unprivileged_user(folder)
     data = str(folder / "data")
     command = [initdb, "-D", data, "-U", "clipfarm", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync"]
@@ -51,13 +54,17 @@ def _running(initdb: str, server: str, folder: Path) -> Iterator[PostgresServer]
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    options = ["-c", "fsync=off", "-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories="]
-    process = subprocess.Popen(
-        [server, "-D", data, "-p", str(port), *options], user=user, cwd=folder, stderr=subprocess.DEVNULL
-    )
+    options = ["-c", "fsync=off", "-c", f"listen_addresses={address}", "-c", "unix_socket_directories="]
+    command = [server, "-D", data, "-p", str(port), *options]
+    if host is not None:  # entering it takes what PostgreSQL must not have
+        with Path(data, "pg_hba.conf").open("a") as access:
+            access.write("host all all samenet trust\n")
+        command, user = [*enter, "setpriv", f"--reuid={user}", "--clear-groups", *command], None
+    process = subprocess.Popen(command, user=user, cwd=folder, stderr=subprocess.DEVNULL)
     try:
-        _wait_until_ready(port, process)
-        yield PostgresServer(f"postgresql://clipfarm@127.0.0.1:{port}", process.pid)
+        url = f"postgresql://clipfarm@{address}:{port}"
+        _wait_until_ready(url, process)
+        yield PostgresServer(url, process.pid)
     finally:
         process.send_signal(signal.SIGINT)  # SIGTERM waits for clients, and an interrupted test may leave one
         process.wait(30)
@@ -91,13 +98,13 @@ def _unprivileged_user(folder: Path) -> int | None:
     return nobody
 
 
-def _wait_until_ready(port: int, process: subprocess.Popen[bytes]) -> None:
+def _wait_until_ready(url: str, process: subprocess.Popen[bytes]) -> None:
     import psycopg2
 
     deadline = time.monotonic() + 30
     while True:
         try:
-            psycopg2.connect(f"postgresql://clipfarm@127.0.0.1:{port}/postgres").close()
+            psycopg2.connect(f"{url}/postgres").close()
             return
         except psycopg2.OperationalError:
             if process.poll() is not None or time.monotonic() > deadline:

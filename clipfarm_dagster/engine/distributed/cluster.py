@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Iterator
@@ -53,7 +54,12 @@ def connected(address: str) -> Iterator[Any]:
     )
     with contextlib.redirect_stdout(sys.stderr):
         try:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+            ray.init(
+                address=address,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                _node_ip_address=_own_address(address),
+            )
         except Exception as error:
             raise ClusterError(
                 f"the Ray cluster at {address} cannot be used ({type(error).__name__}: {error}); `ray status"
@@ -70,6 +76,19 @@ def connected(address: str) -> Iterator[Any]:
 def _restore(handlers: dict[signal.Signals, Any]) -> None:
     for number, handler in handlers.items():
         signal.signal(number, handler)
+
+
+def _own_address(address: str) -> str | None:
+    """This host's address as the cluster's head sees it. Ray's own guess is the way to the internet, and where
+    there is none, it takes this process for one of the head's."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        return None
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as way:
+        way.connect((host, int(port)))  # sends nothing
+        own: str = way.getsockname()[0]
+        return None if own.startswith("127.") else own
+    return None
 
 
 def _has_raylet() -> bool:

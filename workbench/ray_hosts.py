@@ -1,0 +1,69 @@
+"""A Ray cluster of several hosts (see `hosts`)."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from workbench.hosts import Host
+from workbench.ray_cluster import ray_program
+
+_REPOSITORY = Path(__file__).parents[1]
+_PORT = 6379
+_PORTS = (
+    "--node-manager-port=7001",
+    "--object-manager-port=7002",
+    "--runtime-env-agent-port=7003",
+    "--dashboard-agent-grpc-port=7004",
+    "--dashboard-agent-listen-port=7005",
+    "--metrics-export-port=7006",
+    "--min-worker-port=10002",
+    "--max-worker-port=10200",
+)
+"""Ray's ports on each host: all of them named, as a firewall needs it."""
+
+
+def start_head(host: Host, environment: Mapping[str, str]) -> str:
+    """Start the cluster's head on a host, where nothing is computed; returns its address."""
+    _start(host, ["--head", f"--port={_PORT}", "--num-cpus=0", "--include-dashboard=false"], environment)
+    address = f"{host.address}:{_PORT}"
+    until = time.monotonic() + 60
+    program = ray_program() or "ray"
+    while time.monotonic() < until:
+        asked = subprocess.run(
+            [*host.enter, program, "health-check", f"--address={address}"],
+            env={**os.environ, **environment},
+            capture_output=True,
+            check=False,
+        )
+        if asked.returncode == 0:
+            return address
+    raise RuntimeError(f"Ray did not start: {_log(host).read_text(errors='replace')[-2000:]}")
+
+
+def join(host: Host, address: str, environment: Mapping[str, str], *, cores: int) -> None:
+    """Let a host join a cluster. It need not be there at once."""
+    _start(host, [f"--address={address}", f"--num-cpus={cores}"], environment)
+
+
+def _start(host: Host, arguments: Sequence[str], environment: Mapping[str, str]) -> None:
+    command = [
+        ray_program() or "ray",
+        "start",
+        "--block",
+        f"--node-ip-address={host.address}",
+        *arguments,
+        *_PORTS,
+        "--object-store-memory=100000000",
+        "--disable-usage-stats",
+    ]
+    with _log(host).open("ab") as log:
+        python_path = {"PYTHONPATH": str(_REPOSITORY)}
+        host.start(command, {**python_path, **environment}, stdout=log, stderr=subprocess.STDOUT)
+
+
+def _log(host: Host) -> Path:
+    return host.folder / "ray.log"
