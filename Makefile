@@ -8,7 +8,7 @@ PORT ?= 3000
 PIP_INSTALL = .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo dev test test-slow chaos property migration fuzz browser lint lock clean \
+.PHONY: help demo dev test test-slow chaos property cluster migration fuzz browser lint lock clean \
 	bench bench-text bench-delta bench-ticks bench-frames bench-fusion bench-migration bench-recording bench-precision
 
 help: ## Show the targets
@@ -47,6 +47,9 @@ property: .venv/installed-dev ## More than ten thousand random changes to a corp
 	.venv/bin/python -m pytest -m slow clipfarm_dagster_tests/test_corpus_property.py \
 		clipfarm_dagster_tests/test_machines_property.py
 
+cluster: .venv/installed-dev ## Twelve hundred items on several hosts, of which some are lost (network namespaces: needs root)
+	.venv/bin/python -m pytest -m slow clipfarm_dagster_tests/test_cluster.py
+
 migration: .venv/installed-dev ## A thousand videos get new models while they change, readers poll and workers are killed
 	.venv/bin/python -m pytest -m slow clipfarm_dagster_tests/test_migration_under_fire.py -s
 
@@ -83,7 +86,10 @@ bench-ticks: .venv/installed-dev ## Sensor ticks over a hundred thousand partiti
 bench-fusion: .venv/installed-dev ## Fusing a hundred thousand videos
 	.venv/bin/python benchmarks/fusion.py
 
-bench-migration: .venv/installed-dev ## Copying a hundred thousand vectors within a store
+bench-cluster: .venv/installed-dev ## Twelve hundred items on several hosts, of which some are lost (network namespaces: needs root)
+	.venv/bin/python -m pytest -m slow clipfarm_dagster_tests/test_cluster.py
+
+migration: .venv/installed-dev ## Copying a hundred thousand vectors within a store
 	.venv/bin/python benchmarks/migration.py
 
 bench-precision: .venv/installed-dev ## What lower precision costs and saves

@@ -32,6 +32,10 @@ SETTINGS_FILE = "clipfarm.env"
 _PREFIX = "CLIPFARM_"
 
 
+_RUN_SIZES = {"local": 500, "ray": 10_000}
+"""Ids of one run by engine. A cluster waits while a run starts and ends, so its runs are larger."""
+
+
 class StageSettings(BaseModel, extra="forbid"):
     """What every stage has."""
 
@@ -159,7 +163,12 @@ class Settings(BaseSettings):
         "~/.cache/clipfarm", description="Folder on each node for what it has checked; may be lost."
     )
     workers: int = Field(0, ge=0, description="Processes that decode; 0 means one per processor core.")
-    run_size: int = Field(500, ge=1, description="Number of ids that the sensor or `sync` puts into one run.")
+    run_size: int = Field(
+        0,
+        ge=0,
+        description="Number of ids that the sensor or `sync` puts into one run; 0 means 500, or 10000 with"
+        " `CLIPFARM_ENGINE=ray`.",
+    )
     max_runs_per_tick: int = Field(
         6, ge=1, description="Runs that the sensor launches per tick, for each stage."
     )
@@ -244,6 +253,11 @@ class Settings(BaseSettings):
     def home_files(self) -> Home:
         """Where everything lies in `home`."""
         return Home(self.home)
+
+    @property
+    def ids_per_run(self) -> int:
+        """Most ids of one run: `run_size`, or what suits the engine."""
+        return self.run_size or _RUN_SIZES[self.engine]
 
     def hosts(self) -> frozenset[str]:
         """`allowed_hosts` as browsers send them."""

@@ -19,6 +19,7 @@ from clipfarm_dagster.store import ObjectStore
 from clipfarm_dagster_tests.support.media import SHARED
 from clipfarm_dagster_tests.support.models import make_models
 from clipfarm_dagster_tests.support.postgres import postgres_server
+from workbench.ray_cluster import Cluster, ray_program, running_cluster
 from workbench.seaweedfs import S3Server, running_seaweedfs, weed_program
 
 
@@ -96,6 +97,23 @@ def postgres_url() -> Iterator[str]:
     """URL of a real PostgreSQL server, less a database."""
     with postgres_server() as server:
         yield server.url
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """A cluster of this host, that says it has two cores."""
+    if ray_program() is None:
+        pytest.skip("Ray is not installed (pip install clipfarm-dagster[ray])")
+    with running_cluster(cores=2) as running:
+        yield running
+
+
+@pytest.fixture
+def on_cluster(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Cluster:
+    """The `RAY_*` variables lead to the cluster."""
+    for name, value in cluster.environment.items():
+        monkeypatch.setenv(name, value)
+    return cluster
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import pickle
 import pkgutil
+
+import pytest
 
 import clipfarm_dagster
 from clipfarm_dagster import errors
@@ -26,3 +29,20 @@ def test_the_tree_in_the_docstring_is_that_of_the_classes() -> None:
     tree = errors.__doc__[errors.__doc__.index("ClipFarmError") :].splitlines()
 
     assert tree == [errors.ClipFarmError.__name__, *_drawn_below(errors.ClipFarmError)]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        errors.LedgerError("the disk is full"),
+        errors.MetadataError("s3://bucket/a.csv", "unusable", line=3, column="title"),
+        errors.ObjectMissingError("s3://bucket", "a/key"),
+        errors.StoreUnavailableError("no way there", problem="no way", code="503"),
+        errors.DriftError("it moved", stage="text", step="tokens"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_an_error_of_another_process_says_the_same_here(error: errors.ClipFarmError) -> None:
+    came = pickle.loads(pickle.dumps(error))
+
+    assert (type(came), str(came), vars(came)) == (type(error), str(error), vars(error))

@@ -75,6 +75,12 @@ def test_the_file_in_the_home_folder_counts_and_the_environment_wins(tmp_path, m
     assert (settings.video.model, settings.run_size) == ("file/model", 8)
 
 
+def test_runs_are_as_large_as_suits_the_engine_unless_a_size_is_set(tmp_path: Path):
+    assert load_settings(home=tmp_path).ids_per_run == 500
+    assert load_settings(home=tmp_path, engine="ray").ids_per_run == 10_000
+    assert load_settings(home=tmp_path, engine="ray", run_size=7).ids_per_run == 7
+
+
 def test_overrides_win_over_everything(tmp_path, monkeypatch):
     monkeypatch.setenv("CLIPFARM_STORE_URL", "s3://bucket")
 
@@ -88,7 +94,7 @@ def test_overrides_win_over_everything(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "value", "told"),
     [
-        ("CLIPFARM_RUN_SIZE", "0", "CLIPFARM_RUN_SIZE"),
+        ("CLIPFARM_RUN_SIZE", "-1", "CLIPFARM_RUN_SIZE"),
         ("CLIPFARM_VIDEO_BATCH_SIZE", "many", "CLIPFARM_VIDEO_BATCH_SIZE"),
         ("CLIPFARM_PREFIX", "../up", "CLIPFARM_PREFIX"),
         ("CLIPFARM_VIDEO_MODLE", "x", "CLIPFARM_VIDEO_MODLE"),

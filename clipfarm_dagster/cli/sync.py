@@ -260,7 +260,7 @@ class _Pass:
         job = DEFAULT_NAMES.embedding_job(stage) if generation is None else DEFAULT_NAMES.candidate_job(stage)
         if video_ids:
             self._listener.start(stage, len(video_ids))
-        for planned in chunks(video_ids, self._corpus.settings.run_size):
+        for planned in chunks(video_ids, self._corpus.settings.ids_per_run):
             # the sensor may have taken some meanwhile; what it has finished costs no model call
             theirs = self._in_flight(opened)
             chunk = [video_id for video_id in planned if video_id not in theirs]

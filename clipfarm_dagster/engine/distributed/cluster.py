@@ -79,7 +79,7 @@ def _restore(handlers: dict[signal.Signals, Any]) -> None:
 
 
 def _own_address(address: str) -> str | None:
-    """This host's address as the cluster's head sees it. Ray's own guess is the way to the internet, and where
+    """This host's address as the cluster's head sees it. Ray's own guess is the way to the internet; where
     there is none, it takes this process for one of the head's."""
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():

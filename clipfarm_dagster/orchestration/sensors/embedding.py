@@ -173,7 +173,7 @@ def _plan(
         waiting=waiting_stages(
             context.instance, {stage: names.embedding_job(stage) for stage in Stage}, work.now
         ),
-        run_size=corpus.settings.run_size,
+        run_size=corpus.settings.ids_per_run,
         max_runs=corpus.settings.max_runs_per_tick,
     )
     requests = [_run_request(names, stage, ids, None) for stage, ids in launches.id_lists]
@@ -230,7 +230,7 @@ def _plans_of(
         in_flight={
             stage: work.in_flight.of(one) | others.get(stage, set()) for stage, one in generations.items()
         },
-        limit=settings.run_size * settings.max_runs_per_tick,
+        limit=settings.ids_per_run * settings.max_runs_per_tick,
         listing=listings.__getitem__,
         deadline=work.deadline,
     )
@@ -261,7 +261,7 @@ def _fill(
         plans,
         partitions=partitions,
         waiting=waiting_stages(instance, jobs, work.now),
-        run_size=settings.run_size * settings.max_runs_per_tick,
+        run_size=settings.ids_per_run * settings.max_runs_per_tick,
         max_runs=free_runs(instance, settings, work.in_flight.candidate_runs) if plans else 0,
     )
     return plans, launches

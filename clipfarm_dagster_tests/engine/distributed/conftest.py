@@ -18,24 +18,7 @@ from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.store import ObjectStore
 from clipfarm_dagster_tests.support.bench import KEYS, Bench, bench
 from clipfarm_dagster_tests.support.nodes import node_loader
-from workbench.ray_cluster import Cluster, ray_program, running_cluster
-
-
-@pytest.fixture(scope="session")
-def cluster() -> Iterator[Cluster]:
-    """A cluster of this host, that says it has two cores."""
-    if ray_program() is None:
-        pytest.skip("Ray is not installed (pip install clipfarm-dagster[ray])")
-    with running_cluster(cores=2) as running:
-        yield running
-
-
-@pytest.fixture
-def on_cluster(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Cluster:
-    """The `RAY_*` variables lead to the cluster."""
-    for name, value in cluster.environment.items():
-        monkeypatch.setenv(name, value)
-    return cluster
+from workbench.ray_cluster import Cluster
 
 
 class DistributedBench(Bench):
