@@ -16,6 +16,7 @@ from typing import Any
 from clipfarm_dagster.errors import ClusterError
 
 _PROC = Path("/proc")
+_CONNECT_SECONDS = 10.0
 
 
 @contextlib.contextmanager
@@ -48,6 +49,7 @@ def connected(address: str) -> Iterator[Any]:
             f"this host is not part of the Ray cluster at {address}; join it by"
             f" `ray start --address={address} --num-cpus=0` (0: nothing is computed here)"
         )
+    _check_reachable(address)
     main = threading.current_thread() is threading.main_thread()
     handlers = (
         {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)} if main else {}
@@ -76,6 +78,20 @@ def connected(address: str) -> Iterator[Any]:
 def _restore(handlers: dict[signal.Signals, Any]) -> None:
     for number, handler in handlers.items():
         signal.signal(number, handler)
+
+
+def _check_reachable(address: str) -> None:
+    """Ray itself would try for minutes, and then say little."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
+    except OSError as error:
+        raise ClusterError(
+            f"the Ray cluster at {address} cannot be used: its head cannot be reached ({error});"
+            " RAY_ADDRESS must be HOST:PORT of `ray start --head --port=…`"
+        ) from None
 
 
 def _own_address(address: str) -> str | None:

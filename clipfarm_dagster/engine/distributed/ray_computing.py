@@ -33,6 +33,9 @@ _LOOK_FOR_NODES_SECONDS = 5.0
 _NODES_SECONDS = 60.0
 """Without any node that could compute, a run waits so long for one."""
 
+_START_SECONDS = 1800.0
+"""A node that has not loaded its model by then, its download included, is taken for hung."""
+
 _FAILED_STARTS = 3
 """A node on which the actor ends so often before it is ready is left out."""
 
@@ -277,12 +280,12 @@ class RayComputing:
         return ready
 
     def _end_slow_starts(self) -> None:
-        limit, now = self._ray_options.silence_seconds, time.monotonic()
+        now = time.monotonic()
         for actor in [actor for actor in self._actors.values() if actor.report is None]:
-            if now - actor.begun > limit:
+            if now - actor.begun > _START_SECONDS:
                 with contextlib.suppress(Exception):
                     self._ray.kill(actor.handle)
-                self._lose_start(actor, TimeoutError(f"not ready for {limit:g} s"))
+                self._lose_start(actor, TimeoutError(f"not ready for {_START_SECONDS:g} s"))
 
     def _lose_start(self, actor: _Actor, error: Exception) -> None:
         place = actor.place

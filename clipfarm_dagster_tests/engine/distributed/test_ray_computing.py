@@ -78,10 +78,10 @@ def test_what_hangs_the_model_is_ended_by_silence(text: DistributedBench) -> Non
     raw = transcripts(12) | {"hangs": transcript(HANGS_THE_MODEL)}
     text.put(raw)
 
-    progress = text.run_on_nodes(list(raw), silence_seconds=8)
+    progress = text.run_on_nodes(list(raw), silence_seconds=10)
 
     assert progress.outcomes == {"success": 12, "fail": 1}
-    assert "no result for 8 s" in (text.row("hangs").error or "")
+    assert "no result for 10 s" in (text.row("hangs").error or "")
 
 
 def test_a_node_with_another_model_writes_nothing_and_is_named(text: DistributedBench) -> None:
