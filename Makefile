@@ -9,7 +9,7 @@ PIP_INSTALL = .venv/bin/python -m pip install --quiet --disable-pip-version-chec
 
 .DEFAULT_GOAL := help
 .PHONY: help demo dev test test-slow chaos property cluster migration fuzz browser lint lock clean \
-	bench bench-text bench-delta bench-ticks bench-frames bench-fusion bench-migration bench-recording bench-precision
+	bench bench-text bench-delta bench-ticks bench-frames bench-fusion bench-migration bench-ray bench-recording bench-precision
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 20
@@ -86,10 +86,11 @@ bench-ticks: .venv/installed-dev ## Sensor ticks over a hundred thousand partiti
 bench-fusion: .venv/installed-dev ## Fusing a hundred thousand videos
 	.venv/bin/python benchmarks/fusion.py
 
-bench-cluster: .venv/installed-dev ## Twelve hundred items on several hosts, of which some are lost (network namespaces: needs root)
-	.venv/bin/python -m pytest -m slow clipfarm_dagster_tests/test_cluster.py
+bench-ray: .venv/installed-dev ## A Ray cluster of this host beside the local engine, and one driver beside many nodes
+	.venv/bin/python benchmarks/cluster.py
+	.venv/bin/python benchmarks/cluster.py --simulate 1 4 16
 
-migration: .venv/installed-dev ## Copying a hundred thousand vectors within a store
+bench-migration: .venv/installed-dev ## Copying a hundred thousand vectors within a store
 	.venv/bin/python benchmarks/migration.py
 
 bench-precision: .venv/installed-dev ## What lower precision costs and saves

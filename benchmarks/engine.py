@@ -56,12 +56,12 @@ def main() -> None:
         if arguments.text:
             _show_text_run(Path(folder), arguments.text)
             return
-        clips = _clips(arguments.cache, arguments.clips)
+        clips = clips_with_sound(arguments.cache, arguments.clips)
         with running_seaweedfs(Path(folder)) as seaweedfs:
             os.environ.update(seaweedfs.server.environment)
             _upload(clips, seaweedfs.server.url)
             for name in arguments.checkpoints:
-                _show(name, _compare(_checkpoints(arguments.cache, name), seaweedfs.server, clips))
+                _show(name, _compare(base_checkpoints(arguments.cache, name), seaweedfs.server, clips))
 
 
 def _compare(checkpoints: dict[str, Path], server: Any, clips: list[Path]) -> dict[str, Any]:
@@ -134,7 +134,7 @@ def _engine_passes(given: dict[str, Any]) -> dict[str, Any]:
     cold_start = time.perf_counter()
     _engine_pass(given)
     cold = time.perf_counter() - cold_start
-    cpu_cold = _session_cpu_and_memory(os.getsid(0))[0]
+    cpu_cold = session_cpu_and_memory(os.getsid(0))[0]
     start = time.perf_counter()
     summaries = _engine_pass(given)
     return {
@@ -238,7 +238,7 @@ def _measured(way: str, given: dict[str, Any]) -> dict[str, Any]:
     with tempfile.TemporaryFile("w+") as output:
         process = subprocess.Popen(command, stdout=output, env=environment, start_new_session=True)
         while process.poll() is None:
-            now, memory = _session_cpu_and_memory(process.pid)
+            now, memory = session_cpu_and_memory(process.pid)
             cpu, peak = {**cpu, **now}, max(peak, memory)
             time.sleep(SAMPLED_EVERY_SECONDS)
         if process.returncode:
@@ -252,7 +252,7 @@ def _measured(way: str, given: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _session_cpu_and_memory(session: int) -> tuple[dict[int, float], int]:
+def session_cpu_and_memory(session: int) -> tuple[dict[int, float], int]:
     """CPU seconds of each process of a session, and the sum of their proportional set sizes in bytes."""
     ticks, cpu, memory = os.sysconf("SC_CLK_TCK"), {}, 0
     for folder in Path("/proc").glob("[0-9]*"):
@@ -268,7 +268,7 @@ def _session_cpu_and_memory(session: int) -> tuple[dict[int, float], int]:
 # what is embedded
 
 
-def _clips(cache: Path, count: int) -> list[Path]:
+def clips_with_sound(cache: Path, count: int) -> list[Path]:
     """Clips of 8 to 45 seconds with their sound as WAV beside them, made once."""
     from clipfarm_dagster.demo.corpus import encode_mp4, encode_wav
 
@@ -310,7 +310,7 @@ def _frames(rng: np.random.Generator, size: tuple[int, int], count: int) -> Iter
         yield frame
 
 
-def _checkpoints(cache: Path, name: str) -> dict[str, Path]:
+def base_checkpoints(cache: Path, name: str) -> dict[str, Path]:
     """VideoMAE and wav2vec2 of base size with random weights; `light` has one layer of the twelve."""
     from clipfarm_dagster.demo import checkpoints
 

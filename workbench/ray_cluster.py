@@ -93,6 +93,7 @@ def running_cluster(*, cores: int, environment: Mapping[str, str] | None = None)
         stderr=subprocess.STDOUT,
         start_new_session=True,
     )
+    (folder / "session").write_text(str(process.pid))
     address = f"127.0.0.1:{port}"
     try:
         _wait_until_started(program, address, process, variables, folder)
