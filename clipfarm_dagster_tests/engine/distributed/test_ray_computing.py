@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from clipfarm_dagster.canary.baseline import Baseline
+from clipfarm_dagster.corpus.checked_encoder import checked_encoder, node_model
 from clipfarm_dagster.engine.outcomes import OutcomeKind
-from clipfarm_dagster.errors import ClusterError, ModelUnavailableError
+from clipfarm_dagster.errors import ClusterError, DriftError, ModelUnavailableError
+from clipfarm_dagster.settings import load_settings
 from clipfarm_dagster.store import ObjectStore
 from clipfarm_dagster_tests.engine.distributed.conftest import DistributedBench
-from clipfarm_dagster_tests.support.bench import bench, transcripts
+from clipfarm_dagster_tests.support.bench import KEYS, bench, transcripts
 from clipfarm_dagster_tests.support.faults import HANGS, KILLS_ITS_PROCESS, RAISES
 from clipfarm_dagster_tests.support.nodes import HANGS_THE_MODEL, KILLS_THE_MODEL
 from clipfarm_dagster_tests.support.sounds import wav
@@ -92,6 +96,25 @@ def test_a_node_with_another_model_writes_nothing_and_is_named(text: Distributed
 
     with pytest.raises(ModelUnavailableError, match=r"^node \S+ .*differ in dtype"):
         text.run_on_nodes(["clip-000", "clip-001"], load=other)
+
+    assert text.recorded == []
+    assert text.ledger.counts() == {}
+
+
+def test_nodes_on_which_the_canary_moved_write_nothing_and_are_named(
+    text: DistributedBench, tmp_path: Path
+) -> None:
+    text.put(transcripts(2))
+    model = {"model": str(text.model)}
+    settings = load_settings(home=text.home, device="cpu", text=model, ray_node_home=str(tmp_path / "node"))
+    checked_encoder(text.stage, settings, text.store)
+    key = KEYS.canary_baseline(text.stage, text.encoder.contract.id)
+    stored = Baseline.from_npz(text.store.get(key).data)
+    moved = replace(stored, trace=replace(stored.trace, vector=-stored.trace.vector))
+    text.store.put(key, moved.to_npz())
+
+    with pytest.raises(DriftError, match=r"^node \S+ .*the text canary moved"):
+        text.run_on_nodes(["clip-000", "clip-001"], load=node_model(text.stage, settings, text.store.url))
 
     assert text.recorded == []
     assert text.ledger.counts() == {}
