@@ -2,32 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from clipfarm_dagster.cli import main
 from clipfarm_dagster.corpus import Corpus
 from clipfarm_dagster.instance import ensure_instance
+from clipfarm_dagster_tests.support.command import Ended, run_command
 
-
-@dataclass(frozen=True)
-class Ended:
-    """How a command ended."""
-
-    code: int
-    output: str
-    errors: str
-
-    @property
-    def json(self) -> Any:
-        """The one JSON object on standard output, where nothing else may be."""
-        return json.loads(self.output)
+__all__ = ["Ended"]
 
 
 @pytest.fixture
@@ -37,13 +21,4 @@ def clipfarm(
     """The command, over `corpus`, with a Dagster instance of its own."""
     monkeypatch.setenv("DAGSTER_HOME", str(ensure_instance(tmp_path / "dagster")))
     monkeypatch.setenv("COLUMNS", "200")
-
-    def run(*arguments: str) -> Ended:
-        capsys.readouterr()
-        monkeypatch.setattr(sys, "argv", ["clipfarm", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        captured = capsys.readouterr()
-        return Ended(int(ended.value.code or 0), captured.out, captured.err)
-
-    return run
+    return lambda *arguments: run_command(monkeypatch, capsys, *arguments)
