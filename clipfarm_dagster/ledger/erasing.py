@@ -109,10 +109,13 @@ class ErasingLedger(LedgerReader):
             StoreError: the store cannot be read or written.
             LedgerError: the ledger cannot be written, or the store's list of erased videos is damaged.
         """
-        if not self.follow_erasures():
+        erased = self.follow_erasures()
+        if not erased:
             return
-        if self.journal is not None and everything:
-            self.journal.rewrite()
+        if everything:  # a machine of an earlier version, which knows of no tombstones, may have written some
+            self._forget_rows(erased)
+            if self.journal is not None:
+                self.journal.rewrite()
         remains = self._what_remains()
         names = [name for name, what in remains.items() if what == BYTES or everything]
         if not names:

@@ -14,7 +14,7 @@ from sqlalchemy import text
 from clipfarm_dagster.errors import ErasureError, LedgerError
 from clipfarm_dagster.ledger import erasing
 from clipfarm_dagster.ledger.ledger import Ledger
-from clipfarm_dagster.ledger.schema import LedgerRow
+from clipfarm_dagster.ledger.schema import SERVING_ITEMS, LedgerRow, items_table
 from clipfarm_dagster.ledger.tombstones import Tombstones
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.store import ObjectStore
@@ -98,6 +98,21 @@ def test_rows_of_all_generations_go_and_neighbours_stay_as_they_are(filled: Ledg
         with filled._engine.connect() as connection:
             statistics = str(connection.execute(text("SELECT * FROM pg_stats")).fetchall())
         assert GONE not in statistics.replace(f"{GONE}-", "")
+
+
+def test_a_row_that_came_past_the_tombstones_goes_with_the_next_erasure(filled: Ledger, store: ObjectStore):
+    """As an earlier version writes it, which knows of none."""
+    tombstones(store).add([GONE])
+    filled.clear_erased(everything=True)
+    with filled._writing_engine.begin() as connection:
+        table = items_table(filled._schema, SERVING_ITEMS)
+        connection.execute(table.insert().values(video_id=GONE, error=ITS_BYTES, retry_count=0))
+    assert set(filled.rows([GONE])) == {GONE}
+
+    filled.clear_erased(everything=True)
+
+    assert filled.rows([GONE]) == {}
+    assert not files_hold(filled, ITS_BYTES)
 
 
 def test_no_process_writes_a_row_of_an_erased_video_any_more(filled: Ledger, store: ObjectStore):

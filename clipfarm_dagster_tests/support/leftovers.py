@@ -2,16 +2,21 @@
 
 Nothing of ClipFarm is used here, so that it can be a witness. Bytes are looked through as they are, and once
 more in all that they contain: gzip, zlib, zip, Parquet, SQLite, hexadecimal values of a dump.
+
+It is a process of its own: a process that opens a file of SQLite and closes it loses the locks that its
+connections have on it.
 """
 
 from __future__ import annotations
 
 import base64
 import io
+import pickle
 import re
 import shutil
 import sqlite3
 import subprocess
+import sys
 import zipfile
 import zlib
 from collections.abc import Collection, Mapping, Sequence
@@ -37,9 +42,10 @@ _HEX = re.compile(rb"\\\\x([0-9a-f]{16,})")
 
 
 def pieces(data: bytes) -> list[bytes]:
-    """Beginning, middle and end of some bytes, as they are and as text: hexadecimal and base64."""
+    """Parts of some bytes, as they are and as text: hexadecimal and base64. None is of the beginning or the
+    end, which are alike in all pictures."""
     found = []
-    for start in (0, len(data) // 2, len(data) - _PIECE):
+    for start in (len(data) // 4, len(data) // 2, len(data) * 3 // 4):
         piece = data[start : start + _PIECE]
         found += [piece, piece.hex().encode(), piece.hex().upper().encode()]
         for shift in range(3):  # of the three ways in which it may stand in a longer text
@@ -58,6 +64,22 @@ def vector_pieces(numbers: np.ndarray) -> list[bytes]:
     return found + [text.encode() for text in texts if len(text) > 9]
 
 
+def leftovers(
+    needles: Needles, neighbours: Collection[str], *, folder: Path, bucket: str, database: str | None
+) -> list[str]:
+    """What is left of some videos, as lines `kind: place`.
+
+    Args:
+        neighbours: ids that have one of those inside that are looked for.
+        folder: all of whose files are looked through.
+        bucket: its URL.
+        database: URL of a PostgreSQL database, if there is one.
+    """
+    asked = pickle.dumps((needles, neighbours, folder, bucket, database))
+    command = [sys.executable, "-m", __name__]
+    return pickle.loads(subprocess.run(command, input=asked, check=True, stdout=subprocess.PIPE).stdout)
+
+
 class Scan:
     """Looks through places, one after the other.
 
@@ -65,7 +87,7 @@ class Scan:
         neighbours: ids that have one of those inside that are looked for.
     """
 
-    def __init__(self, needles: Needles, neighbours: Collection[str]) -> None:
+    def __init__(self, needles: Needles, neighbours: Collection[str] = ()) -> None:
         self._neighbours = [video_id.encode() for video_id in neighbours]
         self._patterns = [
             (kind, "|".join(map(_escaped, some[start : start + _IN_ONE_PATTERN])))
@@ -183,3 +205,18 @@ def _program(name: str) -> str:
     found = shutil.which(name) or (str(debian[-1]) if debian else None)
     assert found is not None, f"{name} is not installed"
     return found
+
+
+def main() -> None:
+    """Answer what `leftovers` asks."""
+    needles, neighbours, folder, bucket, database = pickle.load(sys.stdin.buffer)
+    scan = Scan(needles, neighbours)
+    scan.folder(folder)
+    scan.bucket(bucket)
+    if database is not None:
+        scan.database(database)
+    sys.stdout.buffer.write(pickle.dumps(scan.found))
+
+
+if __name__ == "__main__":
+    main()
