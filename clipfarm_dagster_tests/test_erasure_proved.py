@@ -269,7 +269,7 @@ def test_erasure_is_proved(installation: Installation, monkeypatch: pytest.Monke
     is_gone(installation, needles, raw=ERASED)
     with monkeypatch.context() as patch, installation.restored(old, patch) as other:
         assert beyond(other.scan(needles), ERASED)  # that machine has not been at work since
-        assert other.world.sync().json["stages"]["text"]["model_calls"] == 0
+        assert other.world.sync().json["stages"]["text"]["model_calls"] <= 1  # one has changed since
         is_gone(other, needles, raw=ERASED)
     world.sync()
     is_gone(installation, needles, raw=ERASED)
