@@ -10,24 +10,31 @@ import gzip
 import mmap
 import re
 import sqlite3
+import tempfile
 import zlib
 from collections.abc import Collection, Iterable, Iterator
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from clipfarm_dagster.maintenance.id_text import IdText
+from clipfarm_dagster.maintenance.sqlite_pages import Pages
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from sqlalchemy import Connection
 
+Data: TypeAlias = mmap.mmap | bytes
+
 _SQLITE_MAGIC = b"SQLite format 3\0"
 _PARQUET_MAGIC = b"PAR1"
 _GZIP_MAGIC = b"\x1f\x8b"
 _LOG_SUFFIXES = ("-wal", "-journal")
+_DATABASE_SUFFIXES = (".db", ".sqlite")
+_WAIT_SECONDS = 30
+"""How long another process may keep a database locked."""
 _SURE = 6
 """Characters of an id that bytes without boundaries are searched for."""
 _AROUND = 160
@@ -79,14 +86,11 @@ def scan_file(path: Path, ids: IdText) -> list[Trace]:
         OSError: the file cannot be read.
     """
     try:
-        with path.open("rb") as file:
-            if not path.stat().st_size or path.name.endswith("-shm"):
-                return []
-            head = file.read(len(_SQLITE_MAGIC))
+        with _bytes_of(path) as data:
+            head = data[: len(_SQLITE_MAGIC)]
             is_sqlite = head == _SQLITE_MAGIC
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                packed = is_sqlite or path.name.endswith(_LOG_SUFFIXES)
-                count = _count_packed(data, ids) if packed else _count_whole(data, ids)
+            packed = is_sqlite or path.name.endswith(_LOG_SUFFIXES)
+            count = _count_packed(data, ids) if packed else _count_whole(data, ids)
     except FileNotFoundError:
         return []
     if is_sqlite:
@@ -139,24 +143,63 @@ def bytes_hold(path: Path, ids: IdText, *, within_others: bool = True) -> bool:
     """Whether the bytes of a file have one of the ids anywhere, short or long, as a whole or not.
 
     Args:
-        within_others: also inside other videos' ids. Without it, an id is missed where what follows it
-            happens to make it another video's.
+        within_others: also inside other videos' ids.
     """
     try:
-        with path.open("rb") as file:
-            if not path.stat().st_size:
-                return False
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                held = _held(data, ids)
-                return any(within_others or any(True for _ in _packed(data, one, ids)) for one in held)
+        with _bytes_of(path) as data:
+            held = _held(data, ids)
+            return any(within_others or any(True for _ in _packed(data, one, ids)) for one in held)
     except FileNotFoundError:
         return False
+
+
+@contextmanager
+def _bytes_of(path: Path) -> Iterator[mmap.mmap | bytes]:
+    """The bytes of a file; none of an index of a write-ahead log, which has no values."""
+    with _readable(path) as readable:
+        if readable is None or not readable.stat().st_size:
+            yield b""
+            return
+        with readable.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            yield data
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[Path | None]:
+    """A file that may be opened and closed: of a database a copy of all its pages, with what was deleted.
+
+    A process that closes a file loses all locks that it has on it. So if a database were opened here past
+    SQLite, another process could take it for unused, and remove the log that this one still writes to:
+    https://www.sqlite.org/howtocorrupt.html, 2.2.
+    """
+    if path.name.endswith("-shm"):
+        yield None
+        return
+    with tempfile.TemporaryDirectory(prefix="clipfarm-") as folder:
+        yield _copied(path, Path(folder) / "copy") if path.suffix in _DATABASE_SUFFIXES else path
+
+
+def _copied(path: Path, copy: Path) -> Path:
+    try:
+        source = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=_WAIT_SECONDS)
+        with closing(source), closing(sqlite3.connect(copy)) as target:
+            source.backup(target)
+    except sqlite3.Error as error:
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF not in (
+            sqlite3.SQLITE_NOTADB,
+            sqlite3.SQLITE_CANTOPEN,
+        ):
+            raise
+        return path  # it has such a name, and is another file, or gone
+    return copy
 
 
 def _scan_sqlite(path: Path, ids: IdText) -> list[Trace]:
     """What is left in the rows of a SQLite file; what its pages hold besides is for the bytes to tell."""
     traces = []
-    with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=30)) as connection:
+    with closing(
+        sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=_WAIT_SECONDS)
+    ) as connection:
         connection.text_factory = lambda data: data.decode("utf-8", "replace")
         for table, column in _sqlite_columns(connection):
             name = '"' + column.replace('"', '""') + '"'
@@ -227,39 +270,48 @@ def _text_of(value: object) -> str:
     return data.decode("latin-1")
 
 
-def _count_whole(data: mmap.mmap, ids: IdText) -> int:
+def _count_whole(data: Data, ids: IdText) -> int:
     """Ids that stand in bytes as wholes."""
-    count = 0
-    for video_id in _held(data, ids):
-        for at in _finds(data, video_id.encode()):
-            start = max(0, at - _AROUND)
-            window = data[start : at + len(video_id) + _AROUND].decode("latin-1")
-            count += any(found == (at - start) for found, _, _ in ids.spans(window))
-    return count
+    return sum(1 for video_id in _held(data, ids) for _ in _wholes(data, video_id, ids))
 
 
-def _count_packed(data: mmap.mmap, ids: IdText) -> int:
+def _wholes(data: Data, video_id: str, ids: IdText) -> Iterator[int]:
+    """Where an id stands in bytes as a whole."""
+    for at in _finds(data, video_id.encode()):
+        start = max(0, at - _AROUND)
+        window = data[start : at + len(video_id) + _AROUND].decode("latin-1")
+        if any(found == at - start for found, _, _ in ids.spans(window)):
+            yield at
+
+
+def _count_packed(data: Data, ids: IdText) -> int:
     """Ids in bytes that have no boundaries, as where one column of a row follows another.
 
     Short ids count as wholes only, and an id within another video's is not counted.
     """
-    count = 0
-    for video_id in _held(data, ids):
-        if len(video_id) < _SURE:
-            count += _count_whole(data, IdText({video_id: ""}, ids.longer_than(video_id)))
-            continue
-        count += sum(1 for _ in _packed(data, video_id, ids))
-    return count
+    return sum(1 for video_id in _held(data, ids) for _ in _packed(data, video_id, ids))
 
 
-def _packed(data: mmap.mmap, video_id: str, ids: IdText) -> Iterator[int]:
-    """Where an id stands in bytes, other than inside another video's."""
+def _packed(data: Data, video_id: str, ids: IdText) -> Iterator[int]:
+    """Where an id stands in bytes, other than inside another video's or across two values of a row."""
+    pages, length = Pages.of(data), len(video_id)
+    finds = _wholes(data, video_id, ids) if length < _SURE else _any_finds(data, video_id, ids, pages)
+    return (at for at in finds if pages is None or not pages.in_two_values(at, length))
+
+
+def _any_finds(data: Data, video_id: str, ids: IdText, pages: Pages | None) -> Iterator[int]:
+    wanted = video_id.encode()
     candidates = [*ids.longer_than(video_id), video_id]
     pattern = re.compile("|".join(map(re.escape, candidates)).encode())
-    return (match.start() for match in pattern.finditer(data) if match[0] == video_id.encode())
+    for match in pattern.finditer(data):
+        if match[0] == wanted:
+            yield match.start()
+        elif pages is not None and pages.in_two_values(match.start(), len(match[0])):
+            # not another video's id, but perhaps this one, and the value after it
+            yield from (match.start() + at for at in _finds(match[0], wanted))
 
 
-def _held(data: mmap.mmap, ids: IdText) -> list[str]:
+def _held(data: Data, ids: IdText) -> list[str]:
     """The ids that bytes have anywhere, within others too."""
     if ids.are_few:
         return [video_id for video_id in ids.tombstones if data.find(video_id.encode()) >= 0]
@@ -272,7 +324,7 @@ def _held(data: mmap.mmap, ids: IdText) -> list[str]:
     return list(held)
 
 
-def _finds(data: mmap.mmap, wanted: bytes) -> Iterator[int]:
+def _finds(data: Data, wanted: bytes) -> Iterator[int]:
     at = data.find(wanted)
     while at >= 0:
         yield at

@@ -1,8 +1,8 @@
 """Where the values of rows begin and end in the bytes of SQLite's files.
 
-A row's values follow each other without a gap: the id `clip-1`, followed by a value that begins with `2`, reads
-like the id `clip-12`. Here it is told which bytes belong to more than one value. The format is fixed for good:
-https://www.sqlite.org/fileformat.html.
+A row's values follow each other without a gap: the id `clip-1`, followed by a value that begins with `2`,
+reads like the id `clip-12`. Here it is told which bytes belong to more than one value. The format is fixed
+for good: https://www.sqlite.org/fileformat.html.
 """
 
 from __future__ import annotations

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import sqlite3
+import subprocess
+import sys
 import zlib
 from contextlib import closing
 from pathlib import Path
@@ -81,6 +83,77 @@ def test_the_write_ahead_log_counts(tmp_path: Path, ids: IdText):
         assert found(tmp_path, ids) == {"some.db-wal": 1}
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         assert found(tmp_path, ids) == {}
+
+
+def test_looking_takes_no_lock_from_whoever_uses_a_database(tmp_path: Path, ids: IdText):
+    """Where it does, another process that closes the database removes the log that is still written to."""
+    path = tmp_path / "some.db"
+
+    def count_elsewhere() -> int:
+        code = "import sqlite3, sys; print(*sqlite3.connect(sys.argv[1]).execute('SELECT count(*) FROM t'))"
+        done = subprocess.run([sys.executable, "-c", code, path], check=True, capture_output=True, text=True)
+        return int(done.stdout.strip("(,)\n"))
+
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("CREATE TABLE t (a TEXT)")
+        connection.execute("INSERT INTO t VALUES ('first')")
+        connection.commit()
+
+        scan_folder(tmp_path, ids)
+        bytes_hold(path, ids)
+
+        assert count_elsewhere() == 1
+        connection.execute("INSERT INTO t VALUES ('second')")
+        connection.commit()
+        assert count_elsewhere() == 2
+
+
+@pytest.mark.parametrize("logged", [False, True])
+def test_values_beside_each_other_are_not_taken_for_an_id(tmp_path: Path, logged: bool):
+    """`clip-10` and a number that begins with `0` are not `clip-100`, in rows, indexes and deleted rows."""
+    path, ids = tmp_path / "some.db", IdText({"clip-100": "…", "v1": "…"}, {"clip-10", "clip-1001", "v"})
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA secure_delete=OFF")
+        if logged:
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute("PRAGMA wal_autocheckpoint=0")
+        connection.execute("CREATE TABLE t (id INTEGER PRIMARY KEY, name TEXT, hash TEXT, body TEXT)")
+        connection.execute("CREATE INDEX i ON t (name, id)")
+        rows = [(n, "clip-10" if n % 3 else "v", f"{n % 10:x}ab", "x" * (n * 37 % 9000)) for n in range(900)]
+        connection.executemany("INSERT INTO t VALUES (?, ?, ?, ?)", rows)
+        connection.execute("INSERT INTO t VALUES (1000, 'clip-100', '1', '')")
+        connection.commit()
+        raw = b"".join(file.read_bytes() for file in tmp_path.glob("some.db*"))
+        assert raw.count(b"clip-100") > 20
+
+        expected = {"some.db: t.name": 1, **({"some.db-wal": 2} if logged else {})}
+        assert found(tmp_path, ids) == expected
+
+        connection.execute("DELETE FROM t WHERE name = 'clip-100'")
+        connection.commit()
+        connection.execute("VACUUM")
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        assert found(tmp_path, ids) == {}
+        assert not bytes_hold(path, ids, within_others=False)
+
+
+def test_an_id_is_found_where_the_next_value_makes_it_another_one(tmp_path: Path):
+    """As of a table that was dropped."""
+    path, ids = tmp_path / "some.db", IdText({"clip-100": "…"}, {"clip-1001"})
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA secure_delete=OFF")
+        connection.execute("CREATE TABLE t (name TEXT, hash TEXT)")
+        connection.execute("CREATE TABLE kept (name TEXT, hash TEXT)")
+        rows = [("clip-100", "1ab") if n == 50 else (f"other-{n}", "x" * 100) for n in range(100)]
+        connection.executemany("INSERT INTO t VALUES (?, ?)", rows)
+        connection.execute("INSERT INTO kept VALUES ('clip-1001', 'ab')")
+        connection.commit()
+        connection.execute("DROP TABLE t")
+        connection.commit()
+
+        assert found(tmp_path, ids) == {"some.db": 1}
+        assert bytes_hold(path, ids, within_others=False)
 
 
 def test_columns_of_parquet_and_lines_of_gzip(tmp_path: Path, ids: IdText):

@@ -77,7 +77,10 @@ def leftovers(
     """
     asked = pickle.dumps((needles, neighbours, folder, bucket, database))
     command = [sys.executable, "-m", __name__]
-    return pickle.loads(subprocess.run(command, input=asked, check=True, stdout=subprocess.PIPE).stdout)
+    found: list[str] = pickle.loads(
+        subprocess.run(command, input=asked, check=True, stdout=subprocess.PIPE).stdout
+    )
+    return found
 
 
 class Scan:
