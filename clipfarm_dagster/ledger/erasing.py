@@ -97,6 +97,10 @@ class ErasingLedger(LedgerReader):
             raise self._list_lost()
         return erased
 
+    def not_cleared(self) -> set[str]:
+        """The tombstones of whose videos something may be left here."""
+        return {name for name, remains in self._what_remains().items() if remains is not None}
+
     def clear_erased(self, *, everything: bool = False) -> None:
         """Leave nothing of erased videos here: no row, and no byte of one in the database's files.
 

@@ -63,6 +63,7 @@ class LogReader:
         position = self._position()
         etag = None if info is None else info.etag
         if etag is not None and etag == position.head_etag:
+            self._look_for_backups()
             return
         if etag is None and position.number == 0:
             snapshot = self._store.head(self._keys.snapshot)
@@ -100,6 +101,8 @@ class LogReader:
             return self._read_old_snapshot()
         another = position.log_id is not None and position.log_id != head.log_id
         rewound = not another and head.number < position.number
+        if head.to_json().decode() == position.head:  # put there once more
+            self._look_for_backups()
         with self._scratch() as copy:
             start = 0 if another or rewound else position.number
             if start < head.snapshot_number:
@@ -178,6 +181,15 @@ class LogReader:
         sent them, and has put vectors where they were."""
         if self._ledger.tombstones is not None:
             self._ledger.tombstones.add(self._met_erased)
+
+    def _look_for_backups(self) -> None:
+        """Have finished erasures taken up again of which this ledger may have had rows just now, though the log
+        is the one it knows: both are backups, for whoever finishes an erasure changes the log."""
+        tombstones = self._ledger.tombstones
+        if tombstones is not None and tombstones.last:
+            finished = tombstones.last.erasures.keys() - tombstones.last.unfinished.keys()
+            if again := finished.intersection(self._ledger.not_cleared()):
+                tombstones.take_up(again)
 
     def _begin_anew(self, lost: LostError) -> None:
         """Let the next push begin a new log with all rows of this ledger, once they are proved."""

@@ -132,6 +132,24 @@ class Tombstones:
 
         return self._change(added) if video_ids else self.read()
 
+    def take_up(self, tombstones: Collection[str]) -> Erased:
+        """Let the erasure of some videos, given by tombstone, be not finished; returns all that are erased.
+
+        Raises:
+            LedgerError: the object is damaged, or others keep changing it.
+            StoreError: the store cannot be read or written.
+        """
+
+        def changed(now: Erased) -> Erased:
+            again = {
+                name: replace(now.erasures[name], finished=None)
+                for name in tombstones
+                if name in now.erasures
+            }
+            return replace(now, erasures={**now.erasures, **again})
+
+        return self._change(changed)
+
     def finish(self, done: Mapping[str, Erasure]) -> Erased:
         """Say that nothing is left of some videos, given by tombstone as they were read before all was looked
         through; what was taken up again since stays unfinished. Returns all that are erased then.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -215,6 +216,26 @@ def test_the_snapshot_of_an_old_machine_is_made_anew(store: ObjectStore, tmp_pat
         finish(ledger, store)
 
     assert left(store, tmp_path / "new") == []
+
+
+def test_a_backup_of_ledger_and_log_is_cleared(store: ObjectStore, tmp_path: Path):
+    """Both are as they were before the erasure, so that the one is what the other has taken in."""
+    one, old = tmp_path / "one", tmp_path / "old"
+    with machine(one, store) as ledger:
+        fill(ledger)
+    shutil.copytree(one, old)
+    kept = {key: store.get(key).data for key in store.list()["key"].to_pylist()}
+    with machine(one, store) as ledger:
+        erase(ledger, store)
+    for key, data in kept.items():
+        store.put(key, data)
+    assert left(store)
+
+    for _ in range(2):  # ticks
+        with machine(old, store) as ledger:
+            finish(ledger, store)
+
+    assert left(store, old) == []
 
 
 def test_what_was_left_lying_about_goes_too(store: ObjectStore, tmp_path: Path):
