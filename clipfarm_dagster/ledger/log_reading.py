@@ -183,8 +183,8 @@ class LogReader:
             self._ledger.tombstones.add(self._met_erased)
 
     def _look_for_backups(self) -> None:
-        """Have finished erasures taken up again of which this ledger may have had rows just now, though the log
-        is the one it knows: both are backups, for whoever finishes an erasure changes the log."""
+        """Have finished erasures taken up again of which this ledger may have had rows just now, though the
+        log is the one it knows: both are backups, for whoever finishes an erasure changes the log."""
         tombstones = self._ledger.tombstones
         if tombstones is not None and tombstones.last:
             finished = tombstones.last.erasures.keys() - tombstones.last.unfinished.keys()
