@@ -8,8 +8,9 @@ PORT ?= 3000
 PIP_INSTALL = .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo dev test test-slow chaos property cluster migration fuzz browser lint lock clean \
-	bench bench-text bench-delta bench-ticks bench-frames bench-fusion bench-migration bench-ray bench-recording bench-precision
+.PHONY: help demo dev test test-slow chaos property cluster migration erasure fuzz browser lint lock clean \
+	bench bench-text bench-delta bench-ticks bench-frames bench-fusion bench-migration bench-erasure bench-ray \
+	bench-recording bench-precision
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 20
@@ -53,6 +54,9 @@ cluster: .venv/installed-dev ## Twelve hundred items on several hosts, of which 
 migration: .venv/installed-dev ## A thousand videos get new models while they change, readers poll and workers are killed
 	.venv/bin/python -m pytest -m slow clipfarm_dagster_tests/test_migration_under_fire.py -s
 
+erasure: .venv/installed-dev ## Two thousand videos, three of them erased: nothing is left of them, nothing else is touched
+	.venv/bin/python -m pytest -m 'slow or not slow' clipfarm_dagster_tests/test_erasure_proved.py
+
 fuzz: .venv/installed-dev ## Two thousand damaged clips, sampled sparsely and in full
 	.venv/bin/python -m pytest -m slow clipfarm_dagster_tests/modalities/video/test_damage.py
 
@@ -92,6 +96,9 @@ bench-ray: .venv/installed-dev ## A Ray cluster of this host beside the local en
 
 bench-migration: .venv/installed-dev ## Copying a hundred thousand vectors within a store
 	.venv/bin/python benchmarks/migration.py
+
+bench-erasure: .venv/installed-dev ## Erasing one of a hundred thousand videos
+	.venv/bin/python benchmarks/erasure.py
 
 bench-precision: .venv/installed-dev ## What lower precision costs and saves
 	.venv/bin/python benchmarks/precision.py
