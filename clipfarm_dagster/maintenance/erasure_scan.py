@@ -6,9 +6,11 @@ Of vectors the names are looked at, not the numbers; raw objects and the metadat
 from __future__ import annotations
 
 import contextlib
+import re
 import tempfile
 from collections.abc import Collection
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from clipfarm_dagster.catalog.metadata import read_latest_rows
 from clipfarm_dagster.corpus import Corpus
@@ -19,6 +21,9 @@ from clipfarm_dagster.maintenance.scanning import Trace, scan_file, scan_folder,
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.store import local_path
 from clipfarm_dagster.store.versions import PreviousVersion
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 def scan_home(corpus: Corpus, ids: IdText, *, besides: Collection[Path] = ()) -> list[Trace]:
@@ -45,10 +50,12 @@ def scan_store(corpus: Corpus, ids: IdText) -> tuple[list[Trace], list[str]]:
     traces, refused = list[Trace](), list[str]()
     with tempfile.TemporaryDirectory(prefix="clipfarm-") as folder:
         scan = _StoreScan(corpus, ids, Path(folder))
-        for key in corpus.store.list(corpus.keys.prefix)["key"].to_pylist():
+        for key in scan.worth_a_look(corpus.store.list(corpus.keys.prefix)["key"]):
             traces += scan.object(key)
         with if_allowed(refused):
-            for version in corpus.store.previous_versions(f"{corpus.keys.prefix}/"):
+            # a bucket that keeps none would list all objects once more
+            versions = corpus.store.previous_versions(f"{corpus.keys.prefix}/")
+            for version in versions if corpus.store.keeps_versions() else ():
                 traces += scan.version(version)
     return traces, refused
 
@@ -90,6 +97,17 @@ class _StoreScan:
         self._csv = corpus.keys.metadata()
         self._raw = tuple(kind.folder for kind in raw_kinds(corpus))
         self._vectors = tuple(f"{corpus.keys.prefix}/{name}/" for name in ("embeddings", "generations"))
+
+    def worth_a_look(self, keys: pa.ChunkedArray) -> list[str]:
+        """Of all keys those that may have an id in their name, or whose objects have more than numbers."""
+        import pyarrow.compute as pc
+
+        numbers = pc.match_substring_regex(
+            keys, f"^(?:{'|'.join(map(re.escape, self._vectors + self._raw))})"
+        )
+        named = self._ids.mask(keys.combine_chunks())
+        found: list[str] = keys.filter(pc.or_(pc.invert(numbers), named)).to_pylist()
+        return found
 
     def object(self, key: str) -> list[Trace]:
         """What is left in an object and its name."""

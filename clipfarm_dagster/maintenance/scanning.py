@@ -33,6 +33,8 @@ _PARQUET_MAGIC = b"PAR1"
 _GZIP_MAGIC = b"\x1f\x8b"
 _LOG_SUFFIXES = ("-wal", "-journal")
 _DATABASE_SUFFIXES = (".db", ".sqlite")
+_IN_MEMORY = 64 << 20
+"""Bytes of a database that is copied into memory; a larger one is copied into a file."""
 _WAIT_SECONDS = 30
 """How long another process may keep a database locked."""
 _SURE = 6
@@ -154,44 +156,55 @@ def bytes_hold(path: Path, ids: IdText, *, within_others: bool = True) -> bool:
 
 
 @contextmanager
-def _bytes_of(path: Path) -> Iterator[mmap.mmap | bytes]:
-    """The bytes of a file; none of an index of a write-ahead log, which has no values."""
-    with _readable(path) as readable:
-        if readable is None or not readable.stat().st_size:
-            yield b""
-            return
-        with readable.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+def _bytes_of(path: Path) -> Iterator[Data]:
+    """The bytes of a file; none of an index of a write-ahead log, which has no values.
+
+    Of a database they are those of a copy of all its pages, with what was deleted. A process that closes a
+    file loses all locks that it has on it: if a database were opened here past SQLite, another process could
+    take it for unused, and remove the log that this one still writes to
+    (https://www.sqlite.org/howtocorrupt.html, 2.2).
+    """
+    if path.name.endswith("-shm"):
+        yield b""
+    elif path.suffix not in _DATABASE_SUFFIXES:
+        with _mapped(path) as data:
             yield data
+    elif path.stat().st_size <= _IN_MEMORY:
+        with closing(sqlite3.connect(":memory:")) as copy:
+            if is_database := _copied(path, copy):
+                yield copy.serialize()
+        if not is_database:
+            with _mapped(path) as data:
+                yield data
+    else:
+        with tempfile.TemporaryDirectory(prefix="clipfarm-") as folder:
+            with closing(sqlite3.connect(Path(folder) / "copy")) as copy:
+                is_database = _copied(path, copy)
+            with _mapped(Path(folder) / "copy" if is_database else path) as data:
+                yield data
 
 
 @contextmanager
-def _readable(path: Path) -> Iterator[Path | None]:
-    """A file that may be opened and closed: of a database a copy of all its pages, with what was deleted.
-
-    A process that closes a file loses all locks that it has on it. So if a database were opened here past
-    SQLite, another process could take it for unused, and remove the log that this one still writes to:
-    https://www.sqlite.org/howtocorrupt.html, 2.2.
-    """
-    if path.name.endswith("-shm"):
-        yield None
+def _mapped(path: Path) -> Iterator[Data]:
+    if not path.stat().st_size:
+        yield b""
         return
-    with tempfile.TemporaryDirectory(prefix="clipfarm-") as folder:
-        yield _copied(path, Path(folder) / "copy") if path.suffix in _DATABASE_SUFFIXES else path
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        yield data
 
 
-def _copied(path: Path, copy: Path) -> Path:
+def _copied(path: Path, copy: sqlite3.Connection) -> bool:
+    """Copy all pages of a database; False of a file that has its suffix and is none, or is gone."""
     try:
         source = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=_WAIT_SECONDS)
-        with closing(source), closing(sqlite3.connect(copy)) as target:
-            source.backup(target)
+        with closing(source):
+            source.backup(copy)
     except sqlite3.Error as error:
-        if getattr(error, "sqlite_errorcode", 0) & 0xFF not in (
-            sqlite3.SQLITE_NOTADB,
-            sqlite3.SQLITE_CANTOPEN,
-        ):
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        if code not in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CANTOPEN):
             raise
-        return path  # it has such a name, and is another file, or gone
-    return copy
+        return False
+    return True
 
 
 def _scan_sqlite(path: Path, ids: IdText) -> list[Trace]:

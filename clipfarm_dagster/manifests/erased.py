@@ -23,6 +23,10 @@ _PART_BYTES = 8 << 20
 _ON_CONDITION_BYTES = 1 << 30
 """Most bytes of a file that is replaced on condition, which S3 takes in one request, from memory."""
 
+_without: dict[tuple[str, str], tuple[str, frozenset[str]]] = {}
+"""By store and key, the ETag of a manifest that this process has found without some videos, and those: an
+erasure looks several times, and fused manifests are large."""
+
 
 def manifest_keys(corpus: Corpus) -> list[str]:
     """Keys of all manifests that are there, fused ones too.
@@ -61,18 +65,23 @@ def _remove_from(
     store: ObjectStore, key: str, video_ids: Collection[str], folder: Path, dry_run: bool
 ) -> int:
     before, after = folder / "before", folder / "after"
+    place, wanted = (store.url, key), frozenset(video_ids)
     for _ in range(_ATTEMPTS):
+        seen_etag, seen = _without.get(place, ("", frozenset()))
+        if wanted <= seen and (info := store.head(key)) is not None and info.etag == seen_etag:
+            return 0
         try:
             etag = store.download(key, before).etag
         except ObjectMissingError:
             return 0
         count = _write_without(before, after, video_ids)
-        if not count or dry_run:
+        if count and dry_run:
             return count
         try:
-            _replace(store, key, after, etag)
+            etag = _replace(store, key, after, etag) if count else etag
         except PreconditionFailedError:
             continue
+        _without[place] = etag, wanted
         return count
     raise ManifestError(f"{store.url}: {key!r} was replaced {_ATTEMPTS} times meanwhile; try again")
 
@@ -116,15 +125,14 @@ def _others(rows: pa.Table, erased: pa.Array) -> pa.Table:
     return rows.filter(pc.invert(pc.is_in(rows["video_id"], value_set=erased)))
 
 
-def _replace(store: ObjectStore, key: str, path: Path, etag: str) -> None:
-    """Write a file over the version of an object that was read."""
+def _replace(store: ObjectStore, key: str, path: Path, etag: str) -> str:
+    """Write a file over the version of an object that was read; returns its ETag."""
     if path.stat().st_size <= _ON_CONDITION_BYTES:
-        store.put_file_if_unchanged(key, path, etag)
-        return
+        return store.put_file_if_unchanged(key, path, etag)
     # only fused vectors are so large: should rows be lost that were added in this moment, the next refresh
     # adds them again
     info = store.head(key)
     if info is None or info.etag != etag:
         raise PreconditionFailedError(f"{key!r} is new")
     with path.open("rb") as file:
-        store.put_stream(key, iter(partial(file.read, _PART_BYTES), b""))
+        return store.put_stream(key, iter(partial(file.read, _PART_BYTES), b""))

@@ -127,8 +127,10 @@ def test_values_beside_each_other_are_not_taken_for_an_id(tmp_path: Path, logged
         raw = b"".join(file.read_bytes() for file in tmp_path.glob("some.db*"))
         assert raw.count(b"clip-100") > 20
 
-        expected = {"some.db: t.name": 1, **({"some.db-wal": 2} if logged else {})}
-        assert found(tmp_path, ids) == expected
+        told = found(tmp_path, ids)
+        assert told.pop("some.db: t.name") == 1
+        assert told.keys() == ({"some.db-wal"} if logged else set())
+        assert sum(told.values()) < 10  # a page may be in the log more than once
 
         connection.execute("DELETE FROM t WHERE name = 'clip-100'")
         connection.commit()
