@@ -6,6 +6,7 @@ Whoever looks for what is left shares no code with `clipfarm erase --check`; bot
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import os
 import subprocess
@@ -70,7 +71,8 @@ CHANGING = {"kvs", "daemon_heartbeats", "secondary_indexes", "dynamic_partitions
 class Neighbours:
     """All that there is of the other videos."""
 
-    objects: dict[str, bytes]
+    objects: dict[str, str]
+    """SHA-256 of vectors and raw objects."""
     rows: dict[str, list[Any]]
     """Of the ledgers, by stage and table."""
     dagster: Rows
@@ -147,7 +149,7 @@ class Installation:
                     if "video_id" in table.c and name != "unsent":
                         found = connection.execute(sqlalchemy.select(table).order_by(table.c.video_id))
                         rows[f"{stage}.{name}"] = [tuple(row) for row in found if row.video_id in others]
-        objects = {key: store.get(key).data for key in keys}
+        objects = {key: hashlib.sha256(store.get(key).data).hexdigest() for key in keys}
         return Neighbours(objects, rows, all_rows(self.world.instance))
 
     def backup(self, folder: Path) -> Backup:
