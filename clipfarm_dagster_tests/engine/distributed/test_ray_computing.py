@@ -78,6 +78,7 @@ def test_what_ends_the_models_process_is_found_and_costs_itself_alone(text: Dist
     assert sum("its process ended" in line for line in text.lines) == 3
 
 
+@pytest.mark.slow
 def test_what_hangs_the_model_is_ended_by_silence(text: DistributedBench) -> None:
     raw = transcripts(12) | {"hangs": transcript(HANGS_THE_MODEL)}
     text.put(raw)
