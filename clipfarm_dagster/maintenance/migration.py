@@ -126,11 +126,12 @@ def finish_cut_over(corpus: Corpus, stage: Stage) -> bool:
             _remove_copies(opened)  # in case that a cut-over was broken off at its last step
         return False
     if serving.following is not None:
-        _copy_aside(corpus, stage, serving.following)
+        _copy_aside(corpus, stage, serving)
         serving = _switch(corpus, stage, serving)
         if serving.following is not None:
             raise _changed_meanwhile(stage)
     _publish(corpus, stage)
+    _outdate_unsent(corpus, stage, serving)
     with corpus.stage(stage) as opened:
         move_vectors(opened, opened.keys.embedding_folder(stage))
     _publish(corpus, stage)
@@ -157,13 +158,45 @@ def _switch(corpus: Corpus, stage: Stage, seen: Serving) -> Serving:
     return told
 
 
-def _copy_aside(corpus: Corpus, stage: Stage, following: str) -> None:
+def _copy_aside(corpus: Corpus, stage: Stage, serving: Serving) -> None:
+    assert serving.following is not None
     with corpus.stage(stage) as opened:
-        if opened.contract.id != following:
+        if opened.contract.id != serving.following:
             move_vectors(opened, opened.keys.generation_folder(stage, opened.contract.id))
-    with corpus.stage(stage, following) as opened:
+            if not serving.settled:
+                _outdate_moves(opened)
+    with corpus.stage(stage, serving.following) as opened:
         if not opened.serves:
             _forget_misplaced(opened)
+
+
+def _outdate_unsent(corpus: Corpus, stage: Stage, serving: Serving) -> None:
+    """Let no machine bring rows later that claim vectors of the generation which served, at keys where others
+    are about to be put.
+
+    A machine may have written such a vector, and not have sent its row yet. Writing the row here makes the two
+    meet as writes that did not know of each other, so that neither claims a vector.
+    """
+    if serving.before is None:
+        return
+    with corpus.stage(stage) as opened:
+        coming = opened.ledger.columns(["video_id", "vector_source_hash"]).to_pylist()
+        former = opened.ledger.of(serving.before)
+        known = former.columns(["video_id", "vector_source_hash"]).to_pylist()
+        claimed = {row["video_id"] for row in known if row["vector_source_hash"] is not None}
+        unknown = {row["video_id"] for row in known} - claimed
+        unknown |= {row["video_id"] for row in coming if row["vector_source_hash"] is not None} - claimed
+        ids = sorted(unknown)
+        for start in range(0, len(ids), _BATCH):
+            former.mark_overwriting(ids[start : start + _BATCH])
+
+
+def _outdate_moves(opened: StageCorpus) -> None:
+    """Write all rows of a generation anew as they are, whose vectors were on their way to `embeddings/` in a
+    cut-over that is being undone. A machine that was held up in it may say later that they arrived."""
+    for rows in _claimed(opened):
+        opened.ledger.replace([(row, row) for row in rows])
+    opened.ledger.push()
 
 
 def _forget_misplaced(opened: StageCorpus) -> None:

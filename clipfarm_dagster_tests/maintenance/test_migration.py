@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -175,6 +176,60 @@ def test_what_was_put_under_the_published_keys_too_late_is_not_believed(two: Two
         plan = opened.plan(two.corpus.latest_rows())
         assert plan.reasons == {"retry_due": 1}
         assert plan.work["video_id"].to_pylist() == ["late"]
+
+
+@pytest.mark.parametrize("video_id", ["v0", "late"])
+def test_what_another_machine_wrote_and_did_not_send_is_not_believed_after_a_cut_over(
+    two: Two, store: ObjectStore, tmp_path: Path, video_id: str
+):
+    """A vector of what served was written, over an older one or for a new video, and its row waits there."""
+    put_texts(two.corpus, {**texts("another title"), "late": ("t", "d", "q")}, minute=1)
+    put_transcript(two.corpus, "late", "late words")
+    elsewhere = open_corpus(tmp_path / "elsewhere", store)
+    with pytest.MonkeyPatch.context() as unsent, elsewhere.stage(TEXT) as opened:
+        unsent.setattr(Ledger, "push", lambda self: False)
+        embed(opened, elsewhere, [video_id])
+    with two.corpus.stage(TEXT) as opened:
+        embed(opened.under(two.other.contract(TEXT)), two.corpus, [*IDS, "late"])
+
+    cut_over(two.corpus, TEXT, two.new)
+    with elsewhere.stage(TEXT) as opened:
+        opened.ledger.push()
+
+    with two.corpus.stage(TEXT) as opened:
+        for generation in (two.old, two.new):
+            ledger = opened.ledger.of(generation)
+            found = verify_vectors(ledger, two.corpus.store, two.corpus.keys)
+            claimed = {i for i, row in ledger.rows([*IDS, "late"]).items() if row.vector_source_hash}
+            assert [f.problem for f in found if f.video_id in claimed and f.problem] == []
+            assert (video_id in claimed) == (generation == two.new)
+
+
+def test_rows_of_a_cut_over_that_another_machine_has_undone_claim_nothing(
+    two: Two, store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Vectors were copied to the published keys, and before their rows say so, others are put there."""
+    published, recorded = two.corpus.keys.embedding_folder(TEXT), Ledger.replace
+
+    def recorded_late(self: Ledger, changes: Any) -> list[str]:
+        if changes and str(changes[0][1].artifact_key).startswith(published):
+            monkeypatch.setattr(Ledger, "replace", recorded)
+            cut_over(open_corpus(tmp_path / "elsewhere", store), TEXT, two.old, going_back=True)
+        return recorded(self, changes)
+
+    monkeypatch.setattr(Ledger, "replace", recorded_late)
+    with suppress(MigrationError):
+        cut_over(two.corpus, TEXT, two.new)
+
+    assert two.corpus.serving.read()[TEXT].contract_id == two.old
+    with two.corpus.stage(TEXT) as opened:
+        opened.ledger.push()
+        for generation in (two.old, two.new):
+            ledger = opened.ledger.of(generation)
+            claimed = {i for i, row in ledger.rows(IDS).items() if row.vector_source_hash}
+            found = verify_vectors(ledger, two.corpus.store, two.corpus.keys)
+            assert [f.problem for f in found if f.video_id in claimed and f.problem] == []
+    assert two.published() == two.old
 
 
 @pytest.mark.parametrize("store", ["s3"], indirect=True)
