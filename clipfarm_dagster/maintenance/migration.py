@@ -174,8 +174,8 @@ def _outdate_unsent(corpus: Corpus, stage: Stage, serving: Serving) -> None:
     """Let no machine bring rows later that claim vectors of the generation which served, at keys where others
     are about to be put.
 
-    A machine may have written such a vector, and not have sent its row yet. Writing the row here makes the two
-    meet as writes that did not know of each other, so that neither claims a vector.
+    A machine may have written such a vector, and not have sent its row yet. Writing the row here makes the
+    two meet as writes that did not know of each other, so that neither claims a vector.
     """
     if serving.before is None:
         return
