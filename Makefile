@@ -36,7 +36,7 @@ dev: .venv/installed ## Dagster's UI on 127.0.0.1:3000 over the demo's data (you
 	$(DEMO_ENV) .venv/bin/clipfarm dev --port $(PORT)
 
 test: .venv/installed-dev ## All tests but the slow ones
-	.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not slow'
+	.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=15 -m 'not slow'
 
 test-slow: .venv/installed-dev ## The slow tests: chaos, random histories and the browser at length
 	.venv/bin/python -m pytest -m slow

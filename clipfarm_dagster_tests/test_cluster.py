@@ -115,7 +115,8 @@ def make_lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callab
             corpus = corpus_over(store, tmp_path, monkeypatch)
             of_ray = cluster_environment(tmp_path)
             address = start_head(made["head"], of_ray)
-            environment = {**of_ray, "RAY_ADDRESS": address}
+            repository = str(Path(__file__).parent.parent)
+            environment = {**of_ray, "RAY_ADDRESS": address, "PYTHONPATH": repository}
             join(made["driver"], address, environment, cores=0)
             lab = Lab(made, seaweedfs, corpus, address, environment, tmp_path)
             lab.model_log.touch()

@@ -174,7 +174,7 @@ class Platform:
         """Add the partitions of all clips but the last, which is left to the sensor."""
         settings = self.corpus.settings
         with pytest.MonkeyPatch.context() as patch:
-            patch.delenv("DAGSTER_HOME", raising=False)
+            patch.setenv("DAGSTER_HOME", "")  # what it is set to here is undone, too
             with dagster_instance(settings) as instance:
                 video_ids = [clip.video_id for clip in CLIPS[:-1]]
                 instance.add_dynamic_partitions(DEFAULT_NAMES.partitions_name, video_ids)

@@ -54,7 +54,7 @@ def test_a_run_that_ends_in_an_unforeseen_error_is_waited_for_too(
     def fail(*_: object) -> None:
         raise OSError(errno.ENOSPC, "no space left on device")
 
-    monkeypatch.setattr("clipfarm_dagster.orchestration.runs.embed.check_before_writing", fail)
+    monkeypatch.setattr("clipfarm_dagster.corpus.checked_encoder.check_before_writing", fail)
     [result] = daemon.run(daemon.tick())
 
     assert not result.success

@@ -138,7 +138,7 @@ def test_a_broken_candidate_holds_up_nothing_that_serves(
         raise OSError("it cannot be loaded")
 
     with monkeypatch.context() as broken:
-        broken.setattr("clipfarm_dagster.orchestration.runs.embed.check_before_writing", fail)
+        broken.setattr("clipfarm_dagster.corpus.checked_encoder.check_before_writing", fail)
         [result] = daemon.run(daemon.tick())
         assert not result.success
     add_d(corpus)
