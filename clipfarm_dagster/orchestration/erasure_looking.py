@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 
 import dagster as dg
@@ -14,6 +15,7 @@ from clipfarm_dagster.maintenance.certificate import ALWAYS_OUT_OF_REACH, Holdin
 from clipfarm_dagster.maintenance.erasure import look
 from clipfarm_dagster.maintenance.erasure_scan import scan_csv, scan_home, scan_ledgers, scan_store
 from clipfarm_dagster.maintenance.id_text import IdText, is_word
+from clipfarm_dagster.maintenance.scanning import Trace
 from clipfarm_dagster.orchestration.erasing import check_known, erase_from_dagster, is_known, scan_dagster
 from clipfarm_dagster.orchestration.erasing.files import instance_folders, out_of_reach
 from clipfarm_dagster.orchestration.erasure_finishing import not_dagsters
@@ -34,12 +36,13 @@ def find_holdings(
         LedgerError: a ledger cannot be read.
         StoreError: the store cannot be read.
     """
-    found = look(corpus, video_ids, raw=video_ids if raw else ())
     if not is_known(instance):
-        return Holdings(found, {})
-    planned = erase_from_dagster(
-        instance, names, _shown(corpus, video_ids), besides=not_dagsters(corpus), dry_run=True
-    )
+        return Holdings(look(corpus, video_ids, raw=video_ids if raw else ()), {})
+    shown = _shown(corpus, video_ids)
+    with ThreadPoolExecutor(1, thread_name_prefix="look") as beside:
+        looking = beside.submit(look, corpus, video_ids, raw=video_ids if raw else ())
+        planned = erase_from_dagster(instance, names, shown, besides=not_dagsters(corpus), dry_run=True)
+        found = looking.result()
     counts = {name: value for name, value in asdict(planned).items() if name != "out_of_reach"}
     return Holdings(found, {name: value for name, value in counts.items() if value})
 
@@ -55,16 +58,15 @@ def look_for(
     """
     shown = {i: text for i, text in _shown(corpus, video_ids).items() if not is_word(i)}
     ids = IdText(shown, _others(corpus, instance, names).difference(video_ids))
-    traces, refused = scan_store(corpus, ids)
-    traces += scan_home(corpus, ids, besides=instance_folders(instance))
-    traces += scan_ledgers(corpus, ids)
-    try:
-        check_known(instance)
-    except ErasureError as error:
-        refused.append(f"Dagster: {error}")
-    else:
-        traces += scan_dagster(instance, list(shown), besides=not_dagsters(corpus))
-        refused += out_of_reach(instance)
+    # the store answers, and files are read, while others are searched
+    with ThreadPoolExecutor(2, thread_name_prefix="look") as beside:
+        in_store = beside.submit(scan_store, corpus, ids)
+        at_home = beside.submit(scan_home, corpus, ids, besides=instance_folders(instance))
+        of_dagster, refused_there = _scan_dagster(corpus, instance, list(shown))
+        traces, refused = in_store.result()
+        traces += at_home.result()
+    traces += [*scan_ledgers(corpus, ids), *of_dagster]
+    refused += refused_there
     return Left(
         find_holdings(corpus, instance, names, video_ids, raw=raw),
         traces,
@@ -72,6 +74,18 @@ def look_for(
         refused,
         [*scan_csv(corpus, video_ids), *ALWAYS_OUT_OF_REACH],
     )
+
+
+def _scan_dagster(
+    corpus: Corpus, instance: dg.DagsterInstance, video_ids: Collection[str]
+) -> tuple[list[Trace], list[str]]:
+    """What is left in Dagster, and what could not be looked at."""
+    try:
+        check_known(instance)
+    except ErasureError as error:
+        return [], [f"Dagster: {error}"]
+    left = scan_dagster(instance, video_ids, besides=not_dagsters(corpus))
+    return left, list(out_of_reach(instance))
 
 
 def _shown(corpus: Corpus, video_ids: Collection[str]) -> dict[str, str]:
