@@ -20,6 +20,7 @@ from workbench.seaweedfs import free_ports
 _REPOSITORY = Path(__file__).parents[1]
 _START_SECONDS = 90.0
 _WORKER_PORTS = 40
+_ATTEMPTS = 3
 
 
 def ray_program() -> str | None:
@@ -54,68 +55,79 @@ def cluster_environment(folder: Path) -> dict[str, str]:
 
 @contextmanager
 def running_cluster(*, cores: int, environment: Mapping[str, str] | None = None) -> Iterator[Cluster]:
-    """A cluster of this host alone, on free ports of 127.0.0.1, for the time of a block.
+    """A cluster of this host alone, on free ports, for the time of a block.
 
     Args:
         cores: that it says it has.
         environment: variables that its processes have besides those of this process.
     """
+    for attempt in range(_ATTEMPTS):
+        # Ray's sockets lie in it, and their paths must be short
+        folder = Path(tempfile.mkdtemp(prefix="ray-"))
+        variables = cluster_environment(folder)
+        process, address = _start(folder, cores, {**variables, **(environment or {})})
+        try:
+            try:
+                _wait_until_started(address, process, variables, folder)
+            except RuntimeError:  # another process may have taken one of the ports meanwhile
+                if attempt == _ATTEMPTS - 1:
+                    raise
+                continue
+            yield Cluster(address, folder, {**variables, "RAY_ADDRESS": address})
+            return
+        finally:
+            process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(30)
+            _end_session(process.pid)
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _start(folder: Path, cores: int, environment: Mapping[str, str]) -> tuple[subprocess.Popen[bytes], str]:
+    """Ray's processes, in a session of their own, and the address of the head."""
     program = ray_program()
     assert program is not None, "Ray is not installed (pip install clipfarm-dagster[ray])"
-    # Ray's sockets lie in it, and their paths must be short
-    folder = Path(tempfile.mkdtemp(prefix="ray-"))
-    variables = cluster_environment(folder)
     port, *others = free_ports(7 + _WORKER_PORTS)
     names = ("node-manager", "object-manager", "runtime-env-agent", "dashboard-agent-grpc")
     ports = [f"--{name}-port={number}" for name, number in zip(names, others, strict=False)]
     python_path = os.pathsep.join(filter(None, [str(_REPOSITORY), os.environ.get("PYTHONPATH")]))
-    log = (folder / "cluster.log").open("wb")
-    process = subprocess.Popen(
-        [
-            program,
-            "start",
-            "--head",
-            "--block",
-            "--node-ip-address=127.0.0.1",
-            f"--port={port}",
-            *ports,
-            f"--dashboard-agent-listen-port={others[4]}",
-            f"--metrics-export-port={others[5]}",
-            f"--worker-port-list={','.join(map(str, others[6:]))}",
-            f"--num-cpus={cores}",
-            "--include-dashboard=false",
-            "--object-store-memory=200000000",
-            "--disable-usage-stats",
-            f"--temp-dir={folder / 't'}",
-        ],
-        env={**os.environ, "PYTHONPATH": python_path, **variables, **(environment or {})},
-        stdout=log,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-    )
+    with (folder / "cluster.log").open("wb") as log:
+        process = subprocess.Popen(
+            [
+                program,
+                "start",
+                "--head",
+                "--block",
+                "--node-ip-address=127.0.0.1",
+                f"--port={port}",
+                *ports,
+                f"--dashboard-agent-listen-port={others[4]}",
+                f"--metrics-export-port={others[5]}",
+                f"--worker-port-list={','.join(map(str, others[6:]))}",
+                f"--num-cpus={cores}",
+                "--include-dashboard=false",
+                "--object-store-memory=200000000",
+                "--disable-usage-stats",
+                f"--temp-dir={folder / 't'}",
+            ],
+            env={**os.environ, "PYTHONPATH": python_path, **environment},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
     (folder / "session").write_text(str(process.pid))
-    address = f"127.0.0.1:{port}"
-    try:
-        _wait_until_started(program, address, process, variables, folder)
-        yield Cluster(address, folder, {**variables, "RAY_ADDRESS": address})
-    finally:
-        process.terminate()
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(30)
-        _end_session(process.pid)
-        log.close()
-        shutil.rmtree(folder, ignore_errors=True)
+    return process, f"127.0.0.1:{port}"
 
 
 def _wait_until_started(
-    program: str, address: str, process: subprocess.Popen[bytes], variables: Mapping[str, str], folder: Path
+    address: str, process: subprocess.Popen[bytes], variables: Mapping[str, str], folder: Path
 ) -> None:
     until = time.monotonic() + _START_SECONDS
     while time.monotonic() < until:
         if process.poll() is not None:
             break
         asked = subprocess.run(
-            [program, "health-check", f"--address={address}"],
+            [ray_program() or "ray", "health-check", f"--address={address}"],
             env={**os.environ, **variables},
             capture_output=True,
             check=False,
