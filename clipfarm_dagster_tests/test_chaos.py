@@ -18,8 +18,16 @@ from clipfarm_dagster.engine.engine import RECORD_EVERY_ITEMS
 from clipfarm_dagster.ledger.schema import Status
 from clipfarm_dagster.orchestration.events import materialized_versions
 from clipfarm_dagster.orchestration.names import DEFAULT_NAMES
-from clipfarm_dagster.orchestration.reconcile import reconcile, unreported_successes
-from clipfarm_dagster_tests.support.chaos import STAGE, Chaos, corpus_over, raw_objects, undisturbed, vectors
+from clipfarm_dagster.orchestration.reconcile import unreported_successes
+from clipfarm_dagster_tests.support.chaos import (
+    STAGE,
+    Chaos,
+    check_dagster,
+    corpus_over,
+    raw_objects,
+    undisturbed,
+    vectors,
+)
 from clipfarm_dagster_tests.support.raw import metadata_row, put_metadata
 from clipfarm_dagster_tests.support.sounds import wav
 from clipfarm_dagster_tests.support.stages import opened
@@ -70,13 +78,7 @@ def test_every_item_ends_as_it_should(chaos: Chaos, tmp_path: Path, monkeypatch:
         repeated = model_log.stat().st_size - len(healthy)
         assert 0 <= repeated <= chaos.kills * (2 * RECORD_EVERY_ITEMS + 2 * (os.cpu_count() or 1))
 
-        key = DEFAULT_NAMES.embedding(STAGE)
-        with dg.DagsterInstance.get() as instance:
-            mended = reconcile(corpus, instance, DEFAULT_NAMES, STAGE).mended
-            versions = materialized_versions(instance, key)
-        assert mended <= chaos.kills * RECORD_EVERY_ITEMS
-        assert unreported_successes(columns, versions) == []
-        assert versions.keys() == set(healthy)
+        check_dagster(corpus, columns, healthy, kills=chaos.kills)
 
 
 def test_a_run_that_is_asked_to_end_records_what_has_been_through_the_model(

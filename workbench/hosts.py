@@ -48,7 +48,9 @@ class Host:
         """What to put before a command so that it runs on this host."""
         return ["nsenter", f"--target={self.holder.pid}", "--net", "--mount", "--uts", "--"]
 
-    def start(self, command: Sequence[str], environment: Mapping[str, str], **options: Any) -> Any:
+    def start(
+        self, command: Sequence[str], environment: Mapping[str, str], **options: Any
+    ) -> subprocess.Popen[bytes]:
         """Start a program on this host."""
         process = subprocess.Popen(
             [*self.enter, *command],

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,7 +68,7 @@ def running_cluster(*, cores: int, environment: Mapping[str, str] | None = None)
         process, address = _start(folder, cores, {**variables, **(environment or {})})
         try:
             try:
-                _wait_until_started(address, process, variables, folder)
+                wait_until_started(address, variables, folder / "cluster.log", process)
             except RuntimeError:  # another process may have taken one of the ports meanwhile
                 if attempt == _ATTEMPTS - 1:
                     raise
@@ -119,22 +119,32 @@ def _start(folder: Path, cores: int, environment: Mapping[str, str]) -> tuple[su
     return process, f"127.0.0.1:{port}"
 
 
-def _wait_until_started(
-    address: str, process: subprocess.Popen[bytes], variables: Mapping[str, str], folder: Path
+def wait_until_started(
+    address: str,
+    variables: Mapping[str, str],
+    log: Path,
+    process: subprocess.Popen[bytes],
+    enter: Sequence[str] = (),
 ) -> None:
+    """Wait until the head at an address answers.
+
+    Args:
+        enter: what to put before a command so that it runs where the head can be reached.
+
+    Raises:
+        RuntimeError: it does not, or its process has ended.
+    """
     until = time.monotonic() + _START_SECONDS
-    while time.monotonic() < until:
-        if process.poll() is not None:
-            break
+    while time.monotonic() < until and process.poll() is None:
         asked = subprocess.run(
-            [ray_program() or "ray", "health-check", f"--address={address}"],
+            [*enter, ray_program() or "ray", "health-check", f"--address={address}"],
             env={**os.environ, **variables},
             capture_output=True,
             check=False,
         )
         if asked.returncode == 0:
             return
-    raise RuntimeError(f"Ray did not start: {(folder / 'cluster.log').read_text(errors='replace')[-2000:]}")
+    raise RuntimeError(f"Ray did not start: {log.read_text(errors='replace')[-2000:]}")
 
 
 def _end_session(session: int) -> None:

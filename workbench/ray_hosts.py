@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from workbench.hosts import Host
-from workbench.ray_cluster import ray_program
+from workbench.ray_cluster import ray_program, wait_until_started
 
 _REPOSITORY = Path(__file__).parents[1]
 _PORT = 6379
@@ -28,20 +26,11 @@ _PORTS = (
 
 def start_head(host: Host, environment: Mapping[str, str]) -> str:
     """Start the cluster's head on a host, where nothing is computed; returns its address."""
-    _start(host, ["--head", f"--port={_PORT}", "--num-cpus=0", "--include-dashboard=false"], environment)
+    arguments = ["--head", f"--port={_PORT}", "--num-cpus=0", "--include-dashboard=false"]
+    process = _start(host, arguments, environment)
     address = f"{host.address}:{_PORT}"
-    until = time.monotonic() + 60
-    program = ray_program() or "ray"
-    while time.monotonic() < until:
-        asked = subprocess.run(
-            [*host.enter, program, "health-check", f"--address={address}"],
-            env={**os.environ, **environment},
-            capture_output=True,
-            check=False,
-        )
-        if asked.returncode == 0:
-            return address
-    raise RuntimeError(f"Ray did not start: {_log(host).read_text(errors='replace')[-2000:]}")
+    wait_until_started(address, environment, _log(host), process, host.enter)
+    return address
 
 
 def join(host: Host, address: str, environment: Mapping[str, str], *, cores: int) -> None:
@@ -49,7 +38,7 @@ def join(host: Host, address: str, environment: Mapping[str, str], *, cores: int
     _start(host, [f"--address={address}", f"--num-cpus={cores}"], environment)
 
 
-def _start(host: Host, arguments: Sequence[str], environment: Mapping[str, str]) -> None:
+def _start(host: Host, arguments: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
     command = [
         ray_program() or "ray",
         "start",
@@ -62,7 +51,7 @@ def _start(host: Host, arguments: Sequence[str], environment: Mapping[str, str])
     ]
     with _log(host).open("ab") as log:
         python_path = {"PYTHONPATH": str(_REPOSITORY)}
-        host.start(command, {**python_path, **environment}, stdout=log, stderr=subprocess.STDOUT)
+        return host.start(command, {**python_path, **environment}, stdout=log, stderr=subprocess.STDOUT)
 
 
 def _log(host: Host) -> Path:

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import dagster as dg
+import pyarrow as pa
 import pytest
 
 from clipfarm_dagster.corpus import Corpus
 from clipfarm_dagster.demo.checkpoints import make_audio_checkpoint
-from clipfarm_dagster.engine.engine import EngineOptions, LocalComputing, embed_items
+from clipfarm_dagster.engine.engine import RECORD_EVERY_ITEMS, EngineOptions, LocalComputing, embed_items
 from clipfarm_dagster.instance import ensure_instance
 from clipfarm_dagster.ledger.ledger import Ledger
 from clipfarm_dagster.ledger.rows import WorkItem
 from clipfarm_dagster.modalities.registry import load_encoder
+from clipfarm_dagster.orchestration.events import materialized_versions
+from clipfarm_dagster.orchestration.names import DEFAULT_NAMES
+from clipfarm_dagster.orchestration.reconcile import reconcile, unreported_successes
 from clipfarm_dagster.settings import load_settings
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.store import ObjectStore
@@ -89,6 +94,16 @@ def undisturbed(raw: Mapping[str, bytes], folder: Path) -> dict[str, bytes]:
     )
     ledger.close()
     return vectors(Corpus(settings, store))
+
+
+def check_dagster(corpus: Corpus, columns: pa.Table, healthy: Collection[str], *, kills: int) -> None:
+    """Dagster knows of every success of the ledger and of no other, once what kills have left is mended."""
+    with dg.DagsterInstance.get() as instance:
+        mended = reconcile(corpus, instance, DEFAULT_NAMES, STAGE).mended
+        versions = materialized_versions(instance, DEFAULT_NAMES.embedding(STAGE))
+    assert mended <= kills * RECORD_EVERY_ITEMS
+    assert unreported_successes(columns, versions) == []
+    assert versions.keys() == set(healthy)
 
 
 def vectors(corpus: Corpus) -> dict[str, bytes]:
