@@ -23,6 +23,7 @@ from itertools import islice
 
 from clipfarm_dagster.corpus import Corpus, StageCorpus
 from clipfarm_dagster.errors import FusionError, MigrationError, StoreError
+from clipfarm_dagster.ledger.ledger import Ledger
 from clipfarm_dagster.ledger.schema import LedgerRow, Status
 from clipfarm_dagster.ledger.serving import Serving
 from clipfarm_dagster.ledger.verify import lost_row
@@ -180,13 +181,9 @@ def _outdate_unsent(corpus: Corpus, stage: Stage, serving: Serving) -> None:
     if serving.before is None:
         return
     with corpus.stage(stage) as opened:
-        coming = opened.ledger.columns(["video_id", "vector_source_hash"]).to_pylist()
         former = opened.ledger.of(serving.before)
-        known = former.columns(["video_id", "vector_source_hash"]).to_pylist()
-        claimed = {row["video_id"] for row in known if row["vector_source_hash"] is not None}
-        unknown = {row["video_id"] for row in known} - claimed
-        unknown |= {row["video_id"] for row in coming if row["vector_source_hash"] is not None} - claimed
-        ids = sorted(unknown)
+        known = set(former.columns(["video_id"])["video_id"].to_pylist())
+        ids = sorted((known | _claimed_ids(opened.ledger)) - _claimed_ids(former))
         for start in range(0, len(ids), _BATCH):
             former.mark_overwriting(ids[start : start + _BATCH])
 
@@ -308,11 +305,15 @@ def _record(
 
 def _claimed(opened: StageCorpus) -> Iterator[Sequence[LedgerRow]]:
     """The rows that claim a vector, some at a time."""
-    columns = opened.ledger.columns(["video_id", "vector_source_hash"])
-    ids = sorted(row["video_id"] for row in columns.to_pylist() if row["vector_source_hash"] is not None)
+    ids = sorted(_claimed_ids(opened.ledger))
     for start in range(0, len(ids), _BATCH):
         rows = opened.ledger.rows(ids[start : start + _BATCH]).values()
         yield [row for row in rows if row.vector_source_hash is not None]
+
+
+def _claimed_ids(ledger: Ledger) -> set[str]:
+    columns = ledger.columns(["video_id", "vector_source_hash"])
+    return {row["video_id"] for row in columns.to_pylist() if row["vector_source_hash"] is not None}
 
 
 def _lies_in(row: LedgerRow, folder: str) -> bool:

@@ -36,11 +36,12 @@ def find_holdings(
         LedgerError: a ledger cannot be read.
         StoreError: the store cannot be read.
     """
+    raw_too = video_ids if raw else ()
     if not is_known(instance):
-        return Holdings(look(corpus, video_ids, raw=video_ids if raw else ()), {})
+        return Holdings(look(corpus, video_ids, raw=raw_too), {})
     shown = _shown(corpus, video_ids)
     with ThreadPoolExecutor(1, thread_name_prefix="look") as beside:
-        looking = beside.submit(look, corpus, video_ids, raw=video_ids if raw else ())
+        looking = beside.submit(look, corpus, video_ids, raw=raw_too)
         planned = erase_from_dagster(instance, names, shown, besides=not_dagsters(corpus), dry_run=True)
         found = looking.result()
     counts = {name: value for name, value in asdict(planned).items() if name != "out_of_reach"}
