@@ -142,8 +142,6 @@ def _run(stage: str, arguments: argparse.Namespace, folder: Path, engine: str, s
         computing = RayComputing(
             RayOptions(os.environ["RAY_ADDRESS"]),
             node_model(chosen, settings, settings.store_url),
-            settings.store_url,
-            settings.keys,
         )
 
     def memory() -> int:
@@ -217,8 +215,6 @@ def _simulate(folder: Path, counts: Sequence[int], seconds: float) -> None:
         computing = RayComputing(
             RayOptions(os.environ["RAY_ADDRESS"], actors=actors, actor_cores=1, lease_size=4),
             partial(_sleeping, str(folder / "node"), str(minilm_folder()), seconds, actors),
-            settings.store_url,
-            settings.keys,
         )
         measured = _embed(settings, Stage.TEXT, raw, computing, lambda: 0)
         alone = alone or measured.rate / actors

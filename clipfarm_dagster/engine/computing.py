@@ -22,8 +22,10 @@ from clipfarm_dagster.vectors.contract import Contract
 class Computing(Protocol):
     """What the engine calls to have items computed. It writes neither to the store nor to the ledger."""
 
-    def begin(self, contract: Contract, options: EngineOptions, progress: Progress, items: int) -> None:
-        """Have a model of `contract` ready for so many items.
+    def begin(
+        self, contract: Contract, store: ObjectStore, keys: Keys, options: EngineOptions, progress: Progress
+    ) -> None:
+        """Have a model of `contract` ready, for items whose raw objects lie in `store`.
 
         Raises:
             ModelUnavailableError: there is none.
@@ -33,8 +35,6 @@ class Computing(Protocol):
     def compute(
         self,
         items: Sequence[WorkItem],
-        store: ObjectStore,
-        keys: Keys,
         *,
         give: Callable[[ItemResult], None],
         meanwhile: Callable[[], None],
@@ -62,18 +62,19 @@ class LocalComputing:
     def __init__(self, load_encoder: Callable[[], Encoder]) -> None:
         self._load_encoder = load_encoder
 
-    def begin(self, contract: Contract, options: EngineOptions, progress: Progress, items: int) -> None:
+    def begin(
+        self, contract: Contract, store: ObjectStore, keys: Keys, options: EngineOptions, progress: Progress
+    ) -> None:
         """Load the encoder; see `Computing`."""
         if MODALITIES[contract.stage].isolated:
             start_workers_early()
-        self._encoder, self._options, self._progress = self._load_encoder(), options, progress
+        self._store, self._keys, self._options, self._progress = store, keys, options, progress
+        self._encoder = self._load_encoder()
         check_contract(self._encoder, contract)
 
     def compute(
         self,
         items: Sequence[WorkItem],
-        store: ObjectStore,
-        keys: Keys,
         *,
         give: Callable[[ItemResult], None],
         meanwhile: Callable[[], None],
@@ -83,8 +84,8 @@ class LocalComputing:
         with pipeline(self._encoder, self._options, self._progress, most_threads=len(items)) as local:
             local.compute(
                 items,
-                store,
-                keys,
+                self._store,
+                self._keys,
                 self._progress,
                 give=give,
                 meanwhile=meanwhile,

@@ -48,8 +48,8 @@ def embed_items(
 
     `on_recorded` gets batches of outcomes that the ledger holds already. An interrupt, or a store that stays
     away, ends the run after what has begun in the model is finished and recorded. `computing` begins only if
-    there is something to embed, and before anything is written. `place` says where vectors are
-    put; by default under `embeddings/`.
+    there is something to embed, and before anything is written. `place` says where vectors are put; by
+    default under `embeddings/`.
 
     Raises:
         ModelUnavailableError: there is no model of the contract; nothing was written.
@@ -76,17 +76,15 @@ def embed_items(
 
     try:
         up_to_date = find_up_to_date(items, contract, store, keys, progress)
-        work = len(remaining) - len(up_to_date)
+        work = len(remaining) > len(up_to_date)
         if work:
-            computing.begin(contract, options, progress, work)
+            computing.begin(contract, store, keys, options, progress)
         ledger.record_contract(contract)
         for result in up_to_date:
             settle(result)
         if work:
             computing.compute(
                 list(remaining.values()),
-                store,
-                keys,
                 give=settle,
                 meanwhile=recorder.write_if_due,
                 every_seconds=RECORD_EVERY_SECONDS,

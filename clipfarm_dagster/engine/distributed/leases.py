@@ -8,9 +8,8 @@ end a moment after it has computed an item, for another reason.
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter, deque
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 
 ENDS_ALONE = 2
@@ -55,8 +54,6 @@ class LeaseBook:
         self._actors: dict[Hashable, _Actor] = {}
         self._ends_alone: Counter[str] = Counter()
         self._lost_nodes: Counter[str] = Counter()
-        self.repeated = 0
-        """How often an item went out again."""
 
     def add_actor(self, actor: Hashable) -> None:
         """An actor is ready to compute."""
@@ -87,7 +84,7 @@ class LeaseBook:
         if state is None or lease not in state.leases:
             return
         state.leases.remove(lease)
-        self._queue.extendleft(reversed(self._in_hand([lease])))
+        self._queue.extendleft(reversed(self._in_hand(lease)))
 
     def lose_actor(self, actor: Hashable, *, with_node: bool) -> list[str]:
         """Take back what a lost actor had in hand; returns the items that are to blame for its end.
@@ -101,8 +98,7 @@ class LeaseBook:
         blamed = []
         again = []
         for lease in state.leases:
-            for video_id in self._in_hand([lease]):
-                self.repeated += 1
+            for video_id in self._in_hand(lease):
                 if with_node:
                     self._lost_nodes[video_id] += 1
                     if self._lost_nodes[video_id] < LOST_NODES and not lease.alone:
@@ -117,11 +113,6 @@ class LeaseBook:
                 self._suspects.append(video_id)
         self._queue.extendleft(reversed(again))
         return blamed
-
-    def leases(self, actor: Hashable) -> Sequence[Lease]:
-        """What an actor has in hand."""
-        state = self._actors.get(actor)
-        return tuple(state.leases) if state else ()
 
     def _next_lease(self, actor: Hashable, state: _Actor) -> Lease | None:
         if len(state.leases) >= self._per_actor or any(lease.alone for lease in state.leases):
@@ -138,6 +129,5 @@ class LeaseBook:
         taken = [self._queue.popleft() for _ in range(min(size, len(self._queue)))]
         return Lease(actor, tuple(taken), alone=False)
 
-    def _in_hand(self, leases: Iterable[Lease]) -> list[str]:
-        of_all = itertools.chain.from_iterable(lease.video_ids for lease in leases)
-        return [video_id for video_id in of_all if video_id in self.open]
+    def _in_hand(self, lease: Lease) -> list[str]:
+        return [video_id for video_id in lease.video_ids if video_id in self.open]

@@ -63,11 +63,10 @@ class NodeReport:
     """What a node says of itself before it computes anything."""
 
     host: str
-    ready_seconds: float
     environment_id: str = ""
     environment: str = ""
-    threads: int = 0
-    workers: int = 0
+    widths: Mapping[str, int] = field(default_factory=dict)
+    """How many of its processes or threads work on a step."""
     problem: ClipFarmError | None = None
     """Why it cannot compute."""
 
@@ -87,27 +86,19 @@ class EmbeddingNode:
     """The actor. Its constructor never raises: Ray would start it again and again."""
 
     def __init__(self, setup: NodeSetup) -> None:
-        started = time.monotonic()
         # torch and OpenMP read it when they are first imported; Ray sets it to 1
         os.environ["OMP_NUM_THREADS"] = str(setup.cores)
         self._setup = setup
         self._stack = ExitStack()
         self._progress, self._sent = Progress(0), _Sent()
-        self.host = socket.gethostname()
+        host = socket.gethostname()
         try:
             self._start()
         except Exception as error:
-            problem = _as_problem(error)
-            self._report = NodeReport(self.host, time.monotonic() - started, problem=problem)
+            self._report = NodeReport(host, problem=_as_problem(error))
         else:
-            self._report = NodeReport(
-                self.host,
-                time.monotonic() - started,
-                self._model.environment_id,
-                self._model.environment,
-                threads=self._progress.widths["infer"],
-                workers=self._options.workers,
-            )
+            model = self._model
+            self._report = NodeReport(host, model.environment_id, model.environment, self._progress.widths)
 
     def report(self) -> NodeReport:
         """What the node is, or why it cannot compute."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -21,6 +22,7 @@ from clipfarm_dagster.engine.outcomes import ItemResult, OutcomeKind
 from clipfarm_dagster.engine.progress import Progress
 from clipfarm_dagster.errors import ClipFarmError, ClusterError, WorkersLostError
 from clipfarm_dagster.ledger.rows import WorkItem
+from clipfarm_dagster.settings import Settings
 from clipfarm_dagster.store import ObjectStore
 from clipfarm_dagster.store.keys import Keys
 from clipfarm_dagster.vectors.contract import Contract
@@ -59,7 +61,7 @@ class RayOptions:
     """An actor that gives no result for so long is taken for hung, and ended."""
 
     @classmethod
-    def from_settings(cls, settings: Any) -> RayOptions:
+    def from_settings(cls, settings: Settings) -> RayOptions:
         """The options that the settings and RAY_ADDRESS ask for."""
         return cls(
             os.environ.get("RAY_ADDRESS", ""),
@@ -100,8 +102,6 @@ class _Actor:
 class _Running:
     lease: Lease
     actor: _Actor
-    batches: Any
-    """Generator of references."""
     heard: float = field(default_factory=time.monotonic)
 
 
@@ -118,14 +118,12 @@ class RayComputing:
         self,
         ray_options: RayOptions,
         load: Callable[[], NodeModel],
-        store_url: str,
-        keys: Keys,
         *,
         workers: int = 0,
         on_node: Callable[[NodeReport], None] = lambda report: None,
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
-        self._ray_options, self._load, self._store_url, self._keys = ray_options, load, store_url, keys
+        self._ray_options, self._load = ray_options, load
         self._workers, self._on_node, self._say = workers, on_node, say
         self._stack = contextlib.ExitStack()
         self._actors: dict[_Place, _Actor] = {}
@@ -133,23 +131,25 @@ class RayComputing:
         self._left_out: dict[_Place, ClipFarmError] = {}
         self._looked = 0.0
         self._running: dict[Any, _Running] = {}
+        """By the generator of references to its batches."""
         self._ends_in_a_row = 0
 
-    def begin(self, contract: Contract, options: EngineOptions, progress: Progress, items: int) -> None:
+    def begin(
+        self, contract: Contract, store: ObjectStore, keys: Keys, options: EngineOptions, progress: Progress
+    ) -> None:
         """Connect, and wait until a node is ready.
 
         Raises:
             ClusterError: the cluster cannot be used, or no node has come that computes.
             ModelUnavailableError, DriftError: no node has the model, or it moved on all of them.
         """
-        self._contract, self._progress = contract, progress
+        self._contract, self._store_url, self._keys, self._progress = contract, store.url, keys, progress
         self._options = replace(options, workers=self._workers)
         self._ray = self._stack.enter_context(connected(self._ray_options.address))
         until = time.monotonic() + _NODES_SECONDS
         while not any(actor.report for actor in self._actors.values()):
             self._look_for_nodes()
-            for actor in self._become_ready(timeout=_WAIT_SECONDS):
-                self._say(f"{actor.name} computes")
+            self._become_ready(timeout=_WAIT_SECONDS)
             if self._actors:
                 until = time.monotonic() + _NODES_SECONDS  # a model may take long to load
             elif self._left_out:
@@ -163,8 +163,6 @@ class RayComputing:
     def compute(
         self,
         items: Sequence[WorkItem],
-        store: ObjectStore,
-        keys: Keys,
         *,
         give: Callable[[ItemResult], None],
         meanwhile: Callable[[], None],
@@ -187,7 +185,6 @@ class RayComputing:
         while self._book.open:
             self._look_for_nodes()
             for actor in self._become_ready(timeout=0 if self._running else _WAIT_SECONDS):
-                self._say(f"{actor.name} computes")
                 self._book.add_actor(actor)
             for lease in self._book.next_leases():
                 self._lend(lease, by_id)
@@ -203,11 +200,9 @@ class RayComputing:
 
     def end(self) -> None:
         """End the actors and leave the cluster."""
-        if self._actors:
-            for actor in self._actors.values():
-                with contextlib.suppress(Exception):
-                    self._ray.kill(actor.handle)
-            self._actors.clear()
+        for actor in self._actors.values():
+            self._kill(actor)
+        self._actors.clear()
         self._running.clear()
         self._stack.close()
 
@@ -256,6 +251,9 @@ class RayComputing:
 
     def _become_ready(self, *, timeout: float) -> list[_Actor]:
         """Actors that say by now that they can compute. Others are left out, by name."""
+        if not self._actors:
+            time.sleep(timeout)  # until a node comes
+            return []
         self._end_slow_starts()
         asked = {actor.asked: actor for actor in self._actors.values() if actor.report is None}
         if not asked:
@@ -274,17 +272,28 @@ class RayComputing:
                 continue
             actor.report = report
             self._on_node(report)
-            for step, width in (("infer", report.threads), ("prepare", report.workers)):
-                self._progress.widths[step] = self._progress.widths.get(step, 0) + width
+            self._say(f"{actor.name} computes")
+            self._count_widths()
             ready.append(actor)
         return ready
+
+    def _count_widths(self) -> None:
+        """Say how many processes or threads work on each step, on all nodes that compute."""
+        widths = Counter[str]()
+        for actor in self._actors.values():
+            if actor.report is not None:
+                widths.update(actor.report.widths)
+        self._progress.widths = dict(widths)
+
+    def _kill(self, actor: _Actor) -> None:
+        with contextlib.suppress(Exception):  # it may have gone by itself
+            self._ray.kill(actor.handle)
 
     def _end_slow_starts(self) -> None:
         now = time.monotonic()
         for actor in [actor for actor in self._actors.values() if actor.report is None]:
             if now - actor.begun > _START_SECONDS:
-                with contextlib.suppress(Exception):
-                    self._ray.kill(actor.handle)
+                self._kill(actor)
                 self._lose_start(actor, TimeoutError(f"not ready for {_START_SECONDS:g} s"))
 
     def _lose_start(self, actor: _Actor, error: Exception) -> None:
@@ -305,8 +314,7 @@ class RayComputing:
         self._left_out[place] = problem
         actor = self._actors.pop(place, None)
         if actor is not None:
-            with contextlib.suppress(Exception):
-                self._ray.kill(actor.handle)
+            self._kill(actor)
         self._say(f"left out: {problem}")
 
     def _why_left_out(self) -> ClipFarmError:
@@ -328,7 +336,7 @@ class RayComputing:
         assert isinstance(actor, _Actor)
         items = [by_id[video_id] for video_id in lease.video_ids]
         batches = actor.handle.compute.options(num_returns="streaming").remote(items)
-        self._running[batches] = _Running(lease, actor, batches)
+        self._running[batches] = _Running(lease, actor)
 
     def _take_batches(self, timeout: float) -> None:
         if not self._running:
@@ -383,8 +391,7 @@ class RayComputing:
             self._say(f"{video_id}: ends the process that computes it")
             problem = f"the process that computed it alone on {actor.name} ended: {_line(error)}"
             self._give(ItemResult(video_id=video_id, kind=OutcomeKind.FAILED, error=problem, used_model=True))
-        with contextlib.suppress(Exception):
-            self._ray.kill(actor.handle)
+        self._kill(actor)
         self._looked = 0.0
         if not with_node:
             self._ends_in_a_row += 1

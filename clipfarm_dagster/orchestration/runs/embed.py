@@ -183,8 +183,6 @@ def _computing(context: Context, opened: StageCorpus, encoders: EncodersResource
         return RayComputing(
             RayOptions.from_settings(settings),
             encoders.on_nodes(opened.stage, settings, opened.store.url),
-            opened.store.url,
-            opened.keys,
             workers=settings.workers,
             on_node=lambda report: tell(report.environment_id, report.environment),
             say=context.log.warning,

@@ -37,8 +37,6 @@ class DistributedBench(Bench):
                 **ray_options,
             ),
             load or node_loader(self.stage, self.model, self.home),
-            self.store.url,
-            KEYS,
             workers=2,
             say=self.lines.append,
         )

@@ -76,6 +76,7 @@ def test_what_ends_the_models_process_is_found_and_costs_itself_alone(text: Dist
     assert progress.outcomes == {"success": 30, "fail": 1}
     assert "the process that computed it alone" in (text.row("poison").error or "")
     assert sum("its process ended" in line for line in text.lines) == 3
+    assert progress.widths["infer"] <= 2, "those that ended do not count"
 
 
 @pytest.mark.slow
