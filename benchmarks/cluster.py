@@ -111,7 +111,8 @@ def _run(stage: str, arguments: argparse.Namespace, folder: Path, engine: str, s
     from benchmarks.engine import base_checkpoints, clips_with_sound, session_cpu_and_memory
     from clipfarm_dagster.corpus.checked_encoder import node_model
     from clipfarm_dagster.demo.checkpoints import minilm_folder
-    from clipfarm_dagster.engine.distributed.ray_computing import RayComputing, RayOptions
+    from clipfarm_dagster.engine.distributed.actors import RayOptions
+    from clipfarm_dagster.engine.distributed.ray_computing import RayComputing
     from clipfarm_dagster.engine.engine import LocalComputing
     from clipfarm_dagster.modalities.registry import load_encoder
     from clipfarm_dagster.settings import load_settings
@@ -202,7 +203,8 @@ def _transcript(number: int) -> bytes:
 
 def _simulate(folder: Path, counts: Sequence[int], seconds: float) -> None:
     from clipfarm_dagster.demo.checkpoints import minilm_folder
-    from clipfarm_dagster.engine.distributed.ray_computing import RayComputing, RayOptions
+    from clipfarm_dagster.engine.distributed.actors import RayOptions
+    from clipfarm_dagster.engine.distributed.ray_computing import RayComputing
     from clipfarm_dagster.settings import load_settings
     from clipfarm_dagster.stages import Stage
 

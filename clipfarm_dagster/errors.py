@@ -9,7 +9,9 @@ ClipFarmError
 │   ├── ObjectMissingError
 │   └── PreconditionFailedError
 ├── LedgerError
+│   └── LedgerConnectionError
 ├── ModelUnavailableError
+│   └── ModelDiffersError
 ├── InvalidRawObjectError
 ├── PreparationError
 ├── WorkersLostError
@@ -100,8 +102,16 @@ class LedgerError(ClipFarmError):
     """The ledger database cannot be opened, read or written."""
 
 
+class LedgerConnectionError(LedgerError):
+    """The ledger's server cannot be reached, or has ended the connection."""
+
+
 class ModelUnavailableError(ClipFarmError):
     """A model is neither a local folder, nor cached, nor reachable, or its weights do not fit."""
+
+
+class ModelDiffersError(ModelUnavailableError):
+    """A model is there, and it is another one than the corpus or the run asks for."""
 
 
 class InvalidRawObjectError(ClipFarmError):

@@ -69,6 +69,7 @@ def running_cluster(*, cores: int, environment: Mapping[str, str] | None = None)
         try:
             try:
                 wait_until_started(address, variables, folder / "cluster.log", process)
+                _wait_for_raylet(process, folder / "cluster.log")
             except RuntimeError:  # another process may have taken one of the ports meanwhile
                 if attempt == _ATTEMPTS - 1:
                     raise
@@ -147,11 +148,28 @@ def wait_until_started(
     raise RuntimeError(f"Ray did not start: {log.read_text(errors='replace')[-2000:]}")
 
 
+def _wait_for_raylet(process: subprocess.Popen[bytes], log: Path) -> None:
+    """Wait for the part of Ray that starts last, after the head has begun to answer."""
+    until = time.monotonic() + _START_SECONDS
+    while time.monotonic() < until and process.poll() is None:
+        for name in _in_session(process.pid):
+            with suppress(OSError):
+                if (name / "comm").read_text().strip() == "raylet":
+                    return
+        time.sleep(0.1)
+    raise RuntimeError(f"Ray did not start on this host: {log.read_text(errors='replace')[-2000:]}")
+
+
 def _end_session(session: int) -> None:
     """End what Ray has left: some of its processes outlive the one that started them."""
+    for name in _in_session(session):
+        with suppress(ProcessLookupError, PermissionError):
+            os.kill(int(name.name), signal.SIGKILL)
+
+
+def _in_session(session: int) -> Iterator[Path]:
+    """Folders in `/proc` of the processes of a session."""
     for name in Path("/proc").glob("[0-9]*"):
-        try:
+        with suppress(ProcessLookupError, PermissionError):
             if os.getsid(int(name.name)) == session:
-                os.kill(int(name.name), signal.SIGKILL)
-        except (ProcessLookupError, PermissionError):
-            continue
+                yield name

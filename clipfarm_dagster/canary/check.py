@@ -149,9 +149,18 @@ def accept_canary(encoder: Encoder, environment: Environment, store: ObjectStore
 
 
 def check_before_writing(
-    encoder: Encoder, environment: Environment, store: ObjectStore, keys: Keys, home: Home
+    encoder: Encoder,
+    environment: Environment,
+    store: ObjectStore,
+    keys: Keys,
+    home: Home,
+    *,
+    again: bool = False,
 ) -> Report | None:
     """`check_canary`, once for an environment, a contract and a baseline; `None` where that is done already.
+
+    Args:
+        again: compare though it is done.
 
     Raises:
         DriftError: a step moved.
@@ -161,7 +170,7 @@ def check_before_writing(
     contract = encoder.contract
     done = home.canary_mark(contract.stage, contract.id, environment.id)
     info = store.head(keys.canary_baseline(contract.stage, contract.id))
-    if info is not None and done.exists() and done.read_text() == f"{store.url} {info.etag}":
+    if not again and info is not None and done.exists() and done.read_text() == f"{store.url} {info.etag}":
         return None
     report = check_canary(encoder, environment, store, keys)
     if report.moved is not None:

@@ -8,7 +8,12 @@ from pathlib import Path
 
 from clipfarm_dagster.checkpoints.checkpoint import Checkpoint
 from clipfarm_dagster.checkpoints.content import combined_hash, downloaded_hashes
-from clipfarm_dagster.errors import ModelUnavailableError, ObjectMissingError, PreconditionFailedError
+from clipfarm_dagster.errors import (
+    ModelDiffersError,
+    ModelUnavailableError,
+    ObjectMissingError,
+    PreconditionFailedError,
+)
 from clipfarm_dagster.store import ObjectStore
 from clipfarm_dagster.store.keys import Keys
 
@@ -40,7 +45,7 @@ def check_content(checkpoint: Checkpoint, store: ObjectStore, keys: Keys) -> Non
             stored = store.get(key)
     recorded = _recorded_hashes(stored.data, key, store)
     if recorded != hashes:
-        raise ModelUnavailableError(_difference(checkpoint, folder, hashes, recorded, key, store))
+        raise ModelDiffersError(_difference(checkpoint, folder, hashes, recorded, key, store))
 
 
 def _recorded_hashes(data: bytes, key: str, store: ObjectStore) -> dict[str, str]:

@@ -20,6 +20,7 @@ from clipfarm_dagster.cli import (
     erasing,
     manifests,
     migrate,
+    nodes,
     planning,
     reconcile,
     searching,
@@ -47,6 +48,7 @@ searching.register(app)
 transfer.register(app)
 atlas.register(app)
 canary.register(app)
+nodes.register(app)
 migrate.register(app)
 reconcile.register(app)
 erasing.register(app)

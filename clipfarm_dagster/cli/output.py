@@ -114,10 +114,10 @@ _WHOLE = ("generation",)
 """Columns that a narrow terminal does not break: people copy what stands in them."""
 
 
-def table(title: str, columns: list[str], rows: list[list[str]]) -> Table:
+def table(title: str | None, columns: list[str], rows: list[list[str]]) -> Table:
     """A table whose first column is text and whose numbers line up on the right."""
     made = Table(
-        title=Text(visible(title)),
+        title=None if title is None else Text(visible(title)),
         title_justify="left",
         title_style="bold",
         box=None,

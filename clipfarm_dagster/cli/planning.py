@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
 
 from clipfarm_dagster.catalog.metadata import LatestRows
+from clipfarm_dagster.cli.fleet import Fleet, shown_duration
 from clipfarm_dagster.cli.output import Json, Stages, console, print_json, table
 from clipfarm_dagster.corpus import Corpus
-from clipfarm_dagster.corpus.stage_corpus import plan_stages
+from clipfarm_dagster.corpus.stage_corpus import StageCorpus, plan_stages
+from clipfarm_dagster.errors import SettingsError
 from clipfarm_dagster.planning.delta import StagePlan
-from clipfarm_dagster.planning.estimate import Estimate, estimate_seconds
+from clipfarm_dagster.planning.estimate import Estimate, estimate_fleet, estimate_seconds
 from clipfarm_dagster.planning.explain import Explanation
+from clipfarm_dagster.planning.rates import Rate, read_rates
 from clipfarm_dagster.settings import load_settings
 from clipfarm_dagster.stages import Stage
 
@@ -30,14 +33,33 @@ Explain = Annotated[
     ),
 ]
 
+Nodes = Annotated[
+    int | None,
+    typer.Option(
+        min=1, metavar="N", help="Estimate hours on so many nodes of one kind, as runs have recorded them."
+    ),
+]
+Price = Annotated[
+    float | None,
+    typer.Option(min=0, metavar="PER_HOUR", help="With --nodes: what one node costs an hour."),
+]
+
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
     app.command()(plan)
 
 
-def plan(stage: Stages = None, explain: Explain = None, as_json: Json = False) -> None:
+def plan(
+    stage: Stages = None,
+    explain: Explain = None,
+    nodes: Nodes = None,
+    price: Price = None,
+    as_json: Json = False,
+) -> None:
     """Show what would be embedded now, and why, by stage. Changes nothing."""
+    if price is not None and nodes is None:
+        raise SettingsError("--price says what one node costs; say by --nodes how many there are")
     corpus = Corpus.open(load_settings())
     latest = corpus.latest_rows()
     stages = stage or list(Stage)
@@ -50,6 +72,7 @@ def plan(stage: Stages = None, explain: Explain = None, as_json: Json = False) -
             name: candidate for name, one in opened.items() if (candidate := one.candidate()) is not None
         }
         candidates = plan_stages(wanted, latest, limit=0)
+        fleet = None if nodes is None else _fleet(corpus, nodes, price, opened, plans, wanted, candidates)
     orphaned = _count_orphans(corpus, latest, plans)
     if as_json:
         print_json(
@@ -65,6 +88,7 @@ def plan(stage: Stages = None, explain: Explain = None, as_json: Json = False) -
                 else {}
             )
             | ({"erased": latest.erased} if latest.erased else {})
+            | ({} if fleet is None else {"fleet": fleet.as_json()})
         )
         return
     out = console()
@@ -88,6 +112,27 @@ def plan(stage: Stages = None, explain: Explain = None, as_json: Json = False) -
     if candidates:
         out.print()
         out.print(_table("For changed models, beside those that serve", corpus, candidates))
+    if fleet is not None:
+        fleet.show(out)
+
+
+def _fleet(
+    corpus: Corpus,
+    nodes: int,
+    price: float | None,
+    opened: Mapping[Stage, StageCorpus],
+    plans: Mapping[Stage, StagePlan],
+    wanted: Mapping[Stage, StageCorpus],
+    candidates: Mapping[Stage, StagePlan],
+) -> Fleet:
+    """What the deltas would take on some nodes; `wanted` are the candidates' stages."""
+    delta: dict[str, int] = {}
+    rates: dict[str, Sequence[Rate]] = {}
+    for suffix, stages, made in (("", opened, plans), (" candidate", wanted, candidates)):
+        for stage, one in stages.items():
+            delta[f"{stage}{suffix}"] = made[stage].delta
+            rates[f"{stage}{suffix}"] = read_rates(corpus.store, corpus.keys, stage, one.contract.id)
+    return Fleet(nodes, price, delta, estimate_fleet(delta, rates, nodes))
 
 
 def _as_json(made: StagePlan) -> dict[str, Any]:
@@ -137,15 +182,8 @@ def _estimates(corpus: Corpus, plans: dict[Stage, StagePlan]) -> dict[Stage, Est
 def _shown_estimate(estimate: Estimate | None) -> str:
     if estimate is None:
         return "unknown: no item was timed yet"
-    low, high = _duration(estimate.low), _duration(estimate.high)
-    return f"{_duration(estimate.seconds)} ({low} to {high})"
-
-
-def _duration(seconds: float) -> str:
-    for size, unit in ((86_400.0, "days"), (3600.0, "h"), (60.0, "min")):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
+    low, high = shown_duration(estimate.low), shown_duration(estimate.high)
+    return f"{shown_duration(estimate.seconds)} ({low} to {high})"
 
 
 def _explain(

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from clipfarm_dagster.engine.local.flow import pipeline
 from clipfarm_dagster.engine.local.preparation import start_workers_early
+from clipfarm_dagster.engine.node_kind import NodeWork
 from clipfarm_dagster.engine.options import EngineOptions
 from clipfarm_dagster.engine.outcomes import ItemResult
 from clipfarm_dagster.engine.progress import Progress
-from clipfarm_dagster.errors import ModelUnavailableError
+from clipfarm_dagster.errors import ModelDiffersError
 from clipfarm_dagster.ledger.rows import WorkItem
 from clipfarm_dagster.modalities.encoder import Encoder
 from clipfarm_dagster.modalities.registry import MODALITIES
@@ -57,10 +59,14 @@ class Computing(Protocol):
 
 
 class LocalComputing:
-    """Computes in this process and worker processes of its own."""
+    """Computes in this process and worker processes of its own.
 
-    def __init__(self, load_encoder: Callable[[], Encoder]) -> None:
-        self._load_encoder = load_encoder
+    Args:
+        kind: tells this machine's kind (see `node_kind`) once the encoder is loaded.
+    """
+
+    def __init__(self, load_encoder: Callable[[], Encoder], kind: Callable[[], str] = lambda: "") -> None:
+        self._load_encoder, self._kind = load_encoder, kind
 
     def begin(
         self, contract: Contract, store: ObjectStore, keys: Keys, options: EngineOptions, progress: Progress
@@ -81,17 +87,25 @@ class LocalComputing:
         every_seconds: float,
     ) -> None:
         """Compute items; see `Computing`."""
+        computed, begun = 0, time.monotonic()
+
+        def count(result: ItemResult) -> None:
+            nonlocal computed
+            computed += result.used_model
+            give(result)
+
         with pipeline(self._encoder, self._options, self._progress, most_threads=len(items)) as local:
             local.compute(
                 items,
                 self._store,
                 self._keys,
                 self._progress,
-                give=give,
+                give=count,
                 meanwhile=meanwhile,
                 every_seconds=every_seconds,
                 last=True,
             )
+        self._progress.work[""] = NodeWork(self._kind(), computed, time.monotonic() - begun)
 
     def end(self) -> None:
         """Nothing is kept; the encoder belongs to whoever loads it."""
@@ -101,11 +115,11 @@ def check_contract(encoder: Encoder, contract: Contract) -> None:
     """Refuse an encoder that makes other vectors than those asked for.
 
     Raises:
-        ModelUnavailableError: its contract is another one.
+        ModelDiffersError: its contract is another one.
     """
     if encoder.contract.id != contract.id:
         differences = ", ".join(contract.differences(encoder.contract))
-        raise ModelUnavailableError(
+        raise ModelDiffersError(
             f"the {contract.stage} model that was loaded makes vectors of contract {encoder.contract.id},"
             f" and this run is for contract {contract.id} (they differ in {differences}); the model or"
             " its settings changed meanwhile: start the run again"

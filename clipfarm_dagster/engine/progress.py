@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from clipfarm_dagster.engine.node_kind import NodeWork
 from clipfarm_dagster.ledger.schema import FAILED_STATUSES
 
 
@@ -29,6 +30,8 @@ class Progress:
     """How many processes or threads work on a step, where not one."""
     nodes: dict[str, int] = field(default_factory=dict)
     """Items that each node of a cluster has computed; empty if this machine computes."""
+    work: dict[str, NodeWork] = field(default_factory=dict)
+    """How long each node has computed, by its name; this machine has none. Known at the end."""
     worker_peak_bytes: int = 0
     """Most memory that a worker process has held."""
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
@@ -99,6 +102,7 @@ class Progress:
             "items_per_second": round(self.done / elapsed, 3) if elapsed else 0.0,
             "through_the_model": self.model_calls,
             "seconds": round(elapsed, 3),
+            "computing_seconds": round(max((one.seconds for one in self.work.values()), default=0.0), 3),
             "model_busy_share": round(self.busy().get("infer", 0.0), 3),
             "bottleneck": self.bottleneck or "nothing to do",
             "peak_memory_mb": round(_own_peak_bytes() / 1e6),

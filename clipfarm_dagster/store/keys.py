@@ -104,6 +104,15 @@ class Keys:
         name = hashlib.sha256(f"{model_name}@{revision}".encode()).hexdigest()[:16]
         return f"{self.prefix}/state/models/{stage}/{name}.json"
 
+    def rates_folder(self, stage: Stage, contract_id: str) -> str:
+        """Folder of how fast nodes were under a contract, with a slash at the end."""
+        return f"{self.prefix}/state/rates/{stage}/{contract_id}/"
+
+    def rate(self, stage: Stage, contract_id: str, kind: str) -> str:
+        """How fast nodes of one kind were."""
+        name = hashlib.sha256(kind.encode()).hexdigest()[:16]
+        return f"{self.rates_folder(stage, contract_id)}{name}.json"
+
     def manifests_folder(self) -> str:
         """Folder of the manifests, with a slash at the end."""
         return f"{self.prefix}/manifests/"

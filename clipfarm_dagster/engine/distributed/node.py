@@ -6,9 +6,11 @@ vector over a newer one.
 
 from __future__ import annotations
 
+import math
 import os
 import queue
 import socket
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,9 +18,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from clipfarm_dagster.engine.outcomes import ItemResult
+from clipfarm_dagster.engine.distributed.facts import NodeFacts
+from clipfarm_dagster.engine.outcomes import ItemResult, OutcomeKind
 from clipfarm_dagster.engine.progress import Progress
-from clipfarm_dagster.errors import ClipFarmError, ModelUnavailableError
+from clipfarm_dagster.errors import ClipFarmError, ModelUnavailableError, PreparationError
 from clipfarm_dagster.ledger.rows import WorkItem
 from clipfarm_dagster.store import ObjectStore
 from clipfarm_dagster.store.keys import Keys
@@ -32,6 +35,9 @@ BATCH_ITEMS = 32
 BATCH_SECONDS = 1.0
 """Results travel in batches of so many, or as many as come in this time."""
 
+_PROBE_ITEMS = 4
+_PROBE_GROWTH = 8
+
 
 @dataclass(frozen=True)
 class NodeModel:
@@ -41,6 +47,8 @@ class NodeModel:
     environment_id: str
     environment: str
     """The environment as JSON."""
+    canary: Mapping[str, float | None] | None = None
+    """How far each step of the canary lies from the baseline; None where it was not compared now."""
 
 
 @dataclass(frozen=True)
@@ -63,10 +71,13 @@ class NodeReport:
     """What a node says of itself before it computes anything."""
 
     host: str
+    facts: NodeFacts
     environment_id: str = ""
     environment: str = ""
     widths: Mapping[str, int] = field(default_factory=dict)
     """How many of its processes or threads work on a step."""
+    canary: Mapping[str, float | None] | None = None
+    """As in `NodeModel`."""
     problem: ClipFarmError | None = None
     """Why it cannot compute."""
 
@@ -83,22 +94,29 @@ class Batch:
 
 
 class EmbeddingNode:
-    """The actor. Its constructor never raises: Ray would start it again and again."""
+    """The actor. Its constructor never raises: Ray would start it again and again.
 
-    def __init__(self, setup: NodeSetup) -> None:
-        # torch and OpenMP read it when they are first imported; Ray sets it to 1
-        os.environ["OMP_NUM_THREADS"] = str(setup.cores)
-        self._setup = setup
+    Args:
+        owns_process: whether the process is there for it alone.
+    """
+
+    def __init__(self, setup: NodeSetup, *, owns_process: bool = True) -> None:
+        if owns_process:  # torch and OpenMP read it when they are first imported; Ray sets it to 1
+            os.environ["OMP_NUM_THREADS"] = str(setup.cores)
+        self._setup, facts = setup, NodeFacts.of_this_process()
         self._stack = ExitStack()
         self._progress, self._sent = Progress(0), _Sent()
         host = socket.gethostname()
         try:
             self._start()
         except Exception as error:
-            self._report = NodeReport(host, problem=_as_problem(error))
+            self._report = NodeReport(host, facts, problem=_as_problem(error))
         else:
             model = self._model
-            self._report = NodeReport(host, model.environment_id, model.environment, self._progress.widths)
+            widths = self._progress.widths
+            self._report = NodeReport(
+                host, facts, model.environment_id, model.environment, widths, model.canary
+            )
 
     def report(self) -> NodeReport:
         """What the node is, or why it cannot compute."""
@@ -106,8 +124,43 @@ class EmbeddingNode:
 
     def compute(self, items: Sequence[WorkItem]) -> Iterator[Batch]:
         """Results of items, each once, as they come."""
+        yield from self._compute_from(self._store, items)
+
+    def probe(self, raw: bytes, metadata: Mapping[str, str], seconds: float) -> float:
+        """Items a second, of one input computed again and again for about so long. Nothing is fetched: its
+        copies lie in a folder of this node.
+
+        Raises:
+            PreparationError: the input could not be computed.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            store, count = ObjectStore.open(folder), _PROBE_ITEMS
+            self._compute_copies(store, raw, metadata, count)  # the first ones of all are slow
+            while (took := self._compute_copies(store, raw, metadata, count)) < seconds / 2:
+                count = math.ceil(count * min(_PROBE_GROWTH, seconds / took))
+            return count / took
+
+    def _compute_copies(
+        self, store: ObjectStore, raw: bytes, metadata: Mapping[str, str], count: int
+    ) -> float:
+        """Seconds that so many copies of an input take."""
+        stage, keys = self._setup.contract.stage, self._setup.keys
+        items = [WorkItem(f"probe-{n}", metadata, "", "") for n in range(count)]
+        store.put_many([(keys.raw(stage, item.video_id), raw) for item in items])
+        begun = time.monotonic()
+        for batch in self._compute_from(store, items):
+            failed = [result for result in batch.results if result.kind != OutcomeKind.EMBEDDED]
+            if batch.problem or failed:
+                raise PreparationError(f"the probe failed: {batch.problem or failed[0].error}")
+        return time.monotonic() - begun
+
+    def close(self) -> None:
+        """End the processes and threads; for whoever does not end the whole process."""
+        self._stack.close()
+
+    def _compute_from(self, store: ObjectStore, items: Sequence[WorkItem]) -> Iterator[Batch]:
         results: queue.SimpleQueue[ItemResult | _Ended] = queue.SimpleQueue()
-        threading.Thread(target=self._compute, args=(items, results), daemon=True).start()
+        threading.Thread(target=self._compute, args=(store, items, results), daemon=True).start()
         hand: list[ItemResult] = []
         since = time.monotonic()
         while True:
@@ -142,11 +195,16 @@ class EmbeddingNode:
             pipeline(self._model.encoder, self._options, self._progress, most_threads=setup.cores)
         )
 
-    def _compute(self, items: Sequence[WorkItem], results: queue.SimpleQueue[ItemResult | _Ended]) -> None:
+    def _compute(
+        self,
+        store: ObjectStore,
+        items: Sequence[WorkItem],
+        results: queue.SimpleQueue[ItemResult | _Ended],
+    ) -> None:
         try:
             self._pipeline.compute(
                 items,
-                self._store,
+                store,
                 self._setup.keys,
                 self._progress,
                 give=results.put,

@@ -11,8 +11,11 @@ import dagster as dg
 from clipfarm_dagster.corpus import Corpus, StageCorpus
 from clipfarm_dagster.corpus.checked_encoder import checked_encoder
 from clipfarm_dagster.engine.computing import Computing
-from clipfarm_dagster.engine.distributed.ray_computing import RayComputing, RayOptions
+from clipfarm_dagster.engine.distributed.actors import RayOptions
+from clipfarm_dagster.engine.distributed.ray_computing import RayComputing
 from clipfarm_dagster.engine.engine import EngineOptions, LocalComputing, Progress, embed_items
+from clipfarm_dagster.engine.node_kind import node_kind
+from clipfarm_dagster.engine.options import cores
 from clipfarm_dagster.engine.outcomes import Outcome, OutcomeKind
 from clipfarm_dagster.errors import StoreError
 from clipfarm_dagster.ledger.schema import LedgerRow
@@ -34,6 +37,7 @@ from clipfarm_dagster.orchestration.recording import (
     record_failed_partitions,
 )
 from clipfarm_dagster.orchestration.resources.encoders import EncodersResource
+from clipfarm_dagster.planning.rates import record_work
 from clipfarm_dagster.stages import Stage
 
 _LISTED_FAILURES = 100
@@ -119,6 +123,9 @@ def embed_videos(
         if serving_now is not None and served != (serving_now.contract_id == contract.id):
             reconcile(corpus, context.instance, names, stage, video_ids=sorted(known))
     summary = progress.summary()
+    planned = record_work(corpus.store, corpus.keys, stage, contract.id, progress.work.values())
+    if planned is not None:  # what `clipfarm plan --nodes` would have said of these nodes
+        summary["planned_seconds"] = round(planned, 3)
     context.log.info(f"{stage}: {progress.line()}")
     context.log.info(f"{stage}: {json.dumps(summary)}")
     context.instance.add_run_tags(context.run.run_id, _summary_tags(summary))
@@ -171,10 +178,10 @@ def _computing(context: Context, opened: StageCorpus, encoders: EncodersResource
     """Where the run's items are computed. The run is told by which contract, and in which environments."""
     settings, contract = opened.model_settings, opened.contract
     context.log.info(f"contract {contract.id}: {contract.to_json()}")
-    environments: set[str] = set()
+    environments: dict[str, str] = {}
 
     def tell(environment_id: str, environment: str) -> None:
-        environments.add(environment_id)
+        environments[environment_id] = environment
         tags = {CONTRACT_TAG: contract.id, ENVIRONMENT_TAG: ",".join(sorted(environments))}
         context.instance.add_run_tags(context.run.run_id, tags)
         context.log.info(f"environment {environment_id}: {environment}")
@@ -197,7 +204,10 @@ def _computing(context: Context, opened: StageCorpus, encoders: EncodersResource
             on_loaded=lambda environment: tell(environment.id, environment.to_json()),
         )
 
-    return LocalComputing(load)
+    def kind() -> str:
+        return node_kind(json.loads(next(iter(environments.values()))), cores())
+
+    return LocalComputing(load, kind)
 
 
 def _failure(
@@ -228,8 +238,9 @@ def _failure(
 def _summary_tags(summary: Mapping[str, float | int | str]) -> dict[str, str]:
     """Run tags with a run's speed and what bounded it: a run's own metadata, to which Dagster gives no other
     place. The log has the whole summary."""
-    names = ("items_per_second", "model_busy_share", "bottleneck", "peak_memory_mb")
-    return {f"clipfarm/{name}": str(summary[name]) for name in names}
+    names = ("items_per_second", "model_busy_share", "bottleneck", "peak_memory_mb", "computing_seconds")
+    told = [*names, "planned_seconds"] if "planned_seconds" in summary else names
+    return {f"clipfarm/{name}": str(summary[name]) for name in told}
 
 
 class _ProgressLog:

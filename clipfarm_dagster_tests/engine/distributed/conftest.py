@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from clipfarm_dagster.demo.checkpoints import make_audio_checkpoint, minilm_folder
-from clipfarm_dagster.engine.distributed.ray_computing import RayComputing, RayOptions
+from clipfarm_dagster.engine.distributed.actors import RayOptions
+from clipfarm_dagster.engine.distributed.ray_computing import RayComputing
 from clipfarm_dagster.engine.engine import Progress, embed_items
 from clipfarm_dagster.modalities.registry import load_encoder
 from clipfarm_dagster.settings import load_settings
