@@ -10,7 +10,7 @@ PIP_INSTALL = .venv/bin/python -m pip install --quiet --disable-pip-version-chec
 .DEFAULT_GOAL := help
 .PHONY: help demo dev test test-slow chaos property cluster migration erasure fuzz browser lint lock clean \
 	bench bench-text bench-delta bench-ticks bench-frames bench-fusion bench-migration bench-erasure bench-ray \
-	bench-recording bench-precision
+	bench-recording bench-precision bench-writers
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 20
@@ -89,6 +89,9 @@ bench-ticks: .venv/installed-dev ## Sensor ticks over a hundred thousand partiti
 
 bench-fusion: .venv/installed-dev ## Fusing a hundred thousand videos
 	.venv/bin/python benchmarks/fusion.py
+
+bench-writers: .venv/installed-dev ## Up to 32 processes that record in one PostgreSQL ledger
+	.venv/bin/python benchmarks/writers.py
 
 bench-ray: .venv/installed-dev ## A Ray cluster of this host beside the local engine, and one driver beside many nodes
 	.venv/bin/python benchmarks/cluster.py

@@ -12,6 +12,9 @@ WORKSPACE = Path(__file__).with_name("workspace.yaml")
 """The workspace of `clipfarm dev`. The repository's own is the same, so that sensors keep their state
 whichever of the two is used."""
 
+POSTGRES_SETTINGS = Path(__file__).with_name("dagster-postgres.yaml")
+"""`dagster.yaml` of an instance on the PostgreSQL server of the ledgers."""
+
 
 def ensure_instance(home: Path) -> Path:
     """Make `home` a folder that may serve as `DAGSTER_HOME`, and return it as an absolute path.

@@ -18,7 +18,7 @@ from sqlalchemy import URL, Connection, Table, delete, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from clipfarm_dagster.errors import ErasureError, LedgerError
-from clipfarm_dagster.ledger.failures import Guarded
+from clipfarm_dagster.ledger.failures import Guarded, repeated
 from clipfarm_dagster.ledger.log import SharedLog, open_database
 from clipfarm_dagster.ledger.postgres import LOCK_SECONDS, postgres_engine
 from clipfarm_dagster.ledger.reading import LedgerReader
@@ -55,6 +55,7 @@ class ErasingLedger(LedgerReader):
         """
         return self.follow_erasures().among(video_ids)
 
+    @repeated
     def follow_erasures(self, erased: Erased | None = None) -> Erased:
         """Forget the rows of all videos that are erased by now, and never write one again; returns these
         videos. Costs one small request where there is none since the last time.
@@ -221,13 +222,9 @@ class ErasingLedger(LedgerReader):
     def _locked(self) -> Iterator[Connection]:
         """A transaction for which all that write have to wait. Tombstones are no rows: `before_first_write`
         is not called."""
-        with Guarded(self._writing_engine.begin, partial(self._error, "write")) as connection:
-            self._renew_version(connection)
+        with Guarded(self._writing_engine.begin, partial(self._error, "write"), self._restarts) as connection:
+            self._writers.alone(connection)
             yield connection
-
-    def _renew_version(self, connection: Connection) -> None:
-        # before the rows: writers on PostgreSQL then wait for each other here, and cannot deadlock over rows
-        connection.execute(update(self._tables.versions).values(token=new_version()))
 
     def _insert(self, table: Table) -> Any:
         return (sqlite if self._schema is None else postgresql).insert(table)

@@ -11,10 +11,11 @@ import re
 import sqlite3
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Table, delete, select, text, update
+from sqlalchemy import Connection, Table, delete, select, text, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from clipfarm_dagster.ledger.schema import SERVING_ITEMS, UNNAMED, Tables, items_table, new_version
+from clipfarm_dagster.ledger.schema import SERVING_ITEMS, UNNAMED, Tables, items_table
+from clipfarm_dagster.ledger.writers import Writers
 
 _CONTRACT_ID = re.compile(r"[0-9a-z]{1,32}")
 
@@ -34,8 +35,8 @@ class Generations:
     """The tables of a ledger's generations, as its database names them. Every method works in a transaction
     of the caller's; those that change something, in one that writes."""
 
-    def __init__(self, tables: Tables) -> None:
-        self._tables = tables
+    def __init__(self, tables: Tables, writers: Writers) -> None:
+        self._tables, self._writers = tables, writers
         self._names = tables.generations
         self._schema = tables.items.schema
 
@@ -67,20 +68,13 @@ class Generations:
         name: str | None = connection.execute(query).scalar()
         return None if name is None else items_table(self._schema, name)
 
-    def version(self, connection: Connection, contract_id: str | None) -> str:
-        """A random text that every change of a generation's rows replaces; None of the one that serves."""
-        found: str | None = connection.execute(
-            select(self._names.c.version).where(self._is(contract_id))
-        ).scalar()
-        return found or ""
-
-    def renew_version(self, connection: Connection, contract_id: str | None) -> None:
-        """Say that the rows of a generation change."""
-        connection.execute(update(self._names).where(self._is(contract_id)).values(version=new_version()))
-
     def own(self, connection: Connection, contract_id: str | None) -> Table:
         """As `find`, and made where there is none."""
         table = self.find(connection, contract_id)
+        if table is None:
+            assert contract_id is not None
+            self._writers.making(connection)
+            table = self.find(connection, contract_id)  # another one may have made it meanwhile
         if table is None:
             assert contract_id is not None
             table = items_table(self._schema, items_name(contract_id))
@@ -96,6 +90,10 @@ class Generations:
         connection.execute(delete(names).where(names.c.contract_id == contract_id))  # of one dropped before
         unnamed = names.c.contract_id == UNNAMED
         connection.execute(update(names).where(unnamed).values(contract_id=contract_id))
+        if (changes := self._tables.changes) is not None:
+            connection.execute(delete(changes).where(changes.c.contract_id == contract_id))
+            of_it = changes.c.contract_id == UNNAMED
+            connection.execute(update(changes).where(of_it).values(contract_id=contract_id))
         if (unsent := self._tables.unsent) is not None:
             rows = unsent.c.generation == UNNAMED
             connection.execute(update(unsent).where(rows).values(generation=contract_id))
@@ -127,16 +125,14 @@ class Generations:
         table = self.find(connection, contract_id)
         # the name first: on PostgreSQL that waits for those who have looked it up
         connection.execute(delete(self._names).where(self._names.c.contract_id == contract_id))
+        if (changes := self._tables.changes) is not None:
+            connection.execute(delete(changes).where(changes.c.contract_id == contract_id))
         if table is not None:
             table.drop(connection)
         if (unsent := self._tables.unsent) is not None:
             connection.execute(delete(unsent).where(unsent.c.generation == contract_id))
             if tell:
                 self._note(connection, contract_id, None)
-
-    def _is(self, contract_id: str | None) -> ColumnElement[bool]:
-        names = self._names.c
-        return names.table_name == SERVING_ITEMS if contract_id is None else names.contract_id == contract_id
 
     def _note(self, connection: Connection, contract_id: str, items: str | None) -> None:
         insert: Any = (sqlite if self._schema is None else postgresql).insert(self._names)

@@ -19,7 +19,7 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from clipfarm_dagster.errors import LedgerError
 from clipfarm_dagster.ledger.erasing import ErasingLedger
-from clipfarm_dagster.ledger.failures import Guarded
+from clipfarm_dagster.ledger.failures import Guarded, repeated
 from clipfarm_dagster.ledger.migrations import is_current, migrate
 from clipfarm_dagster.ledger.schema import LEDGER_COLUMNS, LedgerRow
 from clipfarm_dagster.ledger.versions import forgotten, to_write
@@ -39,14 +39,11 @@ class Ledger(ErasingLedger):
         super().__init__(stage, url)
         self.before_first_write: Callable[[], None] | None = None
         try:
-            with self._engine.connect() as connection:
-                current = is_current(connection, self._tables)
-            if not current:  # only then, since it waits for whoever is writing
-                with self._writing_engine.begin() as connection:
-                    migrate(connection, self._tables)
-        except SQLAlchemyError as error:
+            self._bring_up_to_date()
+        except LedgerError:
             self._engine.dispose()
-            raise self._error("open", error) from None
+            raise
+        self._restarts.reached()
 
     @classmethod
     def open(cls, stage: Stage, *, state_url: str, sqlite_path: Path) -> Self:
@@ -83,6 +80,7 @@ class Ledger(ErasingLedger):
 
     # writing
 
+    @repeated
     def record(self, rows: Sequence[LedgerRow]) -> set[str]:
         """Insert or replace whole rows, all of them or none, but those of erased videos; returns the ids of
         these.
@@ -96,30 +94,36 @@ class Ledger(ErasingLedger):
         if not rows:
             return set()
         with self._writing() as (connection, items):
-            current = self._read_rows(connection, items, _ids(rows))
-            return self._write_rows(connection, items, rows, current)
+            erased = self._among(connection, _ids(rows))
+            rows = [row for row in rows if row.video_id not in erased]
+            self._write_rows(connection, items, rows, self._lock(connection, items, _ids(rows)))
+        return erased
 
+    @repeated
     def replace(self, changes: Sequence[tuple[LedgerRow, LedgerRow]]) -> list[str]:
         """Put the second row of each pair where the ledger still holds the first; returns the ids of these.
 
-        What somebody else has recorded since the first was read stays.
+        What somebody else has recorded since the first was read stays. Where the second is there already,
+        it is written again.
         """
         if not changes:
             return []
+        ids = [before.video_id for before, _ in changes]
         with self._writing() as (connection, items):
-            current = self._read_rows(connection, items, [before.video_id for before, _ in changes])
-            rows = [after for before, after in changes if current.get(before.video_id) == before]
-            erased = self._write_rows(
-                connection, items, [replace(row, row_version=None) for row in rows], current
-            )
-        return [video_id for video_id in _ids(rows) if video_id not in erased]
+            erased = self._among(connection, ids)
+            current = self._lock(connection, items, [i for i in ids if i not in erased], add=False)
+            rows = [after for before, after in changes if current.get(before.video_id) in (before, after)]
+            self._write_rows(connection, items, [replace(row, row_version=None) for row in rows], current)
+        return _ids(rows)
 
+    @repeated
     def record_contract(self, contract: Contract) -> None:
         """Remember what a contract id stands for."""
         statement = self._insert(self._tables.contracts).on_conflict_do_nothing()
         with self._transaction() as connection:
             connection.execute(statement, [{"contract_id": contract.id, "contract": contract.to_json()}])
 
+    @repeated
     def mark_overwriting(self, video_ids: Sequence[str]) -> dict[str, int]:
         """Say, before vectors are uploaded, that what the store holds for these ids is unknown.
 
@@ -134,8 +138,10 @@ class Ledger(ErasingLedger):
         if not video_ids:
             return {}
         with self._writing() as (connection, items):
-            current = self._read_rows(connection, items, video_ids)
-            rows = [forgotten(current.get(i, LedgerRow(video_id=i, row_version=0))) for i in video_ids]
+            erased = self._among(connection, video_ids)
+            ids = [video_id for video_id in video_ids if video_id not in erased]
+            current = self._lock(connection, items, ids)
+            rows = [forgotten(current.get(i, LedgerRow(video_id=i, row_version=0))) for i in ids]
             self._write_rows(connection, items, rows, current)
         if self.journal is not None:
             self.journal.send()
@@ -155,7 +161,7 @@ class Ledger(ErasingLedger):
         """Say for good which corpus this ledger belongs to."""
         self.before_first_write = None
         with self._transaction() as connection:
-            self._renew_version(connection)
+            self._writers.alone(connection)
             if connection.execute(select(self._tables.corpus)).first() is None:
                 connection.execute(self._tables.corpus.insert().values(corpus_id=corpus_id))
 
@@ -164,14 +170,14 @@ class Ledger(ErasingLedger):
     def name_serving(self, contract_id: str) -> None:
         """Say of which contract the rows in `processed_items` are, where that was never said."""
         with self._transaction() as connection:
-            self._renew_version(connection)
+            self._writers.alone(connection)
             self._generations.name_serving(connection, contract_id)
 
     def serve(self, contract_id: str) -> None:
         """Let `processed_items` hold the rows of another generation; those that it held get a table of their
         own."""
         with self._transaction() as connection:
-            self._renew_version(connection)
+            self._writers.alone(connection)
             self._generations.serve(connection, contract_id)
 
     def drop(self, contract_id: str, *, tell: bool = True) -> None:
@@ -184,24 +190,46 @@ class Ledger(ErasingLedger):
             ValueError: it serves.
         """
         with self._transaction() as connection:
-            self._renew_version(connection)
+            self._writers.alone(connection)
             self._generations.drop(connection, contract_id, tell=tell)
 
     # inside
+
+    @repeated
+    def _bring_up_to_date(self) -> None:
+        try:
+            with self._engine.connect() as connection:
+                current = is_current(connection, self._tables)
+            if not current:  # only then, since it waits for whoever is writing
+                with self._writing_engine.begin() as connection:
+                    migrate(connection, self._tables)
+        except SQLAlchemyError as error:
+            raise self._error("open", error) from None
 
     @contextmanager
     def _writing(self) -> Iterator[tuple[Connection, Table]]:
         self.follow_erasures()
         with self._transaction() as connection:
-            self._renew_version(connection)  # nobody else writes from here on
+            self._writers.share(connection)
             items = self._generations.own(connection, self.generation)
-            self._generations.renew_version(connection, self.generation)
+            self._writers.renew(connection, self.generation)
             yield connection, items
+
+    def _lock(
+        self, connection: Connection, items: Table, ids: Sequence[str], *, add: bool = True
+    ) -> dict[str, LedgerRow]:
+        """The rows of some ids, that nobody else writes from here on.
+
+        Args:
+            add: whether the caller writes a row of each.
+        """
+        added = self._writers.add_rows(connection, items, ids) if add else set()
+        return self._read_rows(connection, items, sorted({*ids} - added, key=str), lock=True)
 
     def _transaction(self) -> Guarded:
         if self.before_first_write is not None:
             self.before_first_write()
-        return Guarded(self._writing_engine.begin, partial(self._error, "write"))
+        return Guarded(self._writing_engine.begin, partial(self._error, "write"), self._restarts)
 
     def _write_rows(
         self,
@@ -209,12 +237,10 @@ class Ledger(ErasingLedger):
         items: Table,
         rows: Sequence[LedgerRow],
         current: Mapping[str, LedgerRow],
-    ) -> set[str]:
-        """Write rows over those that are there now, but none of erased videos; returns the ids of these."""
-        erased = self._among(connection, _ids(rows))
-        rows = [row for row in rows if row.video_id not in erased]
+    ) -> None:
+        """Write rows over those that are there now."""
         if not rows:
-            return erased
+            return
         insert = self._insert(items)
         changes = {name: insert.excluded[name] for name in LEDGER_COLUMNS if name != "video_id"}
         statement = insert.on_conflict_do_update(index_elements=["video_id"], set_=changes)
@@ -229,7 +255,6 @@ class Ledger(ErasingLedger):
                     for i in _ids(rows)
                 ],
             )
-        return erased
 
 
 def _ids(rows: Sequence[LedgerRow]) -> list[str]:

@@ -11,11 +11,12 @@ import math
 import re
 import select
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event
+from sqlalchemy.exc import DBAPIError
 
-from clipfarm_dagster.ledger.patience import wait_for
+from clipfarm_dagster.ledger.patience import hurry, wait_for
 
 if TYPE_CHECKING:
     import psycopg2.extensions
@@ -23,6 +24,12 @@ if TYPE_CHECKING:
 CONNECT_SECONDS = 10
 LOCK_SECONDS = 20
 STATEMENT_SECONDS = 30
+RESTART_SECONDS = 60.0
+"""A server that has worked before and cannot be reached, or ends its connections, is waited for so long."""
+
+CONNECTIONS = 2
+"""Most that the threads of a process keep open with one ledger; a further thread waits for one of them."""
+
 _GRACE_SECONDS = 5
 """So much later than the server is to end a statement by itself, it is given up from here."""
 
@@ -35,6 +42,10 @@ _KEEPALIVE = {
 """A connection whose other end is gone without a word is noticed within half a minute."""
 
 _MILLISECONDS = {"": 1, "us": 1e-3, "ms": 1, "s": 1e3, "min": 6e4, "h": 3.6e6, "d": 8.64e7}
+
+_RESTART_LOOK_SECONDS = 0.25
+_RESTARTING = ("57P01", "57P02", "57P03", "08006", "08003")
+"""PostgreSQL's codes of a server that ends or starts, and of connections that are gone."""
 
 _HINTS = {
     "55P03": f"another session has held a lock for longer than lock_timeout (by default {LOCK_SECONDS} s):"
@@ -56,7 +67,11 @@ def postgres_engine(url: URL) -> Engine:
         if _option(url, name) is None
     ]
     engine = create_engine(
-        with_limits(url), pool_pre_ping=True, connect_args={"connection_factory": _patient_class(url)}
+        with_limits(url),
+        pool_pre_ping=True,
+        pool_size=CONNECTIONS,
+        max_overflow=0,
+        connect_args={"connection_factory": _patient_class(url)},
     )
 
     @event.listens_for(engine, "begin")
@@ -66,6 +81,44 @@ def postgres_engine(url: URL) -> Engine:
             connection.exec_driver_sql("; ".join(limits))
 
     return engine
+
+
+class Restarts:
+    """Waits for the server of one URL while it is being started again."""
+
+    _worked: ClassVar[set[str]] = set()
+    """Addresses of servers that this process has reached; a wrong address is told at once."""
+
+    def __init__(self, url: URL) -> None:
+        self._server = f"{url.host}:{url.port}/{url.database}"
+
+    def reached(self) -> None:
+        """The server works."""
+        self._worked.add(self._server)
+
+    def deadline(self) -> float:
+        """Until when what is begun now may wait, by `time.monotonic`."""
+        return time.monotonic() + RESTART_SECONDS
+
+    def wait(self, deadline: float) -> bool:
+        """After a connection was lost: wait for a moment, and tell whether to try again."""
+        if self._server not in self._worked or time.monotonic() > deadline:
+            return False
+        return not hurry.wait(_RESTART_LOOK_SECONDS)
+
+
+def is_lost(error: Exception) -> bool:
+    """Whether an error of SQLAlchemy's says that a server has ended a connection, or accepts none now."""
+    if not isinstance(error, DBAPIError) or not type(error.orig).__module__.startswith("psycopg2"):
+        return False
+    import psycopg2
+
+    if getattr(error.orig, "clipfarm_gave_up", False):
+        return False
+    if isinstance(error.orig, psycopg2.InterfaceError):
+        return error.connection_invalidated
+    # one that could not connect has no code
+    return isinstance(error.orig, psycopg2.OperationalError) and error.orig.pgcode in (None, *_RESTARTING)
 
 
 def with_limits(url: URL) -> URL:
@@ -129,6 +182,8 @@ def _wait(connection: Any) -> None:
     while (state := connection.poll()) != POLL_OK:
         events = select.POLLIN if state == POLL_READ else select.POLLOUT
         if not wait_for(connection.fileno(), events, deadline):
-            raise psycopg2.OperationalError(no_answer(patience))
+            error = psycopg2.OperationalError(no_answer(patience))
+            error.clipfarm_gave_up = True  # waited for long enough already
+            raise error
     if patience != math.inf:
         connection.clipfarm_connected = True

@@ -9,16 +9,17 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import URL, Connection, FromClause, false, func, select
+from sqlalchemy import URL, Connection, FromClause, collate, false, func, select
 
 from clipfarm_dagster.errors import LedgerError
 from clipfarm_dagster.ledger.arrow import arrow_schema, cast_expression, rows_to_arrow, zero_expression
 from clipfarm_dagster.ledger.bulk_read import stream_postgresql, stream_sqlite
-from clipfarm_dagster.ledger.failures import Guarded, database_error
+from clipfarm_dagster.ledger.failures import Guarded, database_error, repeated
 from clipfarm_dagster.ledger.generations import Generations
-from clipfarm_dagster.ledger.postgres import postgres_engine
+from clipfarm_dagster.ledger.postgres import Restarts, postgres_engine
 from clipfarm_dagster.ledger.schema import LEDGER_COLUMNS, LedgerRow, Status, Tables
 from clipfarm_dagster.ledger.sqlite import sqlite_engine
+from clipfarm_dagster.ledger.writers import Writers
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.vectors.contract import Contract
 
@@ -46,8 +47,10 @@ class LedgerReader:
         self._url = url
         self._schema = f"clipfarm_{stage}" if url.get_backend_name() == "postgresql" else None
         self._tables = Tables.of(self._schema)
-        self._generations = Generations(self._tables)
+        self._writers = Writers(self._tables)
+        self._generations = Generations(self._tables, self._writers)
         self._engine = postgres_engine(url) if self._schema else sqlite_engine(url)
+        self._restarts = Restarts(url)
         self._writing_engine = self._engine.execution_options(clipfarm_writes=True)
 
     @property
@@ -102,6 +105,7 @@ class LedgerReader:
                     f" {self.name} was read; try again"
                 )
 
+    @repeated
     def rows(self, video_ids: Iterable[str]) -> dict[str, LedgerRow]:
         """The rows of some ids; ids without a row are absent from the answer."""
         with self._reading() as (connection, items):
@@ -172,13 +176,12 @@ class LedgerReader:
     def rows_version(self) -> str:
         """A random text that every change of this generation's rows replaces."""
         with self._connection() as connection:
-            return self._generations.version(connection, self.generation)
+            return self._writers.rows_version(connection, self.generation)
 
     def version(self) -> str:
         """A random text that every change of the ledger replaces, in whichever generation."""
         with self._connection() as connection:
-            token: str = connection.execute(select(self._tables.versions.c.token)).scalar_one()
-            return token
+            return self._writers.version(connection)
 
     def contract(self, contract_id: str) -> Contract | None:
         """The contract of an id that was recorded here, or `None`."""
@@ -208,7 +211,7 @@ class LedgerReader:
     # inside
 
     def _connection(self) -> Guarded:
-        return Guarded(self._engine.connect, partial(self._error, "read"))
+        return Guarded(self._engine.connect, partial(self._error, "read"), self._restarts)
 
     @contextmanager
     def _reading(self) -> Iterator[tuple[Connection, FromClause]]:
@@ -220,11 +223,14 @@ class LedgerReader:
             )
 
     def _read_rows(
-        self, connection: Connection, items: FromClause, ids: Sequence[str]
+        self, connection: Connection, items: FromClause, ids: Sequence[str], *, lock: bool = False
     ) -> dict[str, LedgerRow]:
+        """The rows of some ids; with `lock`, PostgreSQL locks them in the order of the ids."""
         found: dict[str, LedgerRow] = {}
         for start in range(0, len(ids), _IDS_PER_QUERY):
             query = select(items).where(items.c.video_id.in_(ids[start : start + _IDS_PER_QUERY]))
+            if lock and self._schema is not None:
+                query = query.order_by(collate(items.c.video_id, "C")).with_for_update()
             for row in connection.execute(query):
                 found[row.video_id] = _ledger_row(row._mapping)
         return found

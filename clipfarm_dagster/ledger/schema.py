@@ -134,6 +134,9 @@ class Tables:
     `erasing`)."""
     unsent: Table | None
     """None on PostgreSQL, where machines share the database."""
+    changes: Table | None
+    """On PostgreSQL, many random texts for each generation, of which each change of its rows replaces one
+    (see `writers`); None on SQLite, where one process writes at a time."""
 
     @classmethod
     def of(cls, schema: str | None) -> Tables:
@@ -163,12 +166,21 @@ class Tables:
                 Column("remains", Text),
             ),
             unsent=None if schema else unsent_table(),
+            changes=Table(
+                "ledger_changes",
+                metadata,
+                Column("contract_id", Text, primary_key=True, nullable=False),
+                Column("slot", Integer, primary_key=True, autoincrement=False),
+                Column("token", Text, nullable=False),
+            )
+            if schema
+            else None,
         )
 
     def all(self) -> list[Table]:
         """All of them."""
         tables = (self.items, self.generations, self.contracts, self.versions, self.corpus, self.erased)
-        return [*tables] if self.unsent is None else [*tables, self.unsent]
+        return [*tables, *(table for table in (self.unsent, self.changes) if table is not None)]
 
 
 def new_version() -> str:

@@ -9,10 +9,12 @@ import signal
 import socket
 import subprocess
 import tempfile
+import threading
 import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,13 +23,35 @@ import pytest
 from workbench.hosts import Host
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class PostgresServer:
-    """A server that runs."""
+    """A server that can be stopped and started again, with what it holds."""
 
     url: str
     """Less a database."""
-    process_id: int
+    command: Sequence[str]
+    folder: Path
+    user: int | None
+    """Whom it runs as."""
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def process_id(self) -> int:
+        assert self.process is not None
+        return self.process.pid
+
+    def start(self) -> None:
+        """Start it, and wait until it answers."""
+        self.process = subprocess.Popen(
+            self.command, user=self.user, cwd=self.folder, stderr=subprocess.DEVNULL
+        )
+        _wait_until_ready(self.url, self.process)
+
+    def stop(self) -> None:
+        """Stop it at once, as for a restart: its clients' connections are ended."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGINT)  # SIGTERM would wait for clients
+        self.process.wait(30)
 
 
 @contextmanager
@@ -60,14 +84,12 @@ def _running(initdb: str, server: str, folder: Path, host: Host | None) -> Itera
         with Path(data, "pg_hba.conf").open("a") as access:
             access.write("host all all samenet trust\n")
         command, user = [*enter, "setpriv", f"--reuid={user}", "--clear-groups", *command], None
-    process = subprocess.Popen(command, user=user, cwd=folder, stderr=subprocess.DEVNULL)
+    running = PostgresServer(f"postgresql://clipfarm@{address}:{port}", command, folder, user)
     try:
-        url = f"postgresql://clipfarm@{address}:{port}"
-        _wait_until_ready(url, process)
-        yield PostgresServer(url, process.pid)
+        running.start()
+        yield running
     finally:
-        process.send_signal(signal.SIGINT)  # SIGTERM waits for clients, and an interrupted test may leave one
-        process.wait(30)
+        running.stop()
 
 
 def new_database(server_url: str) -> str:
@@ -81,6 +103,34 @@ def new_database(server_url: str) -> str:
         cursor.execute(f"CREATE DATABASE {name}")
     connection.close()
     return f"{server_url}/{name}"
+
+
+@contextmanager
+def connections(url: str) -> Iterator[list[int]]:
+    """How many connections a database has, besides this one, looked at all the time."""
+    counted: list[int] = []
+    ended = threading.Event()
+
+    def count() -> None:
+        import psycopg2
+
+        with closing(psycopg2.connect(url)) as connection, connection.cursor() as cursor:
+            connection.autocommit = True
+            while not ended.wait(0.005):
+                cursor.execute(
+                    "SELECT count(*) FROM pg_stat_activity"
+                    " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+                )
+                [found] = cursor.fetchone()
+                counted.append(found)
+
+    with ThreadPoolExecutor(1) as pool:
+        counting = pool.submit(count)
+        try:
+            yield counted
+        finally:
+            ended.set()
+            counting.result()
 
 
 def _program(name: str) -> str | None:

@@ -31,12 +31,9 @@ from clipfarm_dagster.orchestration.names import (
 )
 from clipfarm_dagster.orchestration.progress import ProgressListener
 from clipfarm_dagster.orchestration.reconcile import reconcile
-from clipfarm_dagster.orchestration.recording import (
-    Context,
-    record_events,
-    record_failed_partitions,
-)
+from clipfarm_dagster.orchestration.recording import Context, record_failed_partitions
 from clipfarm_dagster.orchestration.resources.encoders import EncodersResource
+from clipfarm_dagster.orchestration.runs.telling import tell
 from clipfarm_dagster.planning.rates import record_work
 from clipfarm_dagster.stages import Stage
 
@@ -92,13 +89,12 @@ def embed_videos(
             failures.extend(failed)
             if failed:  # told at once, each of them: a run that breaks never comes to its list of failures
                 context.log.error("\n".join(f"{row.video_id}: {row.status}: {row.error}" for row in failed))
-            record_failed_partitions(context, asset, [row.video_id for row in failed])
             events = [
                 event
                 for o in outcomes
                 for event in outcome_events(names, stage, o, contract, corpus.store.url, asset)
             ]
-            record_events(context, events)
+            tell(context, asset, [row.video_id for row in failed], events)
             log.report()
             listener(stage, progress)
 
@@ -180,7 +176,7 @@ def _computing(context: Context, opened: StageCorpus, encoders: EncodersResource
     context.log.info(f"contract {contract.id}: {contract.to_json()}")
     environments: dict[str, str] = {}
 
-    def tell(environment_id: str, environment: str) -> None:
+    def tell_environment(environment_id: str, environment: str) -> None:
         environments[environment_id] = environment
         tags = {CONTRACT_TAG: contract.id, ENVIRONMENT_TAG: ",".join(sorted(environments))}
         context.instance.add_run_tags(context.run.run_id, tags)
@@ -191,7 +187,7 @@ def _computing(context: Context, opened: StageCorpus, encoders: EncodersResource
             RayOptions.from_settings(settings),
             encoders.on_nodes(opened.stage, settings, opened.store.url),
             workers=settings.workers,
-            on_node=lambda report: tell(report.environment_id, report.environment),
+            on_node=lambda report: tell_environment(report.environment_id, report.environment),
             say=context.log.warning,
         )
 
@@ -201,7 +197,7 @@ def _computing(context: Context, opened: StageCorpus, encoders: EncodersResource
             settings,
             opened.store,
             load=encoders.load,
-            on_loaded=lambda environment: tell(environment.id, environment.to_json()),
+            on_loaded=lambda environment: tell_environment(environment.id, environment.to_json()),
         )
 
     def kind() -> str:
