@@ -214,24 +214,45 @@ def _scan_sqlite(path: Path, ids: IdText) -> list[Trace]:
         sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=_WAIT_SECONDS)
     ) as connection:
         connection.text_factory = lambda data: data.decode("utf-8", "replace")
-        for table, column in _sqlite_columns(connection):
-            name = '"' + column.replace('"', '""') + '"'
-            table_name = '"' + table.replace('"', '""') + '"'
-            wanted = [*ids.tombstones] if ids.are_few else []
-            conditions = " OR ".join([f"typeof({name}) = 'blob'"] + [f"instr({name}, ?)"] * len(wanted))
-            condition = conditions if wanted else f"{name} IS NOT NULL"
-            query = f"SELECT {name} FROM {table_name} WHERE {condition}"  # noqa: S608 - quoted
-            count = _count_values((value for (value,) in connection.execute(query, wanted)), ids)
-            if count:
-                traces.append(Trace(f"{path}: {table}.{column}", count))
+        wanted = [*ids.tombstones] if ids.are_few else []
+        for table, columns in _sqlite_tables(connection).items():
+            names = [_quoted(column) for column in columns]
+            held = " OR ".join(_may_hold(name, len(wanted)) for name in names)
+            query = f"SELECT {', '.join(names)} FROM {_quoted(table)} WHERE {held}"  # noqa: S608 - quoted
+            counts = [0] * len(columns)
+            rows = connection.execute(query, wanted)
+            while batch := rows.fetchmany(_BATCH):
+                for number, values in enumerate(zip(*batch, strict=True)):
+                    counts[number] += _count_values((one for one in values if one is not None), ids)
+            traces += [
+                Trace(f"{path}: {table}.{column}", count)
+                for column, count in zip(columns, counts, strict=True)
+                if count
+            ]
     return traces
 
 
-def _sqlite_columns(connection: sqlite3.Connection) -> list[tuple[str, str]]:
-    return connection.execute(
+def _may_hold(name: str, ids: int) -> str:
+    """The condition that a column is looked into: it has one of some ids, or bytes that may hide one; any
+    value, where the ids are too many."""
+    if not ids:
+        return f"{name} IS NOT NULL"
+    return " OR ".join([f"typeof({name}) = 'blob'", *(f"instr({name}, ?{n + 1})" for n in range(ids))])
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _sqlite_tables(connection: sqlite3.Connection) -> dict[str, list[str]]:
+    """The columns of each table, in order."""
+    tables: dict[str, list[str]] = {}
+    for table, column in connection.execute(
         """SELECT m.name, c.name FROM sqlite_master AS m JOIN pragma_table_info(m.name) AS c
         WHERE m.type = 'table' ORDER BY m.name, c.cid"""
-    ).fetchall()
+    ):
+        tables.setdefault(table, []).append(column)
+    return tables
 
 
 def _scan_parquet(path: Path, ids: IdText) -> list[Trace]:
