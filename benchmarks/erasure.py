@@ -13,12 +13,11 @@ from __future__ import annotations
 
 import argparse
 import os
-import sqlite3
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
@@ -45,6 +44,7 @@ from clipfarm_dagster.vectors.hashing import metadata_hash, source_hash
 from clipfarm_dagster.vectors.npy import l2_normalise, to_npy
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from workbench.event_copies import copy_events
 from workbench.seaweedfs import SeaweedFS, running_seaweedfs
 
 BUCKET = "clipfarm"
@@ -148,49 +148,7 @@ def tell_dagster(corpus: Corpus, instance: dg.DagsterInstance, video_ids: Sequen
                 tags=id_list_run_tags(DEFAULT_NAMES, stage, some),
                 status=dg.DagsterRunStatus.SUCCESS,
             )
-            copy_events(instance, stage, video_ids[0], some, run.run_id)
-
-
-def copy_events(
-    instance: dg.DagsterInstance, stage: Stage, told_of: str, video_ids: Sequence[str], run_id: str
-) -> None:
-    """Copy the events of one video, and their tags, to others: in the index and in the file of a run."""
-    events: object = instance.event_log_storage
-    with events.run_connection(run_id):  # type: ignore[attr-defined]
-        pass
-    folder = Path(instance.root_directory) / "history" / "runs"
-    asset = DEFAULT_NAMES.embedding(stage).to_string()
-    with closing(sqlite3.connect(folder / "index.db")) as index:
-        query = "SELECT * FROM event_logs WHERE asset_key = ? AND partition = ? ORDER BY id LIMIT 1"
-        event_id, _, *event = index.execute(query, (asset, told_of)).fetchone()
-        query = "SELECT asset_key, key, value, event_timestamp FROM asset_event_tags WHERE event_id = ?"
-        tags = index.execute(query, (event_id,)).fetchall()
-        (last,) = index.execute("SELECT max(id) FROM event_logs").fetchone()
-        body, *rest = event
-        rows = [
-            (
-                last + number,
-                run_id,
-                body.replace(f'"{told_of}"', f'"{video_id}"')
-                .replace(f"/{told_of}.", f"/{video_id}.")
-                .replace('"run_id": ""', f'"run_id": "{run_id}"'),
-                *rest[:-1],
-                video_id,
-            )
-            for number, video_id in enumerate(video_ids, 1)
-            if video_id != told_of
-        ]
-        places = ",".join("?" * len(rows[0]))
-        index.executemany(f"INSERT INTO event_logs VALUES ({places})", rows)
-        columns = "event_id, asset_key, key, value, event_timestamp"
-        index.executemany(
-            f"INSERT INTO asset_event_tags ({columns}) VALUES (?, ?, ?, ?, ?)",
-            [(row[0], *tag) for row in rows for tag in tags],
-        )
-        index.commit()
-    with closing(sqlite3.connect(folder / f"{run_id}.db")) as shard:
-        shard.executemany(f"INSERT INTO event_logs VALUES ({places})", rows)
-        shard.commit()
+            copy_events(instance, DEFAULT_NAMES.embedding(stage), video_ids[0], some, run.run_id)
 
 
 def size_of(folder: Path) -> float:
