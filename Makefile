@@ -10,7 +10,7 @@ PIP_INSTALL = .venv/bin/python -m pip install --quiet --disable-pip-version-chec
 .DEFAULT_GOAL := help
 .PHONY: help demo dev test test-slow chaos property cluster migration erasure fuzz browser lint lock clean \
 	bench bench-text bench-delta bench-ticks bench-frames bench-fusion bench-migration bench-erasure bench-ray \
-	bench-recording bench-precision bench-writers
+	bench-recording bench-precision bench-writers bench-ui
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 20
@@ -46,7 +46,8 @@ chaos: .venv/installed-dev ## Two thousand items under kills, a store that goes 
 
 property: .venv/installed-dev ## More than ten thousand random changes to a corpus, and as many steps of three machines
 	.venv/bin/python -m pytest -m slow clipfarm_dagster_tests/test_corpus_property.py \
-		clipfarm_dagster_tests/test_machines_property.py
+		clipfarm_dagster_tests/test_machines_property.py \
+		clipfarm_dagster_tests/instance/test_partition_status.py
 
 cluster: .venv/installed-dev ## Twelve hundred items on several hosts, of which some are lost (network namespaces: needs root)
 	.venv/bin/python -m pytest -m slow clipfarm_dagster_tests/test_cluster.py clipfarm_dagster_tests/engine/distributed
@@ -86,6 +87,9 @@ bench-delta: .venv/installed-dev ## Planning a million videos
 
 bench-ticks: .venv/installed-dev ## Sensor ticks over a hundred thousand partitions
 	.venv/bin/python benchmarks/ticks.py
+
+bench-ui: .venv/installed-dev ## Dagster's pages over a hundred thousand partitions (Debian's chromium)
+	.venv/bin/python benchmarks/ui.py
 
 bench-fusion: .venv/installed-dev ## Fusing a hundred thousand videos
 	.venv/bin/python benchmarks/fusion.py

@@ -34,6 +34,8 @@ from sqlalchemy.engine import Connection, Engine
 from watchdog.events import FileSystemEvent
 from watchdog.observers import Observer
 
+from clipfarm_dagster.instance.kept_partitions import KeptPartitions
+
 KEPT_ENGINES = 32
 """Database files kept open; there is one file a run, and a webserver reads many."""
 
@@ -44,8 +46,9 @@ _BATCHED = {
 }
 
 
-class PooledSqliteEventLogStorage(SqliteEventLogStorage):
-    """Dagster's SQLite event log with one engine kept a file, and real batches.
+class PooledSqliteEventLogStorage(KeptPartitions, SqliteEventLogStorage):
+    """Dagster's SQLite event log with one engine kept a file, real batches, and the status of partitions in
+    memory.
 
     Transactions survive the death of any process; the last ones before a power cut may be lost
     (`synchronous=NORMAL`), the files stay whole.
@@ -69,6 +72,10 @@ class PooledSqliteEventLogStorage(SqliteEventLogStorage):
         return cls(base_dir=config_value["base_dir"], inst_data=inst_data)
 
     # Connections
+
+    @property
+    def _database(self) -> str:
+        return str(Path(self._base_dir).resolve())
 
     @contextmanager
     def _connect(self, shard: str) -> Iterator[Connection]:

@@ -32,6 +32,7 @@ _SQLITE = {
 }
 _POSTGRES = {
     "dagster_postgres.event_log.event_log.PostgresEventLogStorage",
+    "clipfarm_dagster.instance.postgres_event_log.KeptPostgresEventLogStorage",
     "dagster_postgres.run_storage.run_storage.PostgresRunStorage",
     "dagster_postgres.schedule_storage.schedule_storage.PostgresScheduleStorage",
 }
