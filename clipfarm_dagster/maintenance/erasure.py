@@ -2,9 +2,10 @@
 
 From the moment that there is a tombstone, nothing of its video is written any more (see `ledger.tombstones`).
 What was written before goes in this order: vectors of all generations; raw objects, if that was asked for;
-rows of manifests; rows of ledgers, and the store's log of them; what broken-off writes have left in a folder;
-and previous versions, if a bucket keeps some. Only then is the erasure said to be finished. Until then any
-machine can take it up: it knows the videos again by the names of what is left.
+rows of manifests; what broken-off writes have left in a folder; and previous versions, if a bucket keeps
+some. Rows of ledgers, and the store's log of them, go beside these, before the previous versions. Only then
+is the erasure said to be finished. Until then any machine can take it up: it knows the videos again by the
+names of what is left.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -145,14 +147,21 @@ def finish(corpus: Corpus, video_ids: Collection[str] = (), *, raw: Collection[s
             if erased.tombstone(video_id) in unfinished
         }
     raw_ids = {video_id for video_id in ids if erased.erasures[erased.tombstone(video_id)].raw}
-    refused = _remove_objects(corpus, ids, raw_ids.union(raw)) if ids else []
-    for stage in Stage:
-        with corpus.ledger(stage) as ledger:
-            ledger.clear_erased(everything=bool(unfinished))
+    # manifests are written while ledgers are: any order will do, since tombstones keep both from coming back
+    with ThreadPoolExecutor(len(Stage), thread_name_prefix="erase") as beside:
+        clearing = [beside.submit(_clear_ledger, corpus, stage, bool(unfinished)) for stage in Stage]
+        refused = _remove_objects(corpus, ids, raw_ids.union(raw)) if ids else []
+        for one in clearing:
+            one.result()
     if ids:
         refused += _remove_versions(corpus, ids, raw_ids.union(raw))
     corpus.tombstones.finish(unfinished)
     return refused
+
+
+def _clear_ledger(corpus: Corpus, stage: Stage, everything: bool) -> None:
+    with corpus.ledger(stage) as ledger:
+        ledger.clear_erased(everything=everything)
 
 
 def _remove_objects(corpus: Corpus, video_ids: Collection[str], raw: Collection[str]) -> list[str]:

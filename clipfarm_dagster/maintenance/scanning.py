@@ -13,6 +13,7 @@ import sqlite3
 import tempfile
 import zlib
 from collections.abc import Collection, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
@@ -41,6 +42,7 @@ _SURE = 6
 """Characters of an id that bytes without boundaries are searched for."""
 _AROUND = 160
 """Bytes on either side of a find that tell whether it stands as a whole: more than an id is long."""
+_FILES_AT_ONCE = 4
 _BATCH = 500
 """Values or chunks that are searched at a time."""
 _CHUNK = 1 << 16
@@ -68,16 +70,23 @@ def scan_folder(folder: Path, ids: IdText, *, besides: Collection[Path] = ()) ->
     Raises:
         OSError: a file cannot be read.
     """
-    traces = []
     left_out = [one.resolve() for one in besides]
-    for path in sorted(folder.resolve().rglob("*")):
-        if any(path.is_relative_to(one) for one in left_out):
-            continue
+    paths = [
+        path
+        for path in sorted(folder.resolve().rglob("*"))
+        if not any(path.is_relative_to(one) for one in left_out)
+    ]
+
+    def scan(path: Path) -> list[Trace]:
         named = len(list(ids.spans(path.name)))
-        if named:
-            traces.append(Trace(f"{path}: its name", named))
-        if path.is_file() and not path.is_symlink():
-            traces += scan_file(path, ids)
+        is_file = path.is_file() and not path.is_symlink()
+        return [
+            *([Trace(f"{path}: its name", named)] if named else []),
+            *(scan_file(path, ids) if is_file else []),
+        ]
+
+    with ThreadPoolExecutor(_FILES_AT_ONCE, thread_name_prefix="scan") as executor:
+        traces = [trace for found in executor.map(scan, paths) for trace in found]
     return [Trace(ids.masked(trace.place), trace.count) for trace in traces]
 
 

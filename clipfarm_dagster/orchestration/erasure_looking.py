@@ -59,17 +59,19 @@ def look_for(
     """
     shown = {i: text for i, text in _shown(corpus, video_ids).items() if not is_word(i)}
     ids = IdText(shown, _others(corpus, instance, names).difference(video_ids))
-    # the store answers, and files are read, while others are searched
-    with ThreadPoolExecutor(2, thread_name_prefix="look") as beside:
+    # the store answers, and files and databases are read, while others are searched
+    with ThreadPoolExecutor(3, thread_name_prefix="look") as beside:
+        found = beside.submit(find_holdings, corpus, instance, names, video_ids, raw=raw)
         in_store = beside.submit(scan_store, corpus, ids)
         at_home = beside.submit(scan_home, corpus, ids, besides=instance_folders(instance))
         of_dagster, refused_there = _scan_dagster(corpus, instance, list(shown))
         traces, refused = in_store.result()
         traces += at_home.result()
+        holdings = found.result()
     traces += [*scan_ledgers(corpus, ids), *of_dagster]
     refused += refused_there
     return Left(
-        find_holdings(corpus, instance, names, video_ids, raw=raw),
+        holdings,
         traces,
         len(set(video_ids) - shown.keys()),
         refused,

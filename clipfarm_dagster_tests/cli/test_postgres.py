@@ -142,5 +142,6 @@ def test_the_shipped_settings_are_those_of_sqlite_but_for_the_storage(store: obj
     of_postgres = yaml.safe_load(POSTGRES_SETTINGS.read_text())
 
     assert of_sqlite.pop("event_log_storage")
-    assert of_postgres.pop("storage") == {"postgres": {"postgres_url": {"env": "CLIPFARM_STATE_URL"}}}
+    for storage in ("run_storage", "schedule_storage", "event_log_storage"):
+        assert of_postgres.pop(storage)["config"] == {"postgres_url": {"env": "CLIPFARM_STATE_URL"}}
     assert of_postgres == of_sqlite
