@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 CONNECT_SECONDS = 10
 LOCK_SECONDS = 20
 STATEMENT_SECONDS = 30
-RESTART_SECONDS = 60.0
+RESTART_SECONDS = 30.0
 """A server that has worked before and cannot be reached, or ends its connections, is waited for so long."""
 
 CONNECTIONS = 2

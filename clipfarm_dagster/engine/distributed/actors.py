@@ -118,7 +118,7 @@ class Actors:
         if time.monotonic() - self._looked < _LOOK_FOR_NODES_SECONDS and self.by_place:
             return
         self._looked = time.monotonic()
-        for place in self._places():
+        for place in self.places():
             if place not in self.by_place and place not in self.left_out:
                 self._start(place)
 
@@ -166,7 +166,8 @@ class Actors:
             self._kill(actor)
         self.by_place.clear()
 
-    def _places(self) -> list[Place]:
+    def places(self) -> list[Place]:
+        """Where an actor may run, as far as nodes are there now."""
         options = self._options
         found = []
         for node in self._ray.nodes():

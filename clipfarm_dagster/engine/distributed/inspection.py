@@ -55,20 +55,26 @@ def inspect_cluster(
     actors = Actors(ray, options, setup, say=say)
     try:
         actors.look_for_nodes()
-        if not actors.by_place:
+        asked = set(actors.by_place)
+        if not asked:
             raise ClusterError(
                 f"the Ray cluster at {options.address} has no node with processor cores; start one by"
                 f" `ray start --address={options.address}`"
             )
-        while len(actors.ready()) < len(actors.by_place):
+        gone: set[Place] = set()
+        while asked - gone - actors.left_out.keys() - {actor.place for actor in actors.ready()}:
             actors.become_ready(timeout=_WAIT_SECONDS)
             actors.look_for_nodes()
+            gone = asked.difference(actors.places())
         probes = {
             actor.place: actor.handle.probe.remote(probe.raw, probe.metadata, probe.seconds)
             for actor in actors.ready()
         }
         rates: dict[Place, float] = {}
-        problems = dict(actors.left_out)
+        problems: dict[Place, ClipFarmError] = {
+            place: ClusterError(f"node {place.address}: it was lost while it was asked") for place in gone
+        }
+        problems |= actors.left_out
         for place, reference in probes.items():
             try:
                 rates[place] = ray.get(reference)
