@@ -49,8 +49,9 @@ property: .venv/installed-dev ## More than ten thousand random changes to a corp
 		clipfarm_dagster_tests/test_machines_property.py \
 		clipfarm_dagster_tests/instance/test_partition_status.py
 
-cluster: .venv/installed-dev ## Twelve hundred items on several hosts, of which some are lost (network namespaces: needs root)
-	.venv/bin/python -m pytest -m slow clipfarm_dagster_tests/test_cluster.py clipfarm_dagster_tests/engine/distributed
+cluster: .venv/installed-dev ## The engine's tests on a cluster, and 1,200 items on several hosts, of which some are lost (root)
+	.venv/bin/python -m pytest -m slow clipfarm_dagster_tests/test_cluster.py clipfarm_dagster_tests/engine \
+		clipfarm_dagster_tests/cli/test_fleet.py
 
 migration: .venv/installed-dev ## A thousand videos get new models while they change, readers poll and workers are killed
 	.venv/bin/python -m pytest -m slow clipfarm_dagster_tests/test_migration_under_fire.py -s

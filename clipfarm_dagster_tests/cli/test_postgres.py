@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -78,7 +79,8 @@ def ended(process: subprocess.Popen[str]) -> Ended:
 
 
 def asked(url: str, query: str) -> Any:
-    with closing(psycopg2.connect(url)) as connection, connection.cursor() as cursor:
+    with closing(psycopg2.connect(url, application_name="looking")) as connection:
+        cursor = connection.cursor()
         cursor.execute(query)
         return cursor.fetchall()
 
@@ -100,31 +102,20 @@ def materialized(url: str) -> list[int]:
     return [count for (count,) in asked(url, query)]
 
 
-def test_a_sync_needs_few_connections(on_postgres: tuple[Corpus, str]) -> None:
-    _, url = on_postgres
-    with connections(url) as counted:
-        done = ended(sync())
-
-    assert done.code == 0, done.errors
-    assert done.json["stages"]["text"]["success"] == TEXTS
-    assert materialized(url) == [1] * TEXTS
-    assert 0 < max(counted) <= MOST_CONNECTIONS
-
-
-def test_a_server_that_is_restarted_in_a_run_is_waited_for(
+def test_a_server_that_is_restarted_in_a_run_is_waited_for_and_has_few_connections(
     on_postgres: tuple[Corpus, str], server: PostgresServer
 ) -> None:
     corpus, url = on_postgres
-    process = sync()
-    while successes(url) < 32:
-        assert process.poll() is None, ended(process)
-        time.sleep(0.02)
-    server.stop()
-    time.sleep(2)
-    server.start()
-    assert successes(url) < TEXTS, "it was in the middle"
-
-    done = ended(process)
+    with connections(url) as counted:
+        process = sync()
+        while successes(url) < 32:
+            assert process.poll() is None, ended(process)
+            time.sleep(0.02)
+        server.stop()
+        time.sleep(2)
+        server.start()
+        assert successes(url) < TEXTS, "it was in the middle"
+        done = ended(process)
 
     assert done.code == 0, done.errors
     counts = {name: count for name, count in done.json["stages"]["text"].items() if name != "seconds"}
@@ -134,6 +125,7 @@ def test_a_server_that_is_restarted_in_a_run_is_waited_for(
     assert rows["status"].to_pylist() == [Status.SUCCESS] * TEXTS
     assert rows["vector_source_hash"].null_count == 0
     assert materialized(url) == [1] * TEXTS
+    assert 0 < max(counted) <= MOST_CONNECTIONS, Counter(counted)
     assert len(corpus.store.list(corpus.keys.embedding_folder(Stage.TEXT))) == TEXTS
 
 

@@ -38,6 +38,14 @@ from clipfarm_dagster_tests.support.faults import (
 )
 from clipfarm_dagster_tests.support.sounds import loud, silence, wav
 
+both_engines = pytest.mark.parametrize("computed", ["local", "ray"], indirect=True)
+"""The same truth on one machine and on a cluster."""
+
+both_engines_at_length = pytest.mark.parametrize(
+    "computed", ["local", pytest.param("ray", marks=pytest.mark.slow)], indirect=True
+)
+"""The same, on a cluster by `make cluster`: each run there starts a process that loads the model."""
+
 
 def options_with(monkeypatch: pytest.MonkeyPatch, **variables: int) -> EngineOptions:
     """The engine's options as the environment sets them."""
@@ -47,6 +55,7 @@ def options_with(monkeypatch: pytest.MonkeyPatch, **variables: int) -> EngineOpt
 
 
 class TestOutcomes:
+    @both_engines
     def test_each_item_gets_its_vector_its_row_and_its_outcome(self, text: Bench):
         raw = transcripts(70)
         text.put(raw)
@@ -65,6 +74,7 @@ class TestOutcomes:
             assert (row.embedding_dim, row.contract_id) == (768, text.encoder.contract.id)
         assert text.ledger.contract(text.encoder.contract.id) == text.encoder.contract
 
+    @both_engines_at_length
     def test_sounds_of_many_lengths_go_through_worker_processes(self, audio: Bench):
         raw = {f"clip-{n}": wav(0.2 + 0.05 * (n % 3), seed=n) for n in range(9)}
         audio.put(raw)
@@ -76,6 +86,7 @@ class TestOutcomes:
             expected = audio.encoder.encode([audio.encoder.preparer(data, {})])[0]
             assert float(expected @ audio.vector(video_id)) > 1 - 1e-6
 
+    @both_engines_at_length
     def test_what_is_up_to_date_is_recognised_without_the_model(self, text: Bench):
         raw = transcripts(3)
         text.put(raw)
@@ -91,6 +102,7 @@ class TestOutcomes:
             o.row.artifact_sha256 for o in before
         ]
 
+    @both_engines_at_length
     def test_the_same_bytes_uploaded_again_keep_their_vector(self, text: Bench):
         raw = transcripts(2)
         text.put(raw)
@@ -109,6 +121,7 @@ class TestOutcomes:
         assert current is not None
         assert text.row("clip-001").raw_etag == current.etag
 
+    @both_engines_at_length
     def test_a_missing_object_costs_nobody_else(self, text: Bench):
         text.put(transcripts(1))
 
@@ -137,21 +150,13 @@ class TestOutcomes:
         assert text.recorded == []
         assert text.ledger.counts() == {}
 
+    @both_engines_at_length
     def test_a_model_of_another_contract_is_refused_before_anything_is_written(self, text: Bench):
         text.put(transcripts(1))
         planned = replace(text.encoder.contract, model_revision="0" * 40)
 
         with pytest.raises(ModelUnavailableError) as refused:
-            embed_items(
-                text.items(["clip-000", "not-there"]),
-                contract=planned,
-                computing=LocalComputing(lambda: text.encoder),
-                store=text.store,
-                keys=KEYS,
-                ledger=text.ledger,
-                options=OPTIONS,
-                on_recorded=text.recorded.extend,
-            )
+            text.run(["clip-000", "not-there"], contract=planned)
 
         for told in (planned.id, text.encoder.contract.id, "model_revision"):
             assert told in str(refused.value)
@@ -161,6 +166,7 @@ class TestOutcomes:
 
 
 class TestIsolation:
+    @both_engines
     def test_whatever_breaks_costs_that_item_alone(self, audio: Bench):
         good = {f"good-{n}": wav(0.2, seed=n) for n in range(8)}
         bad = {
@@ -191,6 +197,7 @@ class TestIsolation:
         assert all(audio.vector(name).size == 64 for name in good)
         assert audio.row("hangs").next_attempt_at is not None
 
+    @both_engines_at_length
     def test_an_item_that_takes_too_much_memory_costs_itself_alone(
         self, audio: Bench, monkeypatch: pytest.MonkeyPatch
     ):
@@ -220,6 +227,7 @@ class TestIsolation:
         audio.options = options_with(monkeypatch, CLIPFARM_MAX_PREPARE_BYTES=2**31)
         assert audio.run(["few-bytes-much-sound"]).outcomes == {"success": 1}
 
+    @both_engines_at_length
     def test_an_item_that_keeps_failing_is_quarantined(self, audio: Bench):
         audio.put({"raises": RAISES})
 
@@ -380,6 +388,7 @@ class TestFaults:
 
         assert audio.batches == [["good"], ["hangs"]]
 
+    @both_engines_at_length
     def test_a_crash_after_the_upload_repeats_the_item(self, text: Bench, monkeypatch: pytest.MonkeyPatch):
         raw = transcripts(2)
         text.put(raw)

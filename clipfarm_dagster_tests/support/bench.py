@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from clipfarm_dagster.engine.computing import Computing
 from clipfarm_dagster.engine.engine import EngineOptions, LocalComputing, Progress, embed_items
 from clipfarm_dagster.engine.outcomes import Outcome, OutcomeKind
 from clipfarm_dagster.ledger.ledger import Ledger
@@ -19,6 +20,7 @@ from clipfarm_dagster.modalities.encoder import Encoder
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.store import ObjectStore
 from clipfarm_dagster.store.keys import Keys
+from clipfarm_dagster.vectors.contract import Contract
 from clipfarm_dagster.vectors.hashing import metadata_hash
 from clipfarm_dagster.vectors.npy import from_npy
 
@@ -29,6 +31,24 @@ OPTIONS = EngineOptions(
     max_object_bytes=2**20,
     retry=RetryPolicy(max_attempts=3, wait_seconds=60),
 )
+
+
+@dataclass
+class Begun:
+    """Computes as another one does, and counts how often that has begun."""
+
+    inner: Computing
+    count: Callable[[], None]
+
+    def begin(self, *arguments: Any) -> None:
+        self.count()
+        self.inner.begin(*arguments)
+
+    def compute(self, items: Sequence[WorkItem], **named: Any) -> None:
+        self.inner.compute(items, **named)
+
+    def end(self) -> None:
+        self.inner.end()
 
 
 @dataclass
@@ -43,6 +63,8 @@ class Bench:
     batches: list[list[str]] = field(default_factory=list)
     """Ids that were recorded together."""
     loads: int = 0
+    computing: Callable[[Callable[[], Encoder]], Computing] = LocalComputing
+    """Makes what computes a run; one on a cluster does not load the encoder of this process."""
 
     @property
     def stage(self) -> Stage:
@@ -65,15 +87,14 @@ class Bench:
             for video_id in video_ids
         ]
 
-    def run(self, video_ids: Sequence[str], **options: Any) -> Progress:
-        def load() -> Encoder:
+    def run(self, video_ids: Sequence[str], *, contract: Contract | None = None, **options: Any) -> Progress:
+        def begun() -> None:
             self.loads += 1
-            return self.encoder
 
         return embed_items(
             self.items(video_ids),
-            contract=self.encoder.contract,
-            computing=LocalComputing(load),
+            contract=contract or self.encoder.contract,
+            computing=Begun(self.computing(lambda: self.encoder), begun),
             store=self.store,
             keys=KEYS,
             ledger=self.ledger,

@@ -107,22 +107,25 @@ def new_database(server_url: str) -> str:
 
 @contextmanager
 def connections(url: str) -> Iterator[list[int]]:
-    """How many connections a database has, besides this one, looked at all the time."""
+    """How many connections a database has, looked at all the time, besides those that look."""
+    import psycopg2
+
     counted: list[int] = []
     ended = threading.Event()
+    query = (
+        "SELECT count(*) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND application_name <> 'looking'"
+    )
 
     def count() -> None:
-        import psycopg2
-
-        with closing(psycopg2.connect(url)) as connection, connection.cursor() as cursor:
-            connection.autocommit = True
-            while not ended.wait(0.005):
-                cursor.execute(
-                    "SELECT count(*) FROM pg_stat_activity"
-                    " WHERE datname = current_database() AND pid <> pg_backend_pid()"
-                )
-                [found] = cursor.fetchone()
-                counted.append(found)
+        while not ended.wait(0.005):
+            try:
+                with closing(psycopg2.connect(url, application_name="looking")) as connection:
+                    cursor = connection.cursor()
+                    cursor.execute(query)
+                    counted.append(cursor.fetchone()[0])
+            except psycopg2.OperationalError:  # the server is being restarted
+                continue
 
     with ThreadPoolExecutor(1) as pool:
         counting = pool.submit(count)

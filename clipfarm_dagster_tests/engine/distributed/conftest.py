@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from clipfarm_dagster.demo.checkpoints import make_audio_checkpoint, minilm_folder
+from clipfarm_dagster.demo.checkpoints import minilm_folder
 from clipfarm_dagster.engine.distributed.actors import RayOptions
 from clipfarm_dagster.engine.distributed.ray_computing import RayComputing
 from clipfarm_dagster.engine.engine import Progress, embed_items
@@ -66,12 +66,3 @@ def _bench(stage: Stage, model: Path, tmp_path: Path, cluster: Cluster) -> Itera
 def text(on_cluster: Cluster, tmp_path: Path) -> Iterator[DistributedBench]:
     """An empty text stage over a folder."""
     yield from _bench(Stage.TEXT, minilm_folder(), tmp_path, on_cluster)
-
-
-@pytest.fixture
-def audio(
-    on_cluster: Cluster, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[DistributedBench]:
-    """An empty audio stage over a folder."""
-    model = make_audio_checkpoint(tmp_path_factory.mktemp("audio"), hidden_size=64, intermediate_size=64)
-    yield from _bench(Stage.AUDIO, model, tmp_path, on_cluster)

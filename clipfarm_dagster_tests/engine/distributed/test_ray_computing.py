@@ -16,9 +16,7 @@ from clipfarm_dagster.settings import load_settings
 from clipfarm_dagster.store import ObjectStore
 from clipfarm_dagster_tests.engine.distributed.conftest import DistributedBench
 from clipfarm_dagster_tests.support.bench import KEYS, bench, transcripts
-from clipfarm_dagster_tests.support.faults import HANGS, KILLS_ITS_PROCESS, RAISES
 from clipfarm_dagster_tests.support.nodes import HANGS_THE_MODEL, KILLS_THE_MODEL
-from clipfarm_dagster_tests.support.sounds import wav
 
 
 def transcript(text: str) -> bytes:
@@ -51,20 +49,6 @@ def test_what_is_up_to_date_needs_no_cluster(text: DistributedBench) -> None:
     progress = text.run_on_nodes(list(raw), address="127.0.0.1:1")
 
     assert (progress.outcomes, progress.model_calls) == ({"success": 3}, 0)
-
-
-def test_what_breaks_in_preparation_costs_itself_alone(audio: DistributedBench) -> None:
-    raw = {f"good-{n}": wav(0.2 + 0.1 * (n % 3), seed=n) for n in range(12)}
-    raw |= {"kills": KILLS_ITS_PROCESS, "raises": RAISES, "hangs": HANGS}
-    audio.put(raw)
-    audio.options = audio.options.__class__(**{**vars(audio.options), "item_timeout_seconds": 3})
-
-    progress = audio.run_on_nodes(list(raw))
-
-    assert progress.outcomes == {"success": 12, "fail": 3}
-    assert "exit code" in (audio.row("kills").error or "")
-    assert "the codec broke" in (audio.row("raises").error or "")
-    assert "CLIPFARM_ITEM_TIMEOUT_SECONDS=3" in (audio.row("hangs").error or "")
 
 
 def test_what_ends_the_models_process_is_found_and_costs_itself_alone(text: DistributedBench) -> None:
