@@ -172,6 +172,12 @@ class Settings(BaseSettings):
     max_runs_per_tick: int = Field(
         6, ge=1, description="Runs that the sensor launches per tick, for each stage."
     )
+    gather_seconds: float = Field(
+        0.0,
+        ge=0,
+        description="So long the sensor waits for more before it launches a run of fewer ids than"
+        " `CLIPFARM_RUN_SIZE`: a run takes seconds to start and loads the model.",
+    )
     max_attempts: int = Field(5, ge=1, description="Failed attempts after which an item is quarantined.")
     retry_seconds: float = Field(
         60.0, gt=0, description="Delay after the first failure; doubles with each further one."

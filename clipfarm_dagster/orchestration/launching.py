@@ -63,6 +63,22 @@ def decide_launches(
     return Launches(id_lists, notes, unfinished)
 
 
+def gathering_since(
+    delta: int, since: float | None, now: float, *, run_size: int, gather_seconds: float
+) -> float | None:
+    """Since when so few videos have waited for others to share a run with, in seconds since 1970; None where
+    they wait no longer.
+
+    Args:
+        delta: videos that a run could embed now.
+        since: what this gave at the last tick.
+    """
+    if not 0 < delta < run_size:
+        return None
+    began = now if since is None else min(since, now)
+    return began if now - began < gather_seconds else None
+
+
 def chunks(video_ids: Sequence[str], size: int) -> list[Sequence[str]]:
     """Chunks of at most `size` ids, in order."""
     return [video_ids[i : i + size] for i in range(0, len(video_ids), size)]

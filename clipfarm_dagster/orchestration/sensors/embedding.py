@@ -46,6 +46,7 @@ from clipfarm_dagster.orchestration.launching import (
     Launches,
     add_partitions,
     decide_launches,
+    gathering_since,
     settle,
 )
 from clipfarm_dagster.orchestration.names import STAGE_TAG, CorpusNames
@@ -66,6 +67,7 @@ from clipfarm_dagster.orchestration.sensors.watching import (
 )
 from clipfarm_dagster.planning.delta import StagePlan
 from clipfarm_dagster.stages import Stage
+from clipfarm_dagster.timestamps import timestamp
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -167,12 +169,15 @@ def _plan(
         if why is not None:
             waits = True
             notes.append(f"{stage}: {plan.delta} videos wait for the model that serves: {why}")
+    waiting = waiting_stages(
+        context.instance, {stage: names.embedding_job(stage) for stage in Stage}, work.now
+    )
+    gathering = _gathering(work, {s: plan for s, plan in launchable.items() if s not in waiting}, last)
+    notes += [f"{stage}: {launchable[stage].delta} videos wait for more of them" for stage in gathering]
     launches = decide_launches(
-        launchable,
+        {stage: plan for stage, plan in launchable.items() if stage not in gathering},
         partitions=partitions,
-        waiting=waiting_stages(
-            context.instance, {stage: names.embedding_job(stage) for stage in Stage}, work.now
-        ),
+        waiting=waiting,
         run_size=corpus.settings.ids_per_run,
         max_runs=corpus.settings.max_runs_per_tick,
     )
@@ -209,10 +214,37 @@ def _plan(
         found={
             stage: found_objects(corpus, stage, inputs.missing[stage], listings[stage]) for stage in Stage
         },
-        next_attempt_at=min(filter(None, (plan.next_attempt_at for plan in every_plan)), default=None),
+        next_attempt_at=min(
+            [
+                *filter(None, (plan.next_attempt_at for plan in every_plan)),
+                *(_gathered_at(work, since) for since in gathering.values()),
+            ],
+            default=None,
+        ),
+        gathering={str(stage): since for stage, since in gathering.items()},
         unfinished=unfinished,
     )
     return requests, [*notes, *launches.notes, *filling.notes], seen
+
+
+def _gathering(work: _Work, plans: Mapping[Stage, StagePlan], last: LastPlan) -> dict[Stage, float]:
+    """The stages whose videos are too few for a run yet, and since when."""
+    settings, now = work.corpus.settings, work.now.timestamp()
+    found = {
+        stage: gathering_since(
+            plan.delta,
+            last.gathering.get(stage),
+            now,
+            run_size=settings.ids_per_run,
+            gather_seconds=settings.gather_seconds,
+        )
+        for stage, plan in plans.items()
+    }
+    return {stage: since for stage, since in found.items() if since is not None}
+
+
+def _gathered_at(work: _Work, since: float) -> str:
+    return timestamp(datetime.fromtimestamp(since + work.corpus.settings.gather_seconds, UTC))
 
 
 def _plans_of(
@@ -332,6 +364,10 @@ def _resting(last: LastPlan, in_flight: InFlight) -> str:
     busy += f"{'; ' if busy else ''}for candidates {filling}" if filling else ""
     if busy:
         return f"nothing new; in runs now: {busy}"
+    if last.gathering:
+        return (
+            f"nothing new; {' and '.join(last.gathering)} wait for more videos until {last.next_attempt_at}"
+        )
     if last.next_attempt_at is not None:
         return f"nothing new; the next failed item is due at {last.next_attempt_at}"
     return "nothing new: metadata, raw objects and contracts are unchanged"

@@ -51,7 +51,9 @@ class LastPlan(Cursor):
     listing_seconds: float = 0.0
     """How long the listing of all stages took."""
     next_attempt_at: str | None = None
-    """When the earliest failed item may be tried again."""
+    """When the earliest failed item may be tried again, or has waited long enough for others."""
+    gathering: Mapping[str, float] = field(default_factory=dict)
+    """By stage, since when few videos wait for others to share a run with, in seconds since 1970."""
     unfinished: bool = True
     """Whether the last tick left work to later ones."""
     told: Mapping[str, str] = field(default_factory=dict)
