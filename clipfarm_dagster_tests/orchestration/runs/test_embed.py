@@ -48,7 +48,7 @@ def test_a_run_with_another_copy_of_a_hub_model_writes_nothing(
     assert (first.success, embedded("a")) == (True, True)
     assert (refused.success, embedded("b")) == (False, False)
     assert run is not None
-    assert run.tags[BROKEN_TAG] == "ModelUnavailableError"
+    assert run.tags[BROKEN_TAG] == "ModelDiffersError"
 
 
 def test_a_run_that_was_launched_for_an_erased_video_leaves_it_out(
