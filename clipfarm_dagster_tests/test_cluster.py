@@ -29,7 +29,7 @@ from clipfarm_dagster_tests.support.raw import metadata_row, put_metadata
 from clipfarm_dagster_tests.support.stages import opened
 from workbench.hosts import Host, hosts, hosts_problem
 from workbench.ray_cluster import cluster_environment, ray_program
-from workbench.ray_hosts import join, start_head
+from workbench.ray_hosts import join, start_head, wait_until_joined
 from workbench.seaweedfs import SeaweedFS, running_seaweedfs, weed_program
 
 LEASE_SIZE = 16
@@ -114,6 +114,7 @@ def make_lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callab
             environment = {**of_ray, "RAY_ADDRESS": address, "PYTHONPATH": repository}
             join(made["driver"], address, environment, cores=0)
             lab = Lab(made, seaweedfs, corpus, address, environment, tmp_path)
+            wait_until_joined(made["driver"], address, environment)
             lab.model_log.touch()
             for host in lab.workers():
                 lab.join(host)

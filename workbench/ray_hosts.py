@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -23,6 +25,18 @@ _PORTS = (
 )
 """Ray's ports on each host: all of them named, as a firewall needs it."""
 
+_USE_CLUSTER = """
+import sys, time, ray
+for attempt in range(30):
+    try:
+        ray.init(address=sys.argv[1], _node_ip_address=sys.argv[2], log_to_driver=False)
+        break
+    except Exception:
+        if attempt == 29:
+            raise
+        time.sleep(1)
+"""
+
 
 def start_head(host: Host, environment: Mapping[str, str]) -> str:
     """Start the cluster's head on a host, where nothing is computed; returns its address."""
@@ -36,6 +50,16 @@ def start_head(host: Host, environment: Mapping[str, str]) -> str:
 def join(host: Host, address: str, environment: Mapping[str, str], *, cores: int) -> None:
     """Let a host join a cluster. It need not be there at once."""
     _start(host, [f"--address={address}", f"--num-cpus={cores}"], environment)
+
+
+def wait_until_joined(host: Host, address: str, environment: Mapping[str, str]) -> None:
+    """Wait until programs on a host can use the cluster that it has joined.
+
+    Raises:
+        subprocess.CalledProcessError: it has not come.
+    """
+    command = [*host.enter, sys.executable, "-c", _USE_CLUSTER, address, host.address]
+    subprocess.run(command, env={**os.environ, **environment}, check=True, capture_output=True)
 
 
 def _start(host: Host, arguments: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
