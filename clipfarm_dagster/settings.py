@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from dotenv import dotenv_values
 from pydantic import BaseModel, Field, ValidationError, field_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -303,6 +304,37 @@ def load_settings(**overrides: object) -> Settings:
     if "://" not in store_url:
         store_url = str(Path(store_url).expanduser().absolute())
     return settings.model_copy(update={"store_url": store_url})
+
+
+def given_names(settings: Settings) -> dict[str, str]:
+    """Where each setting that is not left at its default was given: `environment` or `file`, by variable."""
+    file = settings.home / SETTINGS_FILE
+    in_file = dotenv_values(file) if file.is_file() else {}
+    return {name.upper(): "file" for name in in_file if name.upper() in variables()} | {
+        name.upper(): "environment" for name in os.environ if name.upper() in variables()
+    }
+
+
+def effective_values(settings: Settings) -> dict[str, str]:
+    """Every setting's value as text, by variable; of URLs with a password, what is no secret."""
+    found = {}
+    for name, value in settings.model_dump(mode="json").items():
+        parts = value.items() if name in set(Stage) else [("", value)]
+        for part, inner in parts:
+            variable = "_".join(filter(None, [_PREFIX.rstrip("_"), name.upper(), part.upper()]))
+            found[variable] = "" if inner is None else str(inner)
+    return found | {"CLIPFARM_STATE_URL": without_password(settings.state_url)}
+
+
+def without_password(url: str) -> str:
+    """A database's URL with stars in place of its password, and nothing of its query."""
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    try:
+        return make_url(url).set(query={}).render_as_string(hide_password=True) if url else ""
+    except (ArgumentError, ValueError):
+        return "(not shown: it is not a database URL)"
 
 
 def check_names(given: Mapping[str, object]) -> None:

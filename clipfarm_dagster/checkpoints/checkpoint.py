@@ -93,6 +93,30 @@ class Checkpoint:
         except (HTTPError, OSError) as error:
             raise self.unavailable(error) from None
 
+    def on_this_machine(self) -> Path | None:
+        """The folder with the checkpoint's files, as far as they need no download.
+
+        Raises:
+            ModelUnavailableError: the settings name a folder that is not there.
+        """
+        if self.folder is not None:
+            return self.download()
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import LocalEntryNotFoundError
+
+        try:
+            return Path(snapshot_download(self.model, revision=self.revision, local_files_only=True))
+        except LocalEntryNotFoundError:
+            return None
+
+    def check_on_hub(self) -> None:
+        """Ask the hub for the model, without its files.
+
+        Raises:
+            ModelUnavailableError: the hub cannot be reached, or does not have it.
+        """
+        _look_up(self)
+
     def unavailable(self, error: Exception) -> ModelUnavailableError:
         name = self.stage.upper()
         cause = (str(error).strip().splitlines() or ["no message"])[0]

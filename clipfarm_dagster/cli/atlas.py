@@ -7,13 +7,18 @@ from typing import Annotated
 
 import typer
 
-from clipfarm_dagster.cli.output import AllowPartial, Generation, console, table
-from clipfarm_dagster.corpus import Corpus
+from clipfarm_dagster.cli.output import (
+    AllowPartial,
+    Generation,
+    console,
+    examples,
+    open_corpus,
+    table,
+)
 from clipfarm_dagster.corpus.named_generations import find_generation
 from clipfarm_dagster.errors import SettingsError
 from clipfarm_dagster.manifests.refresh import fused_file
 from clipfarm_dagster.manifests.vectors import fused_vectors
-from clipfarm_dagster.settings import load_settings
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.store.local_copies import LocalFile
 
@@ -23,7 +28,7 @@ SHOWN_PROBLEMS = 20
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
-    app.command()(atlas)
+    app.command(epilog=examples("clipfarm atlas", "clipfarm atlas --strategy mean --port 5056"))(atlas)
 
 
 def atlas(
@@ -37,13 +42,15 @@ def atlas(
 ) -> None:
     """Serve a map of the fused vectors on 127.0.0.1, with title, text and thumbnail, until interrupted."""
     if importlib.util.find_spec("embedding_atlas") is None:
-        raise SettingsError("the viewer is not installed; run `pip install 'clipfarm-dagster[atlas]'`")
+        raise SettingsError(
+            "the viewer is not installed; run `pip install '.[atlas]'` in ClipFarm's repository"
+        )
     from clipfarm_dagster.explore.atlas import atlas_table
     from clipfarm_dagster.web.atlas import serve_atlas
     from clipfarm_dagster.web.serving import check_port_is_free
 
     check_port_is_free(port)
-    corpus = Corpus.open(load_settings())
+    corpus = open_corpus()
     file: LocalFile
     if generation:
         named = find_generation(corpus, list(Stage), generation)

@@ -6,15 +6,21 @@ from typing import Annotated, Any
 
 import typer
 
-from clipfarm_dagster.cli.output import Json, Stages, console, print_json, table
-from clipfarm_dagster.corpus import Corpus
-from clipfarm_dagster.settings import load_settings
+from clipfarm_dagster.cli.output import (
+    Json,
+    Stages,
+    console,
+    examples,
+    open_corpus,
+    print_json,
+    table,
+)
 from clipfarm_dagster.stages import Stage
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
-    app.command()(canary)
+    app.command(epilog=examples("clipfarm canary", "clipfarm canary --stage video --accept"))(canary)
 
 
 def canary(
@@ -33,7 +39,7 @@ def canary(
     from clipfarm_dagster.checkpoints.content_check import check_content
     from clipfarm_dagster.modalities.registry import load_encoder, stage_checkpoint
 
-    corpus = Corpus.open(load_settings())
+    corpus = open_corpus()
     look = accept_canary if accept else check_canary
     reports = []
     for chosen in stage or list(Stage):

@@ -9,8 +9,14 @@ import typer
 
 from clipfarm_dagster.canary.record import CanaryRecord
 from clipfarm_dagster.cli.migrate_status import contract_told, coverage_told
-from clipfarm_dagster.cli.output import Json, console, print_json, table
-from clipfarm_dagster.corpus import Corpus
+from clipfarm_dagster.cli.output import (
+    Json,
+    console,
+    examples,
+    open_corpus,
+    print_json,
+    table,
+)
 from clipfarm_dagster.corpus.named_generations import find_generation
 from clipfarm_dagster.errors import SettingsError
 from clipfarm_dagster.explore.comparison import SAMPLE, Example, PairChange, VectorSet
@@ -23,7 +29,6 @@ from clipfarm_dagster.explore.generations import (
 )
 from clipfarm_dagster.explore.search import Match
 from clipfarm_dagster.maintenance.generations import other_generation
-from clipfarm_dagster.settings import load_settings
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.store.whole_files import written_whole
 from clipfarm_dagster.vectors.contract import Contract
@@ -31,7 +36,12 @@ from clipfarm_dagster.vectors.contract import Contract
 
 def register(group: typer.Typer) -> None:
     """Add the command of this module."""
-    group.command()(compare)
+    group.command(
+        epilog=examples(
+            "clipfarm migrate compare text --picture compared.png",
+            "clipfarm migrate compare text --generation CONTRACT_ID --sample 500",
+        )
+    )(compare)
 
 
 def compare(
@@ -62,7 +72,7 @@ def compare(
     for file, suffix in ((picture, ".png"), (neighbours, ".csv")):
         if file is not None and file.suffix != suffix:
             raise SettingsError(f"{file}: name a file that ends in {suffix}")
-    corpus = Corpus.open(load_settings())
+    corpus = open_corpus()
     if generation:
         _, contract_id = find_generation(corpus, [stage], generation)
     else:

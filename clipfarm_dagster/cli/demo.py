@@ -11,7 +11,14 @@ import dagster as dg
 import typer
 
 from clipfarm_dagster.cli.manifests import make_manifests
-from clipfarm_dagster.cli.output import Json, console, dagster_instance, print_json, table
+from clipfarm_dagster.cli.output import (
+    Json,
+    console,
+    dagster_instance,
+    examples,
+    print_json,
+    table,
+)
 from clipfarm_dagster.cli.progress import Listener, progress_bars
 from clipfarm_dagster.corpus import Corpus
 from clipfarm_dagster.errors import SettingsError
@@ -31,7 +38,7 @@ MAX_TICKS = 20
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
-    app.command()(demo)
+    app.command(epilog=examples("clipfarm demo", "clipfarm demo --home /tmp/clipfarm-demo"))(demo)
 
 
 def demo(

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 import yaml
 
+from clipfarm_dagster.cli.output import examples
 from clipfarm_dagster.cli.services import Service, run_services
 from clipfarm_dagster.instance import WORKSPACE, ensure_instance
 from clipfarm_dagster.settings import load_settings
@@ -18,7 +19,7 @@ from clipfarm_dagster.settings import load_settings
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
-    app.command()(dev)
+    app.command(epilog=examples("clipfarm dev", "clipfarm dev --port 3001"))(dev)
 
 
 def dev(port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 3000) -> None:

@@ -15,6 +15,8 @@ from clipfarm_dagster.cli.output import (
     console,
     dagster_instance,
     error_console,
+    examples,
+    open_corpus,
     print_json,
     table,
 )
@@ -30,7 +32,13 @@ _SHOWN = 50
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
-    app.command()(erase)
+    app.command(
+        epilog=examples(
+            "clipfarm erase VIDEO_ID --dry-run",
+            "clipfarm erase VIDEO_ID --raw --certificate certificate.json",
+            "clipfarm erase VIDEO_ID --check",
+        )
+    )(erase)
 
 
 def erase(
@@ -59,7 +67,7 @@ def erase(
     if [dry_run, check, certificate is not None].count(True) > 1:
         raise ClipFarmError("give only one of --dry-run, --check and --certificate")
     settings = load_settings()
-    corpus = Corpus.open(settings)
+    corpus = open_corpus(settings)
     with dagster_instance(settings) as instance:
         if check:
             left = look_for(corpus, instance, DEFAULT_NAMES, ids, raw=raw)

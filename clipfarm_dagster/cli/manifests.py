@@ -8,7 +8,15 @@ import dagster as dg
 import typer
 from rich.console import Console
 
-from clipfarm_dagster.cli.output import Json, console, dagster_instance, print_json, table
+from clipfarm_dagster.cli.output import (
+    Json,
+    console,
+    dagster_instance,
+    examples,
+    open_corpus,
+    print_json,
+    table,
+)
 from clipfarm_dagster.corpus import Corpus
 from clipfarm_dagster.orchestration.in_process import run_in_process
 from clipfarm_dagster.settings import load_settings
@@ -16,13 +24,13 @@ from clipfarm_dagster.settings import load_settings
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
-    app.command()(manifests)
+    app.command(epilog=examples("clipfarm manifests", "clipfarm manifests --json"))(manifests)
 
 
 def manifests(as_json: Json = False) -> None:
     """Bring manifests and fused vectors up to date with the ledgers, through Dagster, in this process."""
     settings = load_settings()
-    corpus = Corpus.open(settings)
+    corpus = open_corpus(settings)
     waiting = Console(stderr=True).status("Making manifests; with many new vectors this takes minutes …")
     with dagster_instance(settings) as instance, waiting:
         made = make_manifests(corpus, instance)

@@ -9,7 +9,14 @@ import typer
 
 from clipfarm_dagster.cli import comparing, migrate_status
 from clipfarm_dagster.cli.migrate_status import coverage_told, size_told
-from clipfarm_dagster.cli.output import Json, console, dagster_instance, print_json
+from clipfarm_dagster.cli.output import (
+    Json,
+    console,
+    dagster_instance,
+    examples,
+    open_corpus,
+    print_json,
+)
 from clipfarm_dagster.corpus import Corpus
 from clipfarm_dagster.corpus.named_generations import choose_generation, find_generation
 from clipfarm_dagster.errors import MigrationError, SettingsError
@@ -17,11 +24,11 @@ from clipfarm_dagster.maintenance import migration
 from clipfarm_dagster.maintenance.dropping import drop_generation
 from clipfarm_dagster.maintenance.generations import Generation, stage_generations
 from clipfarm_dagster.maintenance.readiness import readiness
-from clipfarm_dagster.settings import load_settings
 from clipfarm_dagster.stages import Stage
 
 group = typer.Typer(
     help="Change a model without a gap: see how far its vectors are, compare, switch, go back, drop.",
+    epilog=examples("clipfarm migrate status", "clipfarm migrate compare text --picture compared.png"),
     no_args_is_help=True,
 )
 
@@ -32,9 +39,9 @@ def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
     migrate_status.register(group)
     comparing.register(group)
-    group.command("cut-over")(cut_over)
-    group.command("roll-back")(roll_back)
-    group.command()(drop)
+    group.command("cut-over", epilog=examples("clipfarm migrate cut-over text"))(cut_over)
+    group.command("roll-back", epilog=examples("clipfarm migrate roll-back text"))(roll_back)
+    group.command(epilog=examples("clipfarm migrate drop text CONTRACT_ID --yes"))(drop)
     app.add_typer(group, name="migrate")
 
 
@@ -58,7 +65,7 @@ def cut_over(
     as_json: Json = False,
 ) -> None:
     """Let another generation serve. The one that does is kept, so that `roll-back` leads back to it."""
-    corpus = Corpus.open(load_settings())
+    corpus = open_corpus()
     named = find_generation(corpus, [stage], generation)[1] if generation else None
     found = readiness(corpus, stage, named)
     if found is not None and found.missing and not allow_partial:
@@ -97,7 +104,7 @@ def roll_back(stage: StageName, as_json: Json = False) -> None:
 
     No model is called. Videos that came or changed since are embedded by the next sync.
     """
-    corpus = Corpus.open(load_settings())
+    corpus = open_corpus()
     contract_id = migration.way_back(corpus, stage)
     found = readiness(corpus, stage, contract_id)
     missing = 0 if found is None else found.coverage.served - found.coverage.covered
@@ -122,7 +129,7 @@ def drop(
     as_json: Json = False,
 ) -> None:
     """Remove the vectors and rows of a generation that does not serve, for good."""
-    corpus = Corpus.open(load_settings())
+    corpus = open_corpus()
     found = stage_generations(corpus, stage)
     known = {one.contract_id: one for one in (found.serving, found.candidate, *found.others) if one}
     known |= {i: Generation(i, None, 0) for i in found.record.dropped if i not in known}

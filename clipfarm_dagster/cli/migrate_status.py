@@ -6,19 +6,25 @@ from typing import Any
 
 import typer
 
-from clipfarm_dagster.cli.output import Json, Stages, console, print_json, table
-from clipfarm_dagster.corpus import Corpus
+from clipfarm_dagster.cli.output import (
+    Json,
+    Stages,
+    console,
+    examples,
+    open_corpus,
+    print_json,
+    table,
+)
 from clipfarm_dagster.maintenance.generations import Generation, StageGenerations, stage_generations
 from clipfarm_dagster.maintenance.readiness import Readiness
 from clipfarm_dagster.planning.coverage import Cover, Coverage
-from clipfarm_dagster.settings import load_settings
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.vectors.contract import Contract
 
 
 def register(group: typer.Typer) -> None:
     """Add the command of this module."""
-    group.command()(status)
+    group.command(epilog=examples("clipfarm migrate status", "clipfarm migrate status --stage text"))(status)
 
 
 def status(stage: Stages = None, as_json: Json = False) -> None:
@@ -26,7 +32,7 @@ def status(stage: Stages = None, as_json: Json = False) -> None:
 
     Exit code 1 means that a model which is needed cannot be had.
     """
-    corpus = Corpus.open(load_settings())
+    corpus = open_corpus()
     found = {chosen: stage_generations(corpus, chosen) for chosen in stage or list(Stage)}
     if as_json:
         print_json({"stages": {str(name): _status_told(one) for name, one in found.items()}})

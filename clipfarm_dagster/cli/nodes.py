@@ -9,10 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from clipfarm_dagster.cli.output import Json, Stages, console, error_console, print_json, table
-from clipfarm_dagster.corpus import Corpus
+from clipfarm_dagster.cli.output import (
+    Json,
+    Stages,
+    console,
+    error_console,
+    examples,
+    open_corpus,
+    print_json,
+    table,
+)
 from clipfarm_dagster.errors import ClusterError
-from clipfarm_dagster.settings import load_settings
 from clipfarm_dagster.stages import Stage
 
 if TYPE_CHECKING:
@@ -28,7 +35,7 @@ _WAYS_OUT = {
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
-    app.command()(nodes)
+    app.command(epilog=examples("clipfarm nodes", "clipfarm nodes --stage video --json"))(nodes)
 
 
 def nodes(stage: Stages = None, as_json: Json = False) -> None:
@@ -41,7 +48,7 @@ def nodes(stage: Stages = None, as_json: Json = False) -> None:
     from clipfarm_dagster.corpus.nodes import inspect_nodes
     from clipfarm_dagster.engine.distributed.facts import NodeFacts
 
-    corpus = Corpus.open(load_settings())
+    corpus = open_corpus()
     progress = error_console()
 
     def say(line: str) -> None:

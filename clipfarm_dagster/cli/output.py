@@ -7,18 +7,27 @@ import logging
 import os
 import re
 import sys
-from typing import Annotated, Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from threading import Timer
+from typing import TYPE_CHECKING, Annotated, Any
 
-import dagster as dg
 import typer
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from clipfarm_dagster.errors import ClipFarmError, SettingsError
-from clipfarm_dagster.instance import ensure_instance
-from clipfarm_dagster.settings import Settings
 from clipfarm_dagster.stages import Stage
+
+if TYPE_CHECKING:
+    import dagster as dg
+
+    from clipfarm_dagster.corpus import Corpus
+    from clipfarm_dagster.settings import Settings
 
 Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON object on standard output, and nothing else there.")
@@ -38,6 +47,11 @@ AllowPartial = Annotated[
     bool,
     typer.Option("--allow-partial", help="With --generation: also if it lacks videos that are served."),
 ]
+
+
+def examples(*lines: str) -> str:
+    """Command lines at the end of a help text."""
+    return "\n".join(["Examples:", *(f"  {line}" for line in lines)])
 
 
 # C0, DEL and C1 controls, what ends lines or turns the order of letters round, and half surrogate pairs
@@ -70,6 +84,12 @@ class VisibleFormatter(logging.Formatter):
         return _visible_lines(super().format(record))
 
 
+class _Table(Table):
+    """A table with columns that are not broken, though the terminal be narrower."""
+
+    least_width = 0
+
+
 class _PlainConsole(Console):
     """A console without markup that shows what it is given as text as it is, and obeys none of it."""
 
@@ -77,9 +97,12 @@ class _PlainConsole(Console):
         super().__init__(stderr=stderr, highlight=False, markup=False)
 
     def print(self, *objects: Any, **options: Any) -> None:
-        """Print texts line by line, and what else rich can print."""
+        """Print texts line by line, and what else rich can print; a table as wide as what must stay whole."""
         texts = (_visible_lines(o) if isinstance(o, str) else o for o in objects)
+        there = self.width
+        self.width = max([there, *(o.least_width for o in objects if isinstance(o, _Table))])
         super().print(*texts, **options)
+        self.width = there
 
 
 def console() -> Console:
@@ -110,13 +133,15 @@ def confirmed(question: str) -> None:
         raise ClipFarmError("nothing was changed")
 
 
-_WHOLE = ("generation",)
+_WHOLE = ("generation", "video_id", "variable")
 """Columns that a narrow terminal does not break: people copy what stands in them."""
+_LEAST_COLUMN = 12
+"""Characters to which other columns may be narrowed."""
 
 
 def table(title: str | None, columns: list[str], rows: list[list[str]]) -> Table:
     """A table whose first column is text and whose numbers line up on the right."""
-    made = Table(
+    made = _Table(
         title=None if title is None else Text(visible(title)),
         title_justify="left",
         title_style="bold",
@@ -129,9 +154,55 @@ def table(title: str | None, columns: list[str], rows: list[list[str]]) -> Table
         made.add_column(
             visible(column), justify="right" if numeric else "left", overflow="fold", no_wrap=column in _WHOLE
         )
+        widest = max((cell_len(visible(text)) for text in [column, *(row[i] for row in rows)]), default=0)
+        made.least_width += (widest if column in _WHOLE else min(widest, _LEAST_COLUMN)) + 2
     for row in rows:
         made.add_row(*(Text(visible(cell)) for cell in row))  # not markup, though a title may look like it
     return made
+
+
+_SPEAK_AFTER_SECONDS = 3.0
+
+
+def open_corpus(settings: Settings | None = None) -> Corpus:
+    """The corpus of the settings, its bucket asked once; a person is told if no answer comes for a while.
+
+    Raises:
+        SettingsError: a setting is unusable.
+        StoreError: the store cannot be read, or its folder not be created.
+    """
+    from clipfarm_dagster.corpus import Corpus
+
+    corpus = Corpus.open(settings)
+    if (place := corpus.store.endpoint) is not None:
+        with _told_when_slow(
+            f"no answer yet from {corpus.store.url} at {place}; still trying, up to a minute"
+        ):
+            corpus.store.head(corpus.keys.corpus_id())
+    return corpus
+
+
+@contextmanager
+def _told_when_slow(what: str) -> Iterator[None]:
+    """Say something on standard error if the block takes longer than a person waits without a word."""
+    timer = Timer(_SPEAK_AFTER_SECONDS, lambda: error_console().print(f"clipfarm: {what}", soft_wrap=True))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+@contextmanager
+def home_left_alone(settings: Settings) -> Iterator[Settings]:
+    """The settings; where the home folder has no ledgers yet, with a temporary one in its place. Opening
+    them makes copies of the store's, and what only looks should change nothing."""
+    if settings.home_files.state.is_dir():
+        yield settings
+        return
+    with TemporaryDirectory(prefix="clipfarm-plan-") as folder:
+        yield settings.model_copy(update={"home": Path(folder)})
 
 
 def dagster_instance(settings: Settings) -> dg.DagsterInstance:
@@ -140,6 +211,10 @@ def dagster_instance(settings: Settings) -> dg.DagsterInstance:
     Raises:
         SettingsError: `DAGSTER_HOME` leads to no instance.
     """
+    import dagster as dg  # the commands that need no Dagster do not wait for it
+
+    from clipfarm_dagster.instance import ensure_instance
+
     if not os.environ.get("DAGSTER_HOME"):
         os.environ["DAGSTER_HOME"] = str(ensure_instance(settings.home_files.dagster))
     try:

@@ -10,16 +10,26 @@ import typer
 
 from clipfarm_dagster.catalog.metadata import LatestRows
 from clipfarm_dagster.cli.fleet import Fleet, shown_duration
-from clipfarm_dagster.cli.output import Json, Stages, console, print_json, table
+from clipfarm_dagster.cli.output import (
+    Json,
+    Stages,
+    console,
+    examples,
+    home_left_alone,
+    open_corpus,
+    print_json,
+    table,
+)
 from clipfarm_dagster.corpus import Corpus
 from clipfarm_dagster.corpus.stage_corpus import StageCorpus, plan_stages
-from clipfarm_dagster.errors import SettingsError
+from clipfarm_dagster.errors import SettingsError, StoreUnavailableError, VideoNotFoundError
 from clipfarm_dagster.planning.delta import StagePlan
 from clipfarm_dagster.planning.estimate import Estimate, estimate_fleet, estimate_seconds
 from clipfarm_dagster.planning.explain import Explanation
 from clipfarm_dagster.planning.rates import Rate, read_rates
 from clipfarm_dagster.settings import load_settings
 from clipfarm_dagster.stages import Stage
+from clipfarm_dagster.store import local_path
 
 TIMED_ITEMS = 1000
 """Items of a stage, the latest ones, whose times make an estimate."""
@@ -47,7 +57,11 @@ Price = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
-    app.command()(plan)
+    app.command(
+        epilog=examples(
+            "clipfarm plan", "clipfarm plan --explain VIDEO_ID", "clipfarm plan --nodes 4 --price 1.50"
+        )
+    )(plan)
 
 
 def plan(
@@ -60,12 +74,25 @@ def plan(
     """Show what would be embedded now, and why, by stage. Changes nothing."""
     if price is not None and nodes is None:
         raise SettingsError("--price says what one node costs; say by --nodes how many there are")
-    corpus = Corpus.open(load_settings())
+    settings = load_settings()
+    folder = local_path(settings.store_url)
+    if folder is not None and not folder.is_dir():
+        raise StoreUnavailableError(
+            f"{folder}: there is no such folder; put metadata and raw objects there, or set"
+            " CLIPFARM_STORE_URL"
+        )
+    with home_left_alone(settings) as settings:
+        corpus, stages = open_corpus(settings), stage or list(Stage)
+        if explain is None:
+            _plan(corpus, stages, nodes, price, as_json)
+        else:
+            _explain(corpus, corpus.latest_rows(), stages, explain, as_json)
+
+
+def _plan(
+    corpus: Corpus, stages: Sequence[Stage], nodes: int | None, price: float | None, as_json: bool
+) -> None:
     latest = corpus.latest_rows()
-    stages = stage or list(Stage)
-    if explain is not None:
-        _explain(corpus, latest, stages, explain, as_json)
-        return
     with corpus.stages(stages) as opened:
         plans = plan_stages(opened, latest, limit=0)
         wanted = {
@@ -193,6 +220,11 @@ def _explain(
     for stage in stages:
         with corpus.stage(stage) as opened:
             found.append(opened.explain(video_id, latest))
+    if all(explanation.verdict is None for explanation in found):
+        raise VideoNotFoundError(
+            f"{corpus.metadata.url} has no row of the video {video_id!r}, and no ledger has one;"
+            " `clipfarm search` finds ids by words"
+        )
     if as_json:
         answer = {}
         for explanation in found:

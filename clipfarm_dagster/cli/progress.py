@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
-from clipfarm_dagster.engine.engine import Progress
+from clipfarm_dagster.engine.progress import Progress, rate_told
 from clipfarm_dagster.ledger.schema import FAILED_STATUSES
 from clipfarm_dagster.stages import Stage
 
@@ -42,7 +42,9 @@ class Listener:
         counts.update(now - before)
         done = sum(counts.values()) - counts["model_calls"]
         failed = sum(counts[str(status)] for status in FAILED_STATUSES)
-        rate = f"{progress.done / progress.elapsed:.1f}/s" if progress.done else ""
+        rate = rate_told(progress.done / progress.elapsed) if progress.done else ""
+        if progress.loading:
+            rate = "loading the model"
         self._bars.update(self._tasks[stage], completed=done, failed=failed, rate=rate)
 
 

@@ -6,15 +6,23 @@ from dataclasses import asdict
 
 import typer
 
-from clipfarm_dagster.cli.output import Json, Stages, console, dagster_instance, print_json, table
-from clipfarm_dagster.corpus import Corpus
+from clipfarm_dagster.cli.output import (
+    Json,
+    Stages,
+    console,
+    dagster_instance,
+    examples,
+    open_corpus,
+    print_json,
+    table,
+)
 from clipfarm_dagster.settings import load_settings
 from clipfarm_dagster.stages import Stage
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
-    app.command()(reconcile)
+    app.command(epilog=examples("clipfarm reconcile", "clipfarm reconcile --stage text"))(reconcile)
 
 
 def reconcile(stage: Stages = None, as_json: Json = False) -> None:
@@ -24,7 +32,7 @@ def reconcile(stage: Stages = None, as_json: Json = False) -> None:
     from clipfarm_dagster.orchestration.reconcile import reconcile as reconcile_stage
 
     settings = load_settings()
-    corpus = Corpus.open(settings)
+    corpus = open_corpus(settings)
     with dagster_instance(settings) as instance, erasures_followed(corpus, instance, DEFAULT_NAMES):
         found = {
             str(chosen): reconcile_stage(corpus, instance, DEFAULT_NAMES, chosen)

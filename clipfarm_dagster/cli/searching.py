@@ -6,7 +6,16 @@ from typing import Annotated, Any
 
 import typer
 
-from clipfarm_dagster.cli.output import AllowPartial, Generation, Json, console, print_json, table
+from clipfarm_dagster.cli.output import (
+    AllowPartial,
+    Generation,
+    Json,
+    console,
+    examples,
+    open_corpus,
+    print_json,
+    table,
+)
 from clipfarm_dagster.corpus import Corpus
 from clipfarm_dagster.corpus.named_generations import find_generation
 from clipfarm_dagster.errors import SettingsError
@@ -20,7 +29,6 @@ from clipfarm_dagster.explore.search import (
 from clipfarm_dagster.manifests.refresh import fused_file
 from clipfarm_dagster.manifests.vector_table import vector_keys
 from clipfarm_dagster.manifests.vectors import fused_vectors, modality_vectors
-from clipfarm_dagster.settings import load_settings
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.store.local_copies import LocalFile
 
@@ -31,8 +39,14 @@ Exact = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
-    app.command()(search)
-    app.command()(duplicates)
+    app.command(
+        epilog=examples(
+            "clipfarm search 'waves on a beach' -k 5", "clipfarm search --like VIDEO_ID --modality video"
+        )
+    )(search)
+    app.command(epilog=examples("clipfarm duplicates", "clipfarm duplicates --threshold 0.99 --limit 20"))(
+        duplicates
+    )
 
 
 def search(
@@ -44,7 +58,7 @@ def search(
     strategy: Annotated[str, typer.Option(help="With --like: compare vectors fused by this strategy.")] = "",
     generation: Generation = "",
     allow_partial: AllowPartial = False,
-    top: Annotated[int, typer.Option(min=1, help="Number of videos to list.")] = 10,
+    top: Annotated[int, typer.Option("--top", "-k", min=1, help="Number of videos to list.")] = 10,
     exact: Exact = False,
     as_json: Json = False,
 ) -> None:
@@ -55,7 +69,7 @@ def search(
         raise SettingsError("words are compared with text vectors; use --modality and --strategy with --like")
     if modality is not None and strategy:
         raise SettingsError("give --modality or --strategy, not both")
-    corpus = Corpus.open(load_settings())
+    corpus = open_corpus()
     named = _named(corpus, Stage.TEXT if words else modality, strategy, generation)
     file = _file(corpus, modality or Stage.TEXT, strategy, named, allow_partial)
     if words:
@@ -77,10 +91,12 @@ def search(
     if as_json:
         print_json({"results": results})
         return
-    shown = [[f"{e['score']:.3f}", e["video_id"], e["title"], *e["keys"][: not strategy]] for e in results]
+    if not results:
+        console().print("Nothing to compare with: no other video has a vector here; `clipfarm plan` says why")
+        return
+    shown = [[f"{e['score']:.3f}", e["video_id"], e["title"]] for e in results]
     asked = f"Nearest to {words!r}" if words else f"Most similar to {like}"
-    columns = ["cosine", "video_id", "title"] if strategy else ["cosine", "video_id", "title", "key"]
-    console().print(table(asked, columns, shown))
+    console().print(table(asked, ["cosine", "video_id", "title"], shown))
 
 
 def duplicates(
@@ -98,7 +114,7 @@ def duplicates(
     as_json: Json = False,
 ) -> None:
     """List pairs of nearly identical videos."""
-    corpus = Corpus.open(load_settings())
+    corpus = open_corpus()
     named = _named(corpus, modality, strategy, generation)
     file = _file(corpus, modality or Stage.VIDEO, strategy, named, allow_partial)
     pairs, count = near_duplicates(file, threshold, limit=limit, exact=exact)

@@ -6,12 +6,18 @@ from typing import Annotated, Any
 
 import typer
 
-from clipfarm_dagster.cli.output import Json, Stages, console, print_json, table
-from clipfarm_dagster.corpus import Corpus
+from clipfarm_dagster.cli.output import (
+    Json,
+    Stages,
+    console,
+    examples,
+    open_corpus,
+    print_json,
+    table,
+)
 from clipfarm_dagster.errors import ClipFarmError
 from clipfarm_dagster.ledger.schema import FAILED_STATUSES
 from clipfarm_dagster.ledger.verify import VectorFinding, repair_vectors, retry_failures, verify_vectors
-from clipfarm_dagster.settings import load_settings
 from clipfarm_dagster.stages import Stage
 
 SHOWN_FAILURES = 50
@@ -19,14 +25,14 @@ SHOWN_FAILURES = 50
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
-    app.command()(status)
-    app.command()(verify)
-    app.command()(retry)
+    app.command(epilog=examples("clipfarm status", "clipfarm status --stage video --json"))(status)
+    app.command(epilog=examples("clipfarm verify", "clipfarm verify --stage audio --repair"))(verify)
+    app.command(epilog=examples("clipfarm retry VIDEO_ID", "clipfarm retry --all --stage video"))(retry)
 
 
 def status(stage: Stages = None, as_json: Json = False) -> None:
     """Show what the ledgers hold, by stage and status, failures with causes, notes, and erased videos."""
-    corpus = Corpus.open(load_settings())
+    corpus = open_corpus()
     counts: dict[str, dict[str, int]] = {}
     failures: list[dict[str, Any]] = []
     notes: list[dict[str, Any]] = []
@@ -94,7 +100,7 @@ def verify(
 
     Exit code 1 means that some were bad, repaired or not.
     """
-    corpus = Corpus.open(load_settings())
+    corpus = open_corpus()
     checked, repaired, bad = 0, 0, []
     for chosen in stage or list(Stage):
         with corpus.ledger(chosen) as ledger:
@@ -139,7 +145,7 @@ def retry(
     """
     if bool(video_ids) == everything:
         raise ClipFarmError("name the videos to retry, or give --all")
-    corpus = Corpus.open(load_settings())
+    corpus = open_corpus()
     due: dict[str, list[str]] = {}
     for chosen in stage or list(Stage):
         with corpus.ledger(chosen) as ledger:

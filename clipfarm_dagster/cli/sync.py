@@ -22,6 +22,8 @@ from clipfarm_dagster.cli.output import (
     console,
     dagster_instance,
     error_console,
+    examples,
+    open_corpus,
     print_json,
     table,
 )
@@ -32,9 +34,12 @@ from clipfarm_dagster.ledger.schema import FAILED_STATUSES, Status
 from clipfarm_dagster.maintenance.migration import finish_cut_over
 from clipfarm_dagster.maintenance.readiness import cut_over_when_ready
 from clipfarm_dagster.modalities.registry import stage_checkpoint
-from clipfarm_dagster.orchestration.in_process import run_in_process
+from clipfarm_dagster.orchestration.in_process import failed_items, run_in_process
 from clipfarm_dagster.settings import Settings, load_settings
 from clipfarm_dagster.stages import Stage
+
+SHOWN_FAILURES = 10
+"""Failures that are named; `clipfarm status` names more."""
 
 _LOOK_AGAIN_AFTER = 10
 """While a candidate is filled, so many times as long as planning takes passes before it is planned again what
@@ -43,7 +48,7 @@ is new for what serves."""
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
-    app.command()(sync)
+    app.command(epilog=examples("clipfarm sync", "clipfarm sync --stage text --stage audio"))(sync)
 
 
 def sync(stage: Stages = None, as_json: Json = False) -> None:
@@ -52,7 +57,7 @@ def sync(stage: Stages = None, as_json: Json = False) -> None:
     from clipfarm_dagster.orchestration.names import DEFAULT_NAMES
 
     settings = load_settings()
-    corpus = Corpus.open(settings)
+    corpus = open_corpus(settings)
     with _alone(settings), dagster_instance(settings) as instance:
         _finish_erasures(corpus, instance)
         with erasures_followed(corpus, instance, DEFAULT_NAMES):
@@ -65,6 +70,9 @@ def sync(stage: Stages = None, as_json: Json = False) -> None:
         console().print(_summary("This sync", synced.stages))
         if synced.candidates:
             console().print(_summary("For the models that the settings ask for", synced.candidates))
+        if synced.failures:
+            console().print()
+            console().print(_failures(synced))
         if refused := corpus.latest_rows().refused_ids:
             console().print(
                 f"{refused:,} rows of the CSV are refused for their video_id; see `clipfarm plan`"
@@ -156,6 +164,8 @@ class Synced:
     """The same of the candidates that there were."""
     waiting: dict[Stage, str] = field(default_factory=dict)
     """Stages whose videos cannot be embedded for what serves, and why."""
+    failures: list[dict[str, str]] = field(default_factory=list)
+    """The first of the items that failed: `stage`, `video_id`, `status`, `error`."""
     left: Counter[Stage] = field(default_factory=Counter)
     """Videos that other runs have in hand."""
 
@@ -268,12 +278,13 @@ class _Pass:
             self._synced.left[stage] += len(planned) - len(chunk)
             if not chunk:
                 continue
-            run_in_process(
+            result = run_in_process(
                 self._definitions.resolve_job_def(job),
                 self._instance,
                 id_list_run_config(DEFAULT_NAMES, stage, chunk, generation),
                 id_list_run_tags(DEFAULT_NAMES, stage, chunk, generation),
             )
+            self._synced.failures += [{"stage": str(stage)} | failed for failed in failed_items(result)]
             if planned[-1] != video_ids[-1]:
                 self._between()
 
@@ -282,6 +293,15 @@ class _Pass:
         from clipfarm_dagster.orchestration.runs.in_flight import videos_in_flight
 
         return videos_in_flight(self._instance, DEFAULT_NAMES).of(opened)
+
+
+def _failures(synced: Synced) -> Any:
+    columns = ["stage", "video_id", "status", "error"]
+    rows = [[failure[column] for column in columns] for failure in synced.failures[:SHOWN_FAILURES]]
+    title = "Failures"
+    if synced.failed > len(rows):
+        title = f"{len(rows)} of {synced.failed:,} failures; `clipfarm status` shows more"
+    return table(title, [*columns[:-1], "cause"], rows)
 
 
 def _summary(title: str, answer: dict[str, dict[str, Any]]) -> Any:

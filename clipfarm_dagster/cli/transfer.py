@@ -14,6 +14,8 @@ from clipfarm_dagster.cli.output import (
     Json,
     console,
     dagster_instance,
+    examples,
+    open_corpus,
     print_json,
     table,
 )
@@ -34,8 +36,14 @@ Modality = Annotated[Stage, typer.Option("--modality", help="Modality of the vec
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
-    app.command("export")(export)
-    app.command("import")(import_)
+    app.command("export", epilog=examples("clipfarm export --modality text --out text.parquet"))(export)
+    app.command(
+        "import",
+        epilog=examples(
+            "clipfarm import text.parquet --modality text",
+            "clipfarm import text.npz --modality text --configured",
+        ),
+    )(import_)
 
 
 def export(
@@ -46,7 +54,7 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Write a modality's vectors, with their video_ids and their contract, to one file."""
-    corpus = Corpus.open(load_settings())
+    corpus = open_corpus()
     named = find_generation(corpus, [modality], generation)[1] if generation else None
     done = export_vectors(corpus, modality, out, generation=named, allow_partial=allow_partial)
     bad = [{"video_id": lost.video_id, "key": lost.key, "problem": lost.problem} for lost in done.dropped]
@@ -95,7 +103,7 @@ def import_(
     and lets them serve. Videos that have a vector of the contract keep it, unless --replace is given.
     """
     settings = load_settings()
-    corpus = Corpus.open(settings)
+    corpus = open_corpus(settings)
     vectors = VectorFile(file)
     if configured:
         contract = corpus.contract(modality)

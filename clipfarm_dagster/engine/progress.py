@@ -32,6 +32,8 @@ class Progress:
     """Items that each node of a cluster has computed; empty if this machine computes."""
     work: dict[str, NodeWork] = field(default_factory=dict)
     """How long each node has computed, by its name; this machine has none. Known at the end."""
+    loading: bool = False
+    """Whether the model is being loaded, so that nothing is computed yet."""
     worker_peak_bytes: int = 0
     """Most memory that a worker process has held."""
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
@@ -86,7 +88,7 @@ class Progress:
         text = f"{done}/{self.total} done, {self.failed} failed"
         if done and elapsed > 0:
             left = (self.total - done) * elapsed / done
-            text += f", {done / elapsed:.1f} a second, {left:.0f} s left"
+            text += f", {rate_told(done / elapsed)}, {left:.0f} s left"
         if busy := self.busy():
             shares = ", ".join(f"{step} {share:.0%}" for step, share in busy.items())
             text += f"; bottleneck {self.bottleneck} (busy: {shares})"
@@ -112,6 +114,14 @@ class Progress:
             numbers["nodes"] = len(self.nodes)
             numbers |= {f"items_of_{node}": count for node, count in sorted(self.nodes.items())}
         return numbers | {f"seconds_{step}": round(spent, 3) for step, spent in self.seconds.items()}
+
+
+def rate_told(per_second: float) -> str:
+    """A rate above 0 as a person reads it, in the unit in which it is 1 or more."""
+    for unit, seconds in (("s", 1), ("min", 60)):
+        if per_second * seconds >= 1:
+            return f"{per_second * seconds:.1f}/{unit}"
+    return f"{per_second * 3600:.2g}/h"
 
 
 def _own_peak_bytes() -> int:

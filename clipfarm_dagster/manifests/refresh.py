@@ -153,8 +153,8 @@ def fused_file(corpus: Corpus, strategy: str) -> LocalCopy:
     copy = local_copies(corpus).get(key)
     if copy is None:
         raise ManifestError(
-            f"{corpus.store.url}: there is no {key!r}; materialize the partition {strategy!r} of"
-            " `fused_manifest`, in Dagster's UI or by the manifest sensor"
+            f"{corpus.store.url}: there is no {key!r}; run `clipfarm manifests`, or materialize the partition"
+            f" {strategy!r} of `fused_manifest` in Dagster's UI"
         )
     return copy
 

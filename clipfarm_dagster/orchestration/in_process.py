@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +24,8 @@ def run_in_process(
     run_config: Mapping[str, Any],
     tags: Mapping[str, str] | None = None,
 ) -> dg.ExecuteInProcessResult:
-    """Run a job in this process, its log kept off the terminal; Dagster's UI shows it.
+    """Run a job in this process, its log kept off the terminal unless that is asked for (`clipfarm -v`);
+    Dagster's UI shows it.
 
     Failed items of a run are in the ledger, and are no concern here.
 
@@ -72,8 +74,22 @@ def _log_watchers_not_interrupted(instance: dg.DagsterInstance) -> Iterator[None
 
 
 def quiet_run_config(run_config: Mapping[str, Any]) -> dict[str, Any]:
-    """A run config whose run keeps its log off the terminal; Dagster's UI shows it."""
-    return {**run_config, "loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+    """A run config whose run keeps its log off the terminal, unless ClipFarm's log is shown there."""
+    level = "INFO" if logging.getLogger("clipfarm_dagster").isEnabledFor(logging.INFO) else "CRITICAL"
+    return {**run_config, "loggers": {"console": {"config": {"log_level": level}}}}
+
+
+def failed_items(result: dg.ExecuteInProcessResult) -> list[dict[str, str]]:
+    """The first of the items that failed in a run: `video_id`, `status` and `error` of each."""
+    from clipfarm_dagster.orchestration.names import FAILURES_KEY
+
+    found: list[dict[str, str]] = []
+    for event in result.all_node_events:
+        if event.is_step_failure and (data := event.step_failure_data.user_failure_data) is not None:
+            table = data.metadata.get(FAILURES_KEY)
+            if isinstance(table, dg.TableMetadataValue):
+                found += [{name: str(value) for name, value in row.data.items()} for row in table.records]
+    return found
 
 
 def check_result(result: dg.ExecuteInProcessResult) -> None:

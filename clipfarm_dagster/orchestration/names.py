@@ -21,6 +21,9 @@ BROKEN_TAG = "clipfarm/broken"
 FAILED_ITEMS_KEY = "failed"
 """Metadata key of the failure that ends a run with failed items; their number."""
 
+FAILURES_KEY = "failures"
+"""Metadata key of the same failure: a table of the first of these items, with causes."""
+
 CONTRACT_TAG = "clipfarm/contract"
 
 ENVIRONMENT_TAG = "clipfarm/environment"

@@ -56,6 +56,16 @@ class Backend:
 
         return LocalStore(self._root)
 
+    @property
+    def endpoint(self) -> str | None:
+        """Where the bucket is asked for; None for a folder. Nothing is connected to.
+
+        Raises:
+            StoreUnavailableError: the AWS settings are unusable.
+            SettingsError: the endpoint's URL holds credentials.
+        """
+        return None if self._root is not None else self._s3_connection.endpoint
+
     @cached_property
     def _s3_connection(self) -> S3Connection:
         return S3Connection(self._bucket, self._s3)

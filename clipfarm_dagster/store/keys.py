@@ -99,6 +99,10 @@ class Keys:
         """The random id by which ledgers know this store and prefix."""
         return f"{self.prefix}/state/corpus.json"
 
+    def probe(self, name: str) -> str:
+        """An object that is written to see whether that is possible, and removed at once."""
+        return f"{self.prefix}/state/probe-{name}"
+
     def model_content(self, stage: Stage, model_name: str, revision: str) -> str:
         """What the files of a hub model at a revision hold, by hash."""
         name = hashlib.sha256(f"{model_name}@{revision}".encode()).hexdigest()[:16]

@@ -91,6 +91,11 @@ class S3Connection:
         if urlsplit(client.meta.endpoint_url).username is not None:
             raise SettingsError("the S3 endpoint's URL holds credentials; set AWS_ACCESS_KEY_ID instead")
 
+    @property
+    def endpoint(self) -> str:
+        """The URL that requests go to; never holds credentials."""
+        return str(self._client.meta.endpoint_url)
+
     def connect(self, upload_bytes: int = 0, *, reads: bool = False, seconds: float | None = None) -> S3Store:
         """Open a connection of obstore's.
 

@@ -161,7 +161,9 @@ def test_explaining_shows_old_and_new_values(corpus: Corpus, clipfarm: Command):
 def test_explaining_an_unknown_or_a_bad_id(corpus: Corpus, clipfarm: Command):
     put_metadata(corpus, [metadata_row("a")])
 
-    assert clipfarm("plan", "--explain", "b", "--json").json["stages"]["text"]["verdict"] is None
+    unknown = clipfarm("plan", "--explain", "b", "--json")
+    assert (unknown.code, unknown.output) == (2, "")
+    assert "has no row of the video 'b'" in unknown.errors
     bad = clipfarm("plan", "--explain", "../evil", "--json")
     assert (bad.code, bad.output) == (2, "")
     assert re.fullmatch(r"clipfarm: .*evil.* refused: .*\n", bad.errors)

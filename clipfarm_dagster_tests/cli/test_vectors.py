@@ -50,8 +50,9 @@ def test_words_find_the_video_that_is_about_them(corpus, clipfarm):
         assert results[0]["title"] == texts[expected][0]
         assert results[0]["score"] > results[1]["score"] + 0.1
         assert results[0]["keys"] == [corpus.keys.embedding(Stage.TEXT, expected)]
-    shown = clipfarm("search", "bread recipe")
+    shown = clipfarm("search", "bread recipe", "-k", "1")
     assert "Baking sourdough bread" in shown.output
+    assert "sailing" not in shown.output
 
 
 @pytest.mark.parametrize("among", [("--modality", "audio"), ("--strategy", "concat")])
@@ -91,6 +92,31 @@ def test_a_search_that_cannot_be_done_says_why(corpus, clipfarm, arguments, prob
 
     assert (ended.code, ended.output) == (2, "")
     assert problem in ended.errors
+
+
+def test_a_narrow_terminal_shows_whole_ids(corpus, clipfarm, monkeypatch):
+    ids = ["a-" + "x" * 40, "b-" + "y" * 90]
+    embed(corpus, Stage.TEXT, ids)
+    put_metadata(corpus, [metadata_row(video_id, title="many words " * 10) for video_id in ids])
+    monkeypatch.setenv("COLUMNS", "80")
+
+    first = clipfarm("search", "--like", ids[1]).output
+    second = clipfarm("search", "--like", ids[0]).output
+
+    assert ids[0] in first
+    assert max(map(len, first.splitlines())) <= 80
+    assert ids[1] in second
+
+
+def test_a_search_among_nothing_says_so(corpus, clipfarm):
+    nothing = clipfarm("search", "rain")
+    assert (nothing.code, nothing.output) == (2, "")
+    assert "there are no text vectors" in nothing.errors
+
+    embed(corpus, Stage.TEXT, ["v00"])
+    put_metadata(corpus, [metadata_row("v00")])
+    alone = clipfarm("search", "--like", "v00")
+    assert (alone.code, alone.output.split(":")[0]) == (0, "Nothing to compare with")
 
 
 @pytest.mark.parametrize("command", [("search", "--like", "v00"), ("duplicates",)])
@@ -190,4 +216,4 @@ def test_a_viewer_that_is_not_installed_is_named(corpus, clipfarm, monkeypatch):
     ended = clipfarm("atlas")
 
     assert ended.code == 2
-    assert "pip install 'clipfarm-dagster[atlas]'" in ended.errors
+    assert "pip install '.[atlas]'` in ClipFarm's repository" in ended.errors

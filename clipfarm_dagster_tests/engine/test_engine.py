@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import re
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +24,7 @@ from clipfarm_dagster.engine.engine import (
     embed_items,
 )
 from clipfarm_dagster.engine.outcomes import OutcomeKind
+from clipfarm_dagster.engine.progress import rate_told
 from clipfarm_dagster.errors import ModelUnavailableError, StoreUnavailableError
 from clipfarm_dagster.ledger.schema import LedgerRow, Status
 from clipfarm_dagster.modalities.encoder import Encoder, Prepared
@@ -424,5 +426,12 @@ class TestProgress:
         line = progress.line()
 
         assert line.startswith("6/10 done, 1 failed, ")
-        assert "a second" in line
+        assert re.search(r", \d+\.\d/s, ", line)
         assert "left" in line
+
+    @pytest.mark.parametrize(
+        ("per_second", "told"),
+        [(120.0, "120.0/s"), (1.0, "1.0/s"), (0.04, "2.4/min"), (0.002, "7.2/h"), (1e-5, "0.036/h")],
+    )
+    def test_a_slow_rate_is_told_in_a_longer_unit(self, per_second: float, told: str):
+        assert rate_told(per_second) == told

@@ -2,8 +2,8 @@
 
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 
 import dagster as dg
@@ -27,6 +27,7 @@ from clipfarm_dagster.orchestration.names import (
     CONTRACT_TAG,
     ENVIRONMENT_TAG,
     FAILED_ITEMS_KEY,
+    FAILURES_KEY,
     CorpusNames,
 )
 from clipfarm_dagster.orchestration.progress import ProgressListener
@@ -84,6 +85,17 @@ def embed_videos(
         progress = Progress(len(items))
         log = _ProgressLog(context, progress)
 
+        @contextmanager
+        def loading() -> Iterator[None]:
+            context.log.info(f"loading the {stage} model {contract.model_name}")
+            progress.loading = True
+            listener(stage, progress)
+            try:
+                yield
+            finally:
+                progress.loading = False
+                listener(stage, progress)
+
         def on_recorded(outcomes: Sequence[Outcome]) -> None:
             failed = [outcome.row for outcome in outcomes if outcome.kind == OutcomeKind.FAILED]
             failures.extend(failed)
@@ -102,7 +114,7 @@ def embed_videos(
             embed_items(
                 items,
                 contract=contract,
-                computing=_computing(context, opened, encoders),
+                computing=_computing(context, opened, encoders, loading),
                 store=corpus.store,
                 keys=corpus.keys,
                 ledger=ledger,
@@ -170,8 +182,14 @@ def breakage_tagged(context: Context) -> Iterator[None]:
         raise
 
 
-def _computing(context: Context, opened: StageCorpus, encoders: EncodersResource) -> Computing:
-    """Where the run's items are computed. The run is told by which contract, and in which environments."""
+def _computing(
+    context: Context,
+    opened: StageCorpus,
+    encoders: EncodersResource,
+    loading: Callable[[], AbstractContextManager[None]],
+) -> Computing:
+    """Where the run's items are computed. The run is told by which contract, and in which environments;
+    `loading` is entered while the model is loaded here."""
     settings, contract = opened.model_settings, opened.contract
     context.log.info(f"contract {contract.id}: {contract.to_json()}")
     environments: dict[str, str] = {}
@@ -192,13 +210,14 @@ def _computing(context: Context, opened: StageCorpus, encoders: EncodersResource
         )
 
     def load() -> Encoder:
-        return checked_encoder(
-            opened.stage,
-            settings,
-            opened.store,
-            load=encoders.load,
-            on_loaded=lambda environment: tell_environment(environment.id, environment.to_json()),
-        )
+        with loading():
+            return checked_encoder(
+                opened.stage,
+                settings,
+                opened.store,
+                load=encoders.load,
+                on_loaded=lambda environment: tell_environment(environment.id, environment.to_json()),
+            )
 
     def kind() -> str:
         return node_kind(json.loads(next(iter(environments.values()))), cores())
@@ -226,7 +245,7 @@ def _failure(
     ]
     return dg.Failure(
         description=f"{len(rows)} of {total} {stage} items failed; the others are done.\n{listed}{more}",
-        metadata={FAILED_ITEMS_KEY: len(rows), "failures": dg.MetadataValue.table(records), **summary},
+        metadata={FAILED_ITEMS_KEY: len(rows), FAILURES_KEY: dg.MetadataValue.table(records), **summary},
         allow_retries=False,
     )
 
