@@ -41,7 +41,8 @@ def connected(address: str) -> Iterator[Any]:
         import ray
     except ImportError:
         raise ClusterError(
-            "CLIPFARM_ENGINE is ray, and Ray is not installed; run `pip install '.[ray]'` in ClipFarm's repository"
+            "CLIPFARM_ENGINE is ray, and Ray is not installed; run `pip install '.[ray]'` in ClipFarm's"
+            " repository"
         ) from None
     if not _has_raylet():
         # without one Ray does not raise: it aborts the process
