@@ -183,6 +183,11 @@ class Settings(BaseSettings):
     retry_seconds: float = Field(
         60.0, gt=0, description="Delay after the first failure; doubles with each further one."
     )
+    previews: Literal["single", "all"] = Field(
+        "single",
+        description="Which runs show in Dagster's UI what the model was given: those of a single video, or"
+        " all; a preview takes up to 40 KB of the event log.",
+    )
     migration_share: float = Field(
         0.5,
         ge=0,

@@ -78,7 +78,8 @@ def demo(
     say(f"Ledgers: {settings.home_files.state}\n")
     neighbours = [[name, f"{score:.3f}", title] for name, score, title in answer["neighbours"]]
     out.print(table(f"Nearest by text to {answer['like']!r}", ["video_id", "cosine", "title"], neighbours))
-    say("\nNext: `make dev` shows all of it in Dagster's UI. Or change a title in")
+    say("\nNext: `make dev` shows all of it in Dagster's UI; each partition shows its picture.")
+    say(f"Or change {answer['newest']['title']!r}, the title in the last row of")
     say(f"{corpus.metadata.url}")
     say("and run the demo again: one text vector is recomputed.")
 
@@ -122,6 +123,7 @@ def make_demo(home: Path) -> None:
         "CLIPFARM_VIDEO_MODEL": video_model,
         "CLIPFARM_AUDIO_MODEL": audio_model,
         "CLIPFARM_TEXT_MODEL": text_model,
+        "CLIPFARM_PREVIEWS": "all",
     }
     # written last: its presence says that the demo is whole
     (home / SETTINGS_FILE).write_text("".join(f'{name}="{value}"\n' for name, value in lines.items()))
@@ -166,15 +168,16 @@ def _describe(corpus: Corpus, embedded: dict[Stage, int]) -> dict[str, Any]:
             vectors = ledger.counts().get(Status.SUCCESS, 0)
         stages[str(stage)] = {"vectors": vectors, "embedded": embedded.get(stage, 0)}
     path = modality_vectors(corpus, Stage.TEXT).file
-    titles = {
-        video_id: row["title"] for video_id, row in corpus.rows(corpus.latest_rows().video_ids()).items()
-    }
+    rows = corpus.rows(corpus.latest_rows().video_ids())
+    titles = {video_id: row["title"] for video_id, row in rows.items()}
+    newest = max(rows, key=lambda video_id: rows[video_id]["captured_at"])
     like = min(titles)
     found = nearest(path, vector_of(path, like), 4, without=like)
     return {
         "home": str(corpus.settings.home),
         "store": corpus.store.url,
         "stages": stages,
+        "newest": {"video_id": newest, "title": titles[newest]},
         "like": like,
         "neighbours": [(match.video_id, match.score, titles.get(match.video_id, "")) for match in found],
     }

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import dagster as dg
 import typer
@@ -29,7 +29,7 @@ from clipfarm_dagster.cli.output import (
 )
 from clipfarm_dagster.cli.progress import Listener, progress_bars
 from clipfarm_dagster.corpus import Corpus, StageCorpus
-from clipfarm_dagster.errors import ErasureError, ManifestError
+from clipfarm_dagster.errors import ErasureError, ManifestError, SettingsError, VideoNotFoundError
 from clipfarm_dagster.ledger.schema import FAILED_STATUSES, Status
 from clipfarm_dagster.maintenance.migration import finish_cut_over
 from clipfarm_dagster.maintenance.readiness import cut_over_when_ready
@@ -37,6 +37,10 @@ from clipfarm_dagster.modalities.registry import stage_checkpoint
 from clipfarm_dagster.orchestration.in_process import failed_items, run_in_process
 from clipfarm_dagster.settings import Settings, load_settings
 from clipfarm_dagster.stages import Stage
+from clipfarm_dagster.store.keys import check_video_id
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 SHOWN_FAILURES = 10
 """Failures that are named; `clipfarm status` names more."""
@@ -48,20 +52,35 @@ is new for what serves."""
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
-    app.command(epilog=examples("clipfarm sync", "clipfarm sync --stage text --stage audio"))(sync)
+    app.command(
+        epilog=examples("clipfarm sync", "clipfarm sync --stage text", "clipfarm sync --force VIDEO_ID")
+    )(sync)
 
 
-def sync(stage: Stages = None, as_json: Json = False) -> None:
-    """Embed everything that is new or changed, through Dagster, in this process."""
+def sync(
+    video_ids: Annotated[list[str] | None, typer.Argument(metavar="[VIDEO_ID]...")] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Embed the named videos again, also where they are up to date.")
+    ] = False,
+    stage: Stages = None,
+    as_json: Json = False,
+) -> None:
+    """Embed everything that is new or changed, through Dagster, in this process.
+
+    With ids, only these videos.
+    """
     from clipfarm_dagster.orchestration.erasure_finishing import erasures_followed
     from clipfarm_dagster.orchestration.names import DEFAULT_NAMES
 
+    if force and not video_ids:
+        raise SettingsError("name the videos to embed again, as in `clipfarm sync --force VIDEO_ID`")
     settings = load_settings()
     corpus = open_corpus(settings)
+    chosen = Chosen(_known(corpus, video_ids), force) if video_ids else None
     with _alone(settings), dagster_instance(settings) as instance:
         _finish_erasures(corpus, instance)
         with erasures_followed(corpus, instance, DEFAULT_NAMES):
-            synced = sync_corpus(corpus, instance, stage or list(Stage), quiet=as_json)
+            synced = sync_corpus(corpus, instance, stage or list(Stage), chosen=chosen, quiet=as_json)
         _finish_erasures(corpus, instance)
     if as_json:
         told: dict[str, Any] = {"stages": synced.stages}
@@ -78,6 +97,31 @@ def sync(stage: Stages = None, as_json: Json = False) -> None:
                 f"{refused:,} rows of the CSV are refused for their video_id; see `clipfarm plan`"
             )
     raise typer.Exit(1 if synced.failed or synced.waiting else 0)
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The videos that alone a sync is to embed."""
+
+    video_ids: frozenset[str]
+    force: bool
+    """Whether to embed them also where they are up to date."""
+
+
+def _known(corpus: Corpus, video_ids: Sequence[str]) -> frozenset[str]:
+    """The ids.
+
+    Raises:
+        InvalidVideoIdError: one is not a `video_id`.
+        VideoNotFoundError: the metadata has no row of one, or it was erased.
+    """
+    ids = frozenset(check_video_id(video_id) for video_id in video_ids)
+    if unknown := sorted(ids.difference(corpus.latest_rows().video_ids())):
+        raise VideoNotFoundError(
+            f"{corpus.metadata.url} has no row of {', '.join(map(repr, unknown))}, or it was erased;"
+            " nothing was embedded"
+        )
+    return ids
 
 
 def _finish_erasures(corpus: Corpus, instance: dg.DagsterInstance) -> None:
@@ -112,9 +156,17 @@ def _alone(settings: Settings) -> Iterator[None]:
 
 
 def sync_corpus(
-    corpus: Corpus, instance: dg.DagsterInstance, stages: list[Stage], *, quiet: bool = False
+    corpus: Corpus,
+    instance: dg.DagsterInstance,
+    stages: list[Stage],
+    *,
+    chosen: Chosen | None = None,
+    quiet: bool = False,
 ) -> Synced:
     """Bring `stages` up to date: what serves first, then the candidates, which serve when they have all.
+
+    Args:
+        chosen: only these videos.
 
     Raises:
         ClipFarmError: the metadata, the store, a ledger or a model cannot be used.
@@ -132,13 +184,15 @@ def sync_corpus(
     fail_dead_runs(instance, DEFAULT_NAMES)
     synced = Synced()
     with progress_bars(quiet) as bars:
-        serving = _Pass(corpus, instance, Listener(bars), synced)
+        serving = _Pass(corpus, instance, Listener(bars), synced, chosen)
         for stage in stages:
             synced.stages[str(stage)] = serving.run(stage)
             if stage in unfinished:
                 finish_cut_over(corpus, stage)
         between = partial(serving.look_again, stages)
-        filling = _Pass(corpus, instance, Listener(bars, " candidate"), synced, between, candidates=True)
+        filling = _Pass(
+            corpus, instance, Listener(bars, " candidate"), synced, chosen, between, candidates=True
+        )
         for stage in [stage for stage in stages if _has_candidate(corpus, stage)]:
             synced.candidates[str(stage)] = filling.run(stage)
             if _cut_over(corpus, instance, stage):
@@ -205,11 +259,12 @@ class _Pass:
         instance: dg.DagsterInstance,
         listener: Listener,
         synced: Synced,
+        chosen: Chosen | None = None,
         between: Callable[[], None] = lambda: None,
         *,
         candidates: bool = False,
     ) -> None:
-        """`between` is called after each run of a stage but the last."""
+        """`between` is called after each run of a stage but the last; only `chosen` videos are embedded."""
         from clipfarm_dagster.definitions import build_definitions
 
         self._corpus, self._instance, self._between = corpus, instance, between
@@ -217,6 +272,7 @@ class _Pass:
         self._seconds = dict.fromkeys(Stage, 0.0)
         self._planning, self._looked_at = 0.0, time.monotonic()
         self._listener, self._synced, self._candidates = listener, synced, candidates
+        self._chosen, self._forced = chosen, set[Stage]()
         self._definitions = build_definitions(resource_overrides={"progress": listener})
 
     def run(self, stage: Stage) -> dict[str, Any]:
@@ -234,16 +290,20 @@ class _Pass:
             generation = None if opened.serves else opened.contract.id
             theirs = self._in_flight(opened)
             self._synced.left[stage] += len(theirs)
-            plan = opened.plan(latest, in_flight=theirs)
-            if plan.work.num_rows and (why := unavailable(opened)) is not None:
+            listing = opened.raw_listing(latest)
+            plan = opened.plan_from(latest, listing, in_flight=theirs)
+            if self._chosen is not None:
+                plan = plan.only(self._chosen.video_ids)
+            forced = self._to_force(opened, listing, theirs)
+            if (plan.work.num_rows or forced) and (why := unavailable(opened)) is not None:
                 self._synced.waiting[stage] = why
-                plan = without_work(plan)
-            if plan.work.num_rows:  # a model that cannot be had is told before anything is written
+                plan, forced = without_work(plan), []
+            if plan.work.num_rows or forced:  # a model that cannot be had is told before anything is written
                 check_content(stage_checkpoint(stage, opened.model_settings), corpus.store, corpus.keys)
             settle(instance, DEFAULT_NAMES, opened, plan)
             opened.ledger.push()
         self._planning += time.monotonic() - started
-        self._embed(opened, generation, plan.work["video_id"].to_pylist())
+        self._embed(opened, generation, forced or plan.work["video_id"].to_pylist(), force=bool(forced))
         counts = self._listener.finished[stage].copy()
         model_calls = counts.pop("model_calls", 0)
         self._missing[stage] += plan.missing.num_rows
@@ -253,6 +313,15 @@ class _Pass:
         self._seconds[stage] += self._looked_at - started
         return {**counts, "model_calls": model_calls, "seconds": round(self._seconds[stage], 3)}
 
+    def _to_force(self, opened: StageCorpus, listing: pa.Table, theirs: set[str]) -> list[str]:
+        """The chosen videos to embed whatever the plan says: once, and if their raw object is there."""
+        if self._chosen is None or not self._chosen.force or opened.stage in self._forced:
+            return []
+        self._forced.add(opened.stage)
+        there = set(listing["key"].to_pylist())
+        ids = sorted(self._chosen.video_ids - theirs)
+        return [video_id for video_id in ids if opened.keys.raw(opened.stage, video_id) in there]
+
     def look_again(self, stages: Sequence[Stage]) -> None:
         """Bring stages up to date again, unless that was done just now for how long it takes to plan."""
         if time.monotonic() - self._looked_at >= _LOOK_AGAIN_AFTER * self._planning:
@@ -260,7 +329,9 @@ class _Pass:
             for stage in stages:
                 self._synced.stages[str(stage)] = self.run(stage)
 
-    def _embed(self, opened: StageCorpus, generation: str | None, video_ids: list[str]) -> None:
+    def _embed(
+        self, opened: StageCorpus, generation: str | None, video_ids: list[str], *, force: bool = False
+    ) -> None:
         """Embed some videos in runs of this process."""
         from clipfarm_dagster.orchestration.launching import chunks
         from clipfarm_dagster.orchestration.names import DEFAULT_NAMES
@@ -281,7 +352,7 @@ class _Pass:
             result = run_in_process(
                 self._definitions.resolve_job_def(job),
                 self._instance,
-                id_list_run_config(DEFAULT_NAMES, stage, chunk, generation),
+                id_list_run_config(DEFAULT_NAMES, stage, chunk, generation, force=force),
                 id_list_run_tags(DEFAULT_NAMES, stage, chunk, generation),
             )
             self._synced.failures += [{"stage": str(stage)} | failed for failed in failed_items(result)]

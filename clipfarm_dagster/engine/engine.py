@@ -75,7 +75,7 @@ def embed_items(
         recorder.add(remaining.pop(result.video_id), result)
 
     try:
-        up_to_date = find_up_to_date(items, contract, store, keys, progress)
+        up_to_date = find_up_to_date(items, contract, store, keys, progress, force=options.force)
         work = len(remaining) > len(up_to_date)
         if work:
             computing.begin(contract, store, keys, options, progress)

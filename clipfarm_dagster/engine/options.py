@@ -24,9 +24,13 @@ class EngineOptions:
     max_text_bytes: int = 2**26
     fetch_timeout_seconds: float = FETCH_SECONDS
     previews: bool = False
+    force: bool = False
+    """Whether to compute also what is up to date."""
 
     @classmethod
-    def from_settings(cls, settings: Settings, *, previews: bool = False) -> EngineOptions:
+    def from_settings(
+        cls, settings: Settings, *, previews: bool = False, force: bool = False
+    ) -> EngineOptions:
         """The options that the settings ask for."""
         return cls(
             workers=settings.workers or cores(),
@@ -37,6 +41,7 @@ class EngineOptions:
             max_text_bytes=settings.max_text_bytes,
             fetch_timeout_seconds=settings.fetch_timeout_seconds,
             previews=previews,
+            force=force,
         )
 
     def object_limit(self, stage: Stage) -> tuple[int, str]:

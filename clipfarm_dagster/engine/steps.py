@@ -54,9 +54,18 @@ class Ready:
 
 
 def find_up_to_date(
-    items: Sequence[WorkItem], contract: Contract, store: ObjectStore, keys: Keys, progress: Progress
+    items: Sequence[WorkItem],
+    contract: Contract,
+    store: ObjectStore,
+    keys: Keys,
+    progress: Progress,
+    *,
+    force: bool = False,
 ) -> list[ItemResult]:
     """Results of the items whose stored vector is right, by their raw object's ETag; no object is fetched.
+
+    Args:
+        force: only of those that cannot be made anew, since their raw object is gone.
 
     Raises:
         StoreUnavailableError: the store as a whole cannot be read.
@@ -70,7 +79,11 @@ def find_up_to_date(
         return []
     with progress.timed("fetch"):
         infos = store.head_each([keys.raw(contract.stage, item.video_id) for item in candidates])
-    results = (check_up_to_date(item, contract, info) for item, info in zip(candidates, infos, strict=True))
+    results = (
+        check_up_to_date(item, contract, info)
+        for item, info in zip(candidates, infos, strict=True)
+        if info is None or not force
+    )
     return [result for result in results if result is not None]
 
 
@@ -138,7 +151,7 @@ def fetch_each(
             elif isinstance(answer, StoreError):
                 yield unreadable(item, store.listed_etag(key) or "", answer)
             else:
-                seen = look_at(item, contract, answer, limit)
+                seen = look_at(item, contract, answer, limit, force=options.force)
                 yield (seen, answer.data) if isinstance(seen, Fetched) else seen
 
 
@@ -154,13 +167,19 @@ def unreadable(item: WorkItem, raw_etag: str, error: StoreError) -> ItemResult:
 
 
 def look_at(
-    item: WorkItem, contract: Contract, stored: StoredObject, limit: tuple[int, str]
+    item: WorkItem,
+    contract: Contract,
+    stored: StoredObject,
+    limit: tuple[int, str],
+    *,
+    force: bool = False,
 ) -> Fetched | ItemResult:
     """What was fetched, or the result of an item that is settled by its bytes alone.
 
     Args:
         limit: most bytes that the object may have, and the setting that says so; a larger one comes
             without its data.
+        force: whether the vector is made anew, even of the bytes that it was made of.
     """
     max_bytes, setting = limit
     size = stored.info.size
@@ -169,7 +188,7 @@ def look_at(
         return _failed(
             fetched, f"the raw object has {size} bytes, more than {setting}={max_bytes}", invalid=True
         )
-    if same_bytes_stand(item.previous, contract.id, item.metadata_hash, fetched.raw_sha256):
+    if not force and same_bytes_stand(item.previous, contract.id, item.metadata_hash, fetched.raw_sha256):
         return ItemResult(video_id=item.video_id, kind=OutcomeKind.SAME_BYTES, raw_etag=fetched.raw_etag)
     return fetched
 

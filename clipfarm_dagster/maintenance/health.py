@@ -40,7 +40,7 @@ class Finding:
     """What there is; or what is wrong, and what to do about it."""
 
 
-class _WrongError(ClipFarmError):
+class _WrongError(Exception):
     """What was looked at is not as it should be."""
 
 
@@ -74,7 +74,7 @@ def find_health(settings: Settings, *, home: Path) -> Iterator[Finding]:
 def _found(what: str, check: Callable[[], str]) -> Finding:
     try:
         return Finding(what, True, check())
-    except (ClipFarmError, OSError, ImportError) as error:
+    except (_WrongError, ClipFarmError, OSError, ImportError) as error:
         return Finding(what, False, str(error))
 
 

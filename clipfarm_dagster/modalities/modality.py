@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from clipfarm_dagster.checkpoints.checkpoint import Checkpoint
-from clipfarm_dagster.modalities.encoder import Encoder
+from clipfarm_dagster.modalities.encoder import Encoder, Preparer
 from clipfarm_dagster.settings import Settings
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.vectors.contract import Contract
@@ -52,6 +52,9 @@ class Modality:
     """Loads the model of a contract from a checkpoint's folder onto a device."""
     dimension: Callable[[Checkpoint], int | None]
     """Numbers of a vector, by the checkpoint's configuration; None where that does not tell."""
+
+    previewer: Callable[[Settings], Preparer]
+    """Prepares an item so that its preview is right, without a model; what else it gives is of no use."""
 
     isolated: bool
     """Whether native code decodes foreign bytes, which belongs in a process of its own, however few."""

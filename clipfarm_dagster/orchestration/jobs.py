@@ -50,6 +50,7 @@ def _embedding_job(names: CorpusNames, stage: Stage) -> dg.JobDefinition:
             take_corpus(context.resources, names),
             take_encoders(context.resources, names),
             take_listener(context.resources, names),
+            force=config.force,
         )
 
     @dg.job(
@@ -81,6 +82,7 @@ def _candidate_job(names: CorpusNames, stage: Stage) -> dg.JobDefinition:
             take_encoders(context.resources, names),
             take_listener(context.resources, names),
             generation=config.generation,
+            force=config.force,
         )
 
     @dg.job(

@@ -7,8 +7,9 @@ The rules are one SQL `CASE`, `_VERDICT`; planning runs it over all videos, expl
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
@@ -104,6 +105,28 @@ class StagePlan:
     """Ledger rows of videos that the metadata no longer has."""
     skipped: Skipped
     """Keys of the raw folder that are no objects ClipFarm can read."""
+
+    def only(self, video_ids: Collection[str]) -> StagePlan:
+        """The part of the plan that is of some videos; the counts tell of it alone, but for the orphaned."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        chosen = pa.array(sorted(video_ids), pa.string())
+
+        def part(rows: pa.Table) -> pa.Table:
+            return rows.filter(pc.is_in(rows["video_id"], value_set=chosen))
+
+        work, missing = part(self.work), part(self.missing)
+        reasons = Counter(work["reason"].to_pylist())
+        return replace(
+            self,
+            work=work,
+            missing=missing,
+            restored=part(self.restored),
+            gone=part(self.gone),
+            reasons=dict(reasons),
+            missing_raw_object=missing.num_rows,
+        )
 
     @property
     def delta(self) -> int:

@@ -12,8 +12,10 @@ from rich.progress import Progress as Bars
 from clipfarm_dagster.cli.progress import Listener, progress_bars
 from clipfarm_dagster.corpus import Corpus
 from clipfarm_dagster.engine.progress import Progress
+from clipfarm_dagster.ledger.schema import Status
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster_tests.cli.conftest import Ended
+from clipfarm_dagster_tests.support.migrating import TEXTS, Migrating
 from clipfarm_dagster_tests.support.raw import metadata_row, put_metadata, put_transcript
 
 folder_store = pytest.mark.parametrize("store", ["folder"], indirect=True)
@@ -83,3 +85,68 @@ def drawn(bars: Bars) -> str:
     with console.capture() as captured:
         console.print(bars.get_renderable())
     return captured.get()
+
+
+def put_texts(corpus: Corpus, *video_ids: str) -> None:
+    put_metadata(corpus, [metadata_row(video_id) for video_id in video_ids])
+    for video_id in video_ids:
+        put_transcript(corpus, video_id, f"said in {video_id}")
+
+
+@folder_store
+def test_only_the_named_videos_are_embedded_and_again_only_if_forced(corpus: Corpus, clipfarm: Command):
+    put_texts(corpus, "a", "b", "c")
+    named = ("sync", "--stage", "text", "a", "b", "--json")
+
+    first, second, forced = clipfarm(*named), clipfarm(*named), clipfarm(*named, "--force")
+
+    assert [ended.code for ended in (first, second, forced)] == [0, 0, 0]
+    calls = [ended.json["stages"]["text"]["model_calls"] for ended in (first, second, forced)]
+    assert calls == [2, 0, 2]
+    with corpus.ledger(Stage.TEXT) as ledger:
+        assert set(ledger.rows("abc")) == {"a", "b"}
+    assert clipfarm("plan", "--stage", "text", "--json").json["stages"]["text"]["reasons"] == {"new": 1}
+
+
+@folder_store
+def test_what_is_named_wrongly_is_told_before_anything_is_embedded(corpus: Corpus, clipfarm: Command):
+    put_texts(corpus, "a")
+
+    unknown, bad, nobody = (clipfarm("sync", *names) for names in (("a", "x"), ("../a",), ("--force",)))
+
+    assert [ended.code for ended in (unknown, bad, nobody)] == [2, 2, 2]
+    assert "has no row of 'x'" in unknown.errors
+    assert "'../a' is refused" in bad.errors
+    assert "name the videos" in nobody.errors
+    with corpus.ledger(Stage.TEXT) as ledger:
+        assert ledger.counts() == {}
+
+
+@folder_store
+def test_a_forced_video_whose_raw_object_is_gone_keeps_its_vector(corpus: Corpus, clipfarm: Command):
+    put_texts(corpus, "a")
+    clipfarm("sync", "--stage", "text")
+    corpus.store.delete(corpus.keys.raw(Stage.TEXT, "a"))
+
+    ended = clipfarm("sync", "--stage", "text", "--force", "a", "--json")
+
+    assert (ended.code, ended.json["stages"]["text"]["model_calls"]) == (0, 0)
+    with corpus.ledger(Stage.TEXT) as ledger:
+        assert ledger.rows("a")["a"].status == Status.SUCCESS
+
+
+@folder_store
+def test_forcing_embeds_in_what_serves_and_in_the_candidate(
+    corpus: Corpus, clipfarm: Command, monkeypatch: pytest.MonkeyPatch
+):
+    migrating = Migrating(corpus)
+    monkeypatch.setenv("CLIPFARM_TEXT_DTYPE", "bfloat16")
+    monkeypatch.setenv("CLIPFARM_CUT_OVER", "manual")
+
+    first = clipfarm("sync", "--stage", "text", "bread", "--json").json
+    forced = clipfarm("sync", "--stage", "text", "--force", "bread", "--json").json
+
+    assert [first[part]["text"]["model_calls"] for part in ("stages", "candidates")] == [0, 1]
+    assert [forced[part]["text"]["model_calls"] for part in ("stages", "candidates")] == [1, 1]
+    with corpus.stage(Stage.TEXT, migrating.new) as candidate:
+        assert set(candidate.ledger.rows(TEXTS)) == {"bread"}

@@ -10,11 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import nbformat
 import pyarrow.parquet as pq
 import pytest
 from nbclient import NotebookClient
 
+from clipfarm_dagster.orchestration.names import DEFAULT_NAMES
+from clipfarm_dagster.stages import Stage
 from clipfarm_dagster_tests.support.media import REPOSITORY
 
 
@@ -74,9 +77,11 @@ def test_the_demo_embeds_everything_then_nothing_then_one_changed_title(tmp_path
     assert embedded(run_demo(tmp_path / "demo")) == {"video": 0, "audio": 0, "text": 0}
 
     metadata = tmp_path / "demo/store/clipfarm/metadata/shorts_metadata_horizon.csv"
-    text = metadata.read_text()
-    assert text.count("Fireworks finale over the old town") >= 1
-    metadata.write_text(text.replace("Fireworks finale over the old town", "Fireworks over the harbour"))
+    *earlier, last = metadata.read_text().splitlines()
+    newest = first["newest"]
+    assert last.startswith(newest["video_id"])
+    assert newest["title"] in last
+    metadata.write_text("\n".join([*earlier, last.replace(newest["title"], "Another title")]) + "\n")
 
     assert embedded(run_demo(tmp_path / "demo")) == {"video": 0, "audio": 0, "text": 1}
 
@@ -129,6 +134,26 @@ def test_the_demo_keeps_to_its_own_folder_beside_a_corpus_of_somebody(demo: Demo
     counts = {path.stem: pq.read_table(path).num_rows for path in manifests.rglob("*.parquet")}
     assert counts
     assert set(counts.values()) == {12}, counts
+
+
+def test_every_partition_of_the_demo_shows_its_preview(
+    demo: DemoBesideACorpus, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("DAGSTER_HOME", str(demo.home / "dagster"))
+    starts = {Stage.VIDEO: "![16 sampled frames](data:image/webp", Stage.AUDIO: "![waveform](data:image/png"}
+    with dg.DagsterInstance.get() as instance:
+        partitions = instance.get_dynamic_partitions(DEFAULT_NAMES.partitions_name)
+        assert len(partitions) == 12
+        for stage in Stage:
+            records = instance.fetch_materializations(DEFAULT_NAMES.embedding(stage), limit=100).records
+            previews = {
+                record.partition_key: str(record.asset_materialization.metadata["preview"].value)
+                for record in records
+                if record.asset_materialization is not None
+            }
+            assert previews.keys() == set(partitions)
+            start = starts.get(stage, "**Metadata**")
+            assert all(preview.startswith(start) for preview in previews.values())
 
 
 def test_the_notebook_of_the_documentation_runs_over_the_demo(demo: DemoBesideACorpus):

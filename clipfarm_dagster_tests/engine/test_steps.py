@@ -108,6 +108,43 @@ def test_what_is_up_to_date_is_told_without_a_ledger_or_a_model(text: Bench) -> 
     ]
 
 
+def test_what_is_forced_is_computed_again_but_for_what_is_gone(text: Bench) -> None:
+    raw = transcripts(3)
+    text.put(raw)
+    text.run(list(raw))
+    versions = {video_id: text.row(video_id).row_version for video_id in raw}
+    before = {video_id: text.vector(video_id).tobytes() for video_id in raw}
+    text.store.delete(KEYS.raw(text.stage, "clip-002"))
+    text.recorded = []
+
+    progress = text.run(list(raw), force=True)
+
+    assert (progress.outcomes, progress.model_calls) == ({"success": 3}, 2)
+    assert text.kinds() == {
+        "clip-000": OutcomeKind.EMBEDDED,
+        "clip-001": OutcomeKind.EMBEDDED,
+        "clip-002": OutcomeKind.UP_TO_DATE,
+    }
+    assert {video_id: text.vector(video_id).tobytes() for video_id in raw} == before
+    assert all((text.row(video_id).row_version or 0) > (versions[video_id] or 0) for video_id in raw)
+
+
+def test_a_forced_item_that_fails_leaves_what_was_there(text: Bench) -> None:
+    raw = transcripts(1)
+    text.put(raw)
+    text.run(list(raw))
+    before, vector = text.row("clip-000"), text.vector("clip-000").tobytes()
+
+    text.put({"clip-000": b"no JSON"})
+    text.run(list(raw), force=True)
+    assert text.row("clip-000").status == Status.INVALID_RAW_OBJECT
+    text.put(raw)
+    text.run(list(raw))
+
+    assert text.row("clip-000").vector_raw_sha256 == before.vector_raw_sha256
+    assert (text.row("clip-000").status, text.vector("clip-000").tobytes()) == (Status.SUCCESS, vector)
+
+
 def test_a_result_that_lost_its_vector_is_refused() -> None:
     with pytest.raises(ValueError, match="clip: a result has a vector if it is embedded, and only then"):
         ItemResult(video_id="clip", kind=OutcomeKind.EMBEDDED)

@@ -252,6 +252,7 @@ def letters(monkeypatch: pytest.MonkeyPatch) -> Stage:
         deciding_settings=lambda contract: {"pooling": contract.pooling},
         load=load,
         dimension=sentence_dimension,
+        previewer=lambda settings: LettersPreparer(),
         isolated=False,
         worker_imports=(),
         size_limits=("max_object_bytes", "max_text_bytes"),

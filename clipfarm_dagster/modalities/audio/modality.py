@@ -6,7 +6,12 @@ from pathlib import Path
 
 from clipfarm_dagster.checkpoints.checkpoint import Checkpoint
 from clipfarm_dagster.checkpoints.dimension import hidden_size
-from clipfarm_dagster.modalities.audio.encoder import PREPROCESS_VERSION, RESAMPLER, AudioEncoder
+from clipfarm_dagster.modalities.audio.encoder import (
+    PREPROCESS_VERSION,
+    RESAMPLER,
+    AudioEncoder,
+    AudioPreparer,
+)
 from clipfarm_dagster.modalities.modality import CanaryInput, Modality
 from clipfarm_dagster.settings import Settings
 from clipfarm_dagster.stages import Stage
@@ -17,6 +22,15 @@ def _load(
     contract: Contract, settings: Settings, checkpoint: Checkpoint, folder: Path, device: str
 ) -> AudioEncoder:
     return AudioEncoder(contract, settings.audio, checkpoint, folder, device)
+
+
+def _previewer(settings: Settings) -> AudioPreparer:
+    return AudioPreparer(
+        normalise=False,
+        sample_rate=settings.audio.sample_rate,
+        max_seconds=settings.audio.max_seconds,
+        min_samples=1,
+    )
 
 
 _DESCRIPTION = """wav2vec2 over the sound of each clip: mono, 16 kHz, at most 90 seconds, mean over time.
@@ -43,6 +57,7 @@ AUDIO = Modality(
     },
     load=_load,
     dimension=hidden_size,
+    previewer=_previewer,
     isolated=True,
     worker_imports=(
         "av",

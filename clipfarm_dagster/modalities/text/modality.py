@@ -8,7 +8,7 @@ from clipfarm_dagster.checkpoints.checkpoint import Checkpoint
 from clipfarm_dagster.checkpoints.dimension import sentence_dimension
 from clipfarm_dagster.modalities.modality import CanaryInput, Modality
 from clipfarm_dagster.modalities.text.cut import LONGEST_TEXT
-from clipfarm_dagster.modalities.text.encoder import PREPROCESS_VERSION, TextEncoder
+from clipfarm_dagster.modalities.text.encoder import PREPROCESS_VERSION, TextEncoder, TextPreparer
 from clipfarm_dagster.settings import Settings
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.vectors.contract import Contract
@@ -42,6 +42,7 @@ TEXT = Modality(
     deciding_settings=lambda contract: {},
     load=_load,
     dimension=_dimension,
+    previewer=lambda settings: TextPreparer(),
     isolated=False,
     worker_imports=("clipfarm_dagster.modalities.previews", "clipfarm_dagster.modalities.text.encoder"),
     size_limits=("max_object_bytes", "max_text_bytes"),

@@ -7,7 +7,8 @@ from pathlib import Path
 from clipfarm_dagster.checkpoints.checkpoint import Checkpoint
 from clipfarm_dagster.checkpoints.dimension import hidden_size
 from clipfarm_dagster.modalities.modality import CanaryInput, Modality
-from clipfarm_dagster.modalities.video.encoder import PREPROCESS_VERSION, VideoEncoder
+from clipfarm_dagster.modalities.video.encoder import PREPROCESS_VERSION, VideoEncoder, VideoPreparer
+from clipfarm_dagster.modalities.video.pixels import FrameTransform
 from clipfarm_dagster.settings import Settings
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.vectors.contract import Contract
@@ -22,6 +23,16 @@ def _load(
         checkpoint,
         folder,
         device,
+        max_pixels=settings.max_pixels,
+        max_frames=settings.max_frames,
+    )
+
+
+def _previewer(settings: Settings) -> VideoPreparer:
+    return VideoPreparer(
+        transform=FrameTransform({"height": 1, "width": 1}, resample=0, crop_to=None),
+        frames=settings.video.frames,
+        unknown_count=settings.video.unknown_count,
         max_pixels=settings.max_pixels,
         max_frames=settings.max_frames,
     )
@@ -51,6 +62,7 @@ VIDEO = Modality(
     },
     load=_load,
     dimension=hidden_size,
+    previewer=_previewer,
     isolated=True,
     worker_imports=(
         "PIL.Image",

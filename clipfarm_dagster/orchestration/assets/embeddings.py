@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 import dagster as dg
+from pydantic import Field
 
 from clipfarm_dagster.modalities.registry import MODALITIES
 from clipfarm_dagster.orchestration.assets.beta import accept_beta
@@ -18,6 +19,14 @@ from clipfarm_dagster.stages import Stage
 
 PARTITIONS_PER_RUN = 500
 """Most partitions of one run of a backfill: enough to pay for starting it and loading a model."""
+
+
+class Embedding(dg.Config):
+    """How the partitions of a run are embedded."""
+
+    force: bool = Field(
+        default=False, description="Embed again also what is up to date: the model, and with it the vector."
+    )
 
 
 def embedding_assets(names: CorpusNames) -> list[dg.AssetsDefinition]:
@@ -52,7 +61,7 @@ def _embedding_asset(names: CorpusNames, stage: Stage, *, candidate: bool) -> dg
         required_resource_keys=names.resources(*CORPUS, Resource.ENCODERS, Resource.PROGRESS),
         backfill_policy=dg.BackfillPolicy.multi_run(max_partitions_per_run=PARTITIONS_PER_RUN),
     )
-    def embedding(context: dg.AssetExecutionContext) -> Iterator[dg.Output[None]]:
+    def embedding(context: dg.AssetExecutionContext, config: Embedding) -> Iterator[dg.Output[None]]:
         embed_videos(
             context,
             names,
@@ -62,6 +71,7 @@ def _embedding_asset(names: CorpusNames, stage: Stage, *, candidate: bool) -> dg
             take_encoders(context.resources, names),
             take_listener(context.resources, names),
             generation=WANTED if candidate else None,
+            force=config.force,
         )
         yield from ()  # each success has recorded itself; an output would speak for all partitions at once
 

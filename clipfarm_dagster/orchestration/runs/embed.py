@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import dagster as dg
@@ -14,10 +15,17 @@ from clipfarm_dagster.engine.computing import Computing
 from clipfarm_dagster.engine.distributed.actors import RayOptions
 from clipfarm_dagster.engine.distributed.ray_computing import RayComputing
 from clipfarm_dagster.engine.engine import EngineOptions, LocalComputing, Progress, embed_items
+from clipfarm_dagster.engine.local.preview import make_preview
 from clipfarm_dagster.engine.node_kind import node_kind
 from clipfarm_dagster.engine.options import cores
 from clipfarm_dagster.engine.outcomes import Outcome, OutcomeKind
-from clipfarm_dagster.errors import StoreError
+from clipfarm_dagster.errors import (
+    InvalidRawObjectError,
+    ModelUnavailableError,
+    PreparationError,
+    StoreError,
+)
+from clipfarm_dagster.ledger.rows import WorkItem
 from clipfarm_dagster.ledger.schema import LedgerRow
 from clipfarm_dagster.modalities.encoder import Encoder
 from clipfarm_dagster.orchestration.events import outcome_events
@@ -54,12 +62,14 @@ def embed_videos(
     listener: ProgressListener,
     *,
     generation: str | None = None,
+    force: bool = False,
 ) -> None:
     """Embed some videos in a running step, and tell Dagster of each one that succeeded.
 
     Args:
         generation: contract id of the generation that gets the vectors, or `WANTED`; by default the one that
             serves. Nothing is done for one that neither serves nor is asked for by the settings any more.
+        force: embed also what is up to date, but for videos whose raw object is gone.
 
     Raises:
         dagster.Failure: items failed, or are unknown to the metadata; the others are done.
@@ -101,6 +111,8 @@ def embed_videos(
             failures.extend(failed)
             if failed:  # told at once, each of them: a run that breaks never comes to its list of failures
                 context.log.error("\n".join(f"{row.video_id}: {row.status}: {row.error}" for row in failed))
+            if single:
+                outcomes = [_with_preview(context, opened, items[0], outcome) for outcome in outcomes]
             events = [
                 event
                 for o in outcomes
@@ -119,7 +131,9 @@ def embed_videos(
                 keys=corpus.keys,
                 ledger=ledger,
                 place=opened.place,
-                options=EngineOptions.from_settings(corpus.settings, previews=single),
+                options=EngineOptions.from_settings(
+                    corpus.settings, previews=single or corpus.settings.previews == "all", force=force
+                ),
                 on_recorded=on_recorded,
                 progress=progress,
             )
@@ -140,6 +154,20 @@ def embed_videos(
     if failures or unknown:
         record_failed_partitions(context, asset, unknown)
         raise _failure(stage, failures, unknown, len(video_ids), summary)
+
+
+def _with_preview(context: Context, opened: StageCorpus, item: WorkItem, outcome: Outcome) -> Outcome:
+    """An outcome with a preview, also where nothing had to be done: who asks for one partition wants to see
+    it."""
+    if outcome.preview or not outcome.succeeded:
+        return outcome
+    try:
+        settings = opened.model_settings
+        preview = make_preview(opened.stage, item, opened.store, opened.keys, settings)
+    except (InvalidRawObjectError, PreparationError, StoreError, ModelUnavailableError) as error:
+        context.log.warning(f"{item.video_id}: there is no preview: {error}")
+        return outcome
+    return replace(outcome, preview=preview)
 
 
 def _chosen(serving: StageCorpus, generation: str | None) -> StageCorpus | None:

@@ -18,6 +18,7 @@ class IdList(dg.Config):
     """Which videos a run embeds."""
 
     video_ids: list[str] = Field(description="The `video_id`s to embed, in any order.")
+    force: bool = Field(default=False, description="Embed them again also where their vector is up to date.")
 
 
 class CandidateIdList(IdList):
@@ -29,10 +30,15 @@ class CandidateIdList(IdList):
 
 
 def id_list_run_config(
-    names: CorpusNames, stage: Stage, video_ids: Sequence[str], generation: str | None = None
+    names: CorpusNames,
+    stage: Stage,
+    video_ids: Sequence[str],
+    generation: str | None = None,
+    *,
+    force: bool = False,
 ) -> dict[str, Any]:
     """Run config of an id-list run, of the generation that serves or of a candidate."""
-    config: dict[str, Any] = {"video_ids": list(video_ids)}
+    config: dict[str, Any] = {"video_ids": list(video_ids)} | ({"force": True} if force else {})
     if generation is None:
         return {"ops": {names.embedding_op(stage): {"config": config}}}
     return {"ops": {names.candidate_op(stage): {"config": {**config, "generation": generation}}}}

@@ -51,6 +51,19 @@ def test_what_is_up_to_date_needs_no_cluster(text: DistributedBench) -> None:
     assert (progress.outcomes, progress.model_calls) == ({"success": 3}, 0)
 
 
+def test_what_is_forced_is_computed_again_on_nodes_and_shows_its_preview(text: DistributedBench) -> None:
+    raw = transcripts(3)
+    text.put(raw)
+    text.run(list(raw))
+    text.recorded, text.options = [], replace(text.options, force=True, previews=True)
+
+    progress = text.run_on_nodes(list(raw))
+
+    assert progress.model_calls == 3
+    assert text.kinds() == dict.fromkeys(raw, OutcomeKind.EMBEDDED)
+    assert all("Transcript" in (outcome.preview or "") for outcome in text.recorded)
+
+
 def test_what_ends_the_models_process_is_found_and_costs_itself_alone(text: DistributedBench) -> None:
     raw = transcripts(30) | {"poison": transcript(KILLS_THE_MODEL)}
     text.put(raw)
