@@ -79,6 +79,7 @@ def test_without_arguments_the_names_are_those_that_instances_know() -> None:
         *("cut_over_job", "manifests_job", "checks_job", "erase_videos"),
     }
     assert {sensor.name for sensor in defs.sensors or ()} == {"embedding_sensor", "manifest_sensor"}
+    assert [schedule.name for schedule in defs.schedules or ()] == ["checks_schedule"]
     assert DEFAULT_NAMES.partitions_name == "video_id"
     assert DEFAULT_NAMES.run_tags() == {}
     run_config = id_list_run_config(DEFAULT_NAMES, Stage.TEXT, ["a"])

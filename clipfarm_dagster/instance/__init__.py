@@ -8,6 +8,9 @@ from pathlib import Path
 
 SETTINGS_FILE = "dagster.yaml"
 
+LOCATION_NAME = "clipfarm"
+"""Name of the code location in the workspace below, by which Dagster's UI finds the jobs of a run."""
+
 WORKSPACE = Path(__file__).with_name("workspace.yaml")
 """The workspace of `clipfarm dev`. The repository's own is the same, so that sensors keep their state
 whichever of the two is used."""

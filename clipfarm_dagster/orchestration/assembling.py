@@ -14,6 +14,7 @@ from clipfarm_dagster.orchestration.assets.raw import raw_assets
 from clipfarm_dagster.orchestration.checks import asset_checks
 from clipfarm_dagster.orchestration.jobs import (
     checks_job,
+    checks_schedule,
     cut_over_job,
     embedding_jobs,
     erasure_job,
@@ -65,6 +66,7 @@ def build_definitions(
     check_names(settings or {})
     names = CorpusNames.of(key_prefix, group_prefix, partitions_name)
     checks, manifests = asset_checks(names), manifests_job(names)
+    check_all = checks_job(names, checks)
     jobs = [*embedding_jobs(names), cut_over_job(names)]
     return dg.Definitions(
         assets=[
@@ -74,9 +76,10 @@ def build_definitions(
             fused_asset(names),
             *comparison_assets(names),
         ],
-        jobs=[*jobs, manifests, checks_job(names, checks), erasure_job(names)],
+        jobs=[*jobs, manifests, check_all, erasure_job(names)],
         asset_checks=checks,
         sensors=[embedding_sensor(names, jobs), manifest_sensor(names, manifests)],
+        schedules=[checks_schedule(names, check_all)],
         resources=_resources(names, settings, resource_overrides or {}),
     )
 

@@ -1,9 +1,10 @@
 """Asset checks: what the ledgers tell of the embeddings, and whether this machine still makes the same ones.
 
-They run in a job of their own, `checks_job`: in a run that embeds, Dagster skips them.
+They depend on no asset's step: after one that embeds, which has no output of its own, Dagster would skip
+them, and show that in place of what they found before.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import dagster as dg
@@ -53,14 +54,11 @@ def asset_checks(names: CorpusNames) -> list[dg.AssetChecksDefinition]:
 def _ledger_checks(names: CorpusNames, stage: Stage) -> dg.AssetChecksDefinition:
     key = names.embedding(stage)
 
-    @dg.multi_asset_check(
-        name=names.ledger_checks(stage),
-        required_resource_keys=names.resources(*CORPUS),
-        specs=[
-            dg.AssetCheckSpec(str(name), asset=key, description=description)
-            for name, description in _DESCRIPTIONS.items()
-        ],
-    )
+    specs = [
+        dg.AssetCheckSpec(str(name), asset=key, description=description)
+        for name, description in _DESCRIPTIONS.items()
+    ]
+
     def checks(context: dg.AssetCheckExecutionContext) -> Iterator[dg.AssetCheckResult]:
         corpus = take_corpus(context.resources, names)
         with corpus.ledger(stage) as ledger:
@@ -72,19 +70,19 @@ def _ledger_checks(names: CorpusNames, stage: Stage) -> dg.AssetChecksDefinition
             AGREES_WITH_DAGSTER: compare_with_events(rows, versions),
         }
         for name, finding in findings.items():
-            yield _result(key, name, finding)
+            if dg.AssetCheckKey(key, name) in context.selected_asset_check_keys:
+                yield _result(key, name, finding)
 
-    return checks
+    return _independent(names.ledger_checks(stage), checks, specs, names.resources(*CORPUS))
 
 
 def _canary_check(names: CorpusNames, stage: Stage) -> dg.AssetChecksDefinition:
-    @dg.asset_check(
-        asset=names.embedding(stage),
-        required_resource_keys=names.resources(*CORPUS, Resource.ENCODERS),
-        name=CANARY,
-        description="A fixed input still gives the vector in the contract's baseline.",
+    key = names.embedding(stage)
+    spec = dg.AssetCheckSpec(
+        CANARY, asset=key, description="A fixed input still gives the vector in the contract's baseline."
     )
-    def canary(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
+
+    def canary(context: dg.AssetCheckExecutionContext) -> Iterator[dg.AssetCheckResult]:
         from clipfarm_dagster.canary.check import check_canary
         from clipfarm_dagster.canary.environment import current_environment
         from clipfarm_dagster.checkpoints.content_check import check_content
@@ -94,7 +92,9 @@ def _canary_check(names: CorpusNames, stage: Stage) -> dg.AssetChecksDefinition:
         check_content(stage_checkpoint(stage, corpus.settings), corpus.store, corpus.keys)
         encoder = take_encoders(context.resources, names).load(stage, corpus.settings)
         report = check_canary(encoder, current_environment(encoder.device), corpus.store, corpus.keys)
-        return dg.AssetCheckResult(
+        yield dg.AssetCheckResult(
+            asset_key=key,
+            check_name=CANARY,
             passed=report.moved is None,
             description=report.problem or f"the canary's baseline is {report.result}",
             metadata={
@@ -106,7 +106,30 @@ def _canary_check(names: CorpusNames, stage: Stage) -> dg.AssetChecksDefinition:
             },
         )
 
-    return canary
+    op_name = f"{key.to_python_identifier()}_{CANARY}"
+    return _independent(op_name, canary, [spec], names.resources(*CORPUS, Resource.ENCODERS))
+
+
+def _independent(
+    op_name: str,
+    check: Callable[[dg.AssetCheckExecutionContext], Iterator[dg.AssetCheckResult]],
+    specs: Sequence[dg.AssetCheckSpec],
+    required_resource_keys: set[str],
+) -> dg.AssetChecksDefinition:
+    """Checks as `dagster.multi_asset_check` makes them, any of which can run alone, but without an input: so
+    they run whether the asset's step has an output or not."""
+    op = dg.op(
+        name=op_name,
+        out={spec.get_python_identifier(): dg.Out(dg.Nothing, is_required=False) for spec in specs},
+        required_resource_keys=required_resource_keys,
+    )(check)
+    made: dg.AssetChecksDefinition = dg.AssetChecksDefinition.create(
+        keys_by_input_name={},
+        node_def=op,
+        check_specs_by_output_name={spec.get_python_identifier(): spec for spec in specs},
+        can_subset=True,
+    )
+    return made
 
 
 def find_objects(corpus: Corpus, stage: Stage, video_ids: list[str]) -> Finding:

@@ -4,8 +4,8 @@ from typing import Any
 
 import dagster as dg
 
-from clipfarm_dagster.engine.outcomes import Outcome
-from clipfarm_dagster.ledger.schema import LedgerRow
+from clipfarm_dagster.engine.outcomes import Outcome, OutcomeKind
+from clipfarm_dagster.ledger.schema import LedgerRow, Status
 from clipfarm_dagster.orchestration.names import CorpusNames
 from clipfarm_dagster.orchestration.recording import (
     DATA_VERSION_TAG,
@@ -26,6 +26,28 @@ def raw_observation(names: CorpusNames, stage: Stage, video_id: str, etag: str) 
     )
 
 
+def failure_observation(asset: dg.AssetKey, row: LedgerRow) -> dg.AssetObservation:
+    """What a failed partition's page says of it: why, how often it was tried, and what comes next."""
+    if row.status == Status.FAIL:
+        follows = f"tried again after {row.next_attempt_at}" if row.next_attempt_at else "tried again at once"
+    else:
+        follows = (
+            "not tried again until its raw object, its metadata or the model changes, or"
+            f" `clipfarm retry {row.video_id}`"
+        )
+    return dg.AssetObservation(
+        asset_key=asset,
+        partition=row.video_id,
+        description=row.error,
+        metadata={
+            "status": str(row.status),
+            "cause": row.error or "",
+            "attempts": max(1, row.retry_count),
+            "next": dg.MetadataValue.md(follows),
+        },
+    )
+
+
 def outcome_events(
     names: CorpusNames,
     stage: Stage,
@@ -34,11 +56,14 @@ def outcome_events(
     store_url: str,
     asset: dg.AssetKey | None = None,
 ) -> list[dg.AssetMaterialization | dg.AssetObservation]:
-    """What Dagster is told of an outcome: successes are materialized, and so is what they were made of.
+    """What Dagster is told of an outcome: successes are materialized, what they were made of is observed, and
+    so are failures, with their cause.
 
     `asset` is that of the stage's embeddings by default.
     """
     row = outcome.row
+    if outcome.kind == OutcomeKind.FAILED:
+        return [failure_observation(asset or names.embedding(stage), row)]
     if not outcome.succeeded:
         return []
     observation = raw_observation(names, stage, row.video_id, row.raw_etag or "")

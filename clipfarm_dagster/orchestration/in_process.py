@@ -13,6 +13,7 @@ import dagster as dg
 import typer
 
 from clipfarm_dagster.errors import ClipFarmError
+from clipfarm_dagster.orchestration.dagster_internals import execute_here
 from clipfarm_dagster.orchestration.full_disk import QuietOnFullDisk
 from clipfarm_dagster.orchestration.interrupts import interrupts_blocked
 from clipfarm_dagster.orchestration.runs.locks import lock_run, unlock_run
@@ -23,7 +24,7 @@ def run_in_process(
     instance: dg.DagsterInstance,
     run_config: Mapping[str, Any],
     tags: Mapping[str, str] | None = None,
-) -> dg.ExecuteInProcessResult:
+) -> dg.JobExecutionResult:
     """Run a job in this process, its log kept off the terminal unless that is asked for (`clipfarm -v`);
     Dagster's UI shows it.
 
@@ -37,12 +38,8 @@ def run_in_process(
     lock_run(instance, run_id)
     quiet: Any = QuietOnFullDisk(sys.stderr)
     with _log_watchers_not_interrupted(instance), redirect_stderr(quiet):
-        result = job.execute_in_process(
-            instance=instance,
-            run_config=quiet_run_config(run_config),
-            tags=tags,
-            run_id=run_id,
-            raise_on_error=False,
+        result = execute_here(
+            job, instance, run_id=run_id, run_config=quiet_run_config(run_config), tags=tags or {}
         )
     unlock_run(instance, run_id)  # not where something was raised: the run may not have ended
     check_result(result)
@@ -79,7 +76,7 @@ def quiet_run_config(run_config: Mapping[str, Any]) -> dict[str, Any]:
     return {**run_config, "loggers": {"console": {"config": {"log_level": level}}}}
 
 
-def failed_items(result: dg.ExecuteInProcessResult) -> list[dict[str, str]]:
+def failed_items(result: dg.JobExecutionResult) -> list[dict[str, str]]:
     """The first of the items that failed in a run: `video_id`, `status` and `error` of each."""
     from clipfarm_dagster.orchestration.names import FAILURES_KEY
 
@@ -92,7 +89,7 @@ def failed_items(result: dg.ExecuteInProcessResult) -> list[dict[str, str]]:
     return found
 
 
-def check_result(result: dg.ExecuteInProcessResult) -> None:
+def check_result(result: dg.JobExecutionResult) -> None:
     """Raise unless the run did its work; failed items are in the ledger and are no concern here.
 
     Raises:

@@ -140,6 +140,18 @@ def checks_job(
     )
 
 
+def checks_schedule(names: CorpusNames, job: "UnresolvedAssetJobDefinition") -> dg.ScheduleDefinition:
+    """Runs the checks each night; off at first."""
+    return dg.ScheduleDefinition(
+        name=names.checks_schedule,
+        job=job,
+        cron_schedule="0 3 * * *",
+        execution_timezone="UTC",
+        default_status=dg.DefaultScheduleStatus.STOPPED,
+        description="Checks all embeddings and each model's canary every night at 3 o'clock UTC.",
+    )
+
+
 def manifests_job(names: CorpusNames) -> "UnresolvedAssetJobDefinition":
     """The job that makes manifests and fused vectors."""
     return dg.define_asset_job(

@@ -204,6 +204,11 @@ class CorpusNames:
         """Name of the sensor that keeps manifests up to date."""
         return self._name("manifest_sensor")
 
+    @property
+    def checks_schedule(self) -> str:
+        """Name of the schedule that checks what is stored."""
+        return self._name("checks_schedule")
+
     def group(self, name: str) -> str:
         """Name of a group of assets."""
         return f"{self.group_prefix}_{name}" if self.group_prefix else name

@@ -388,14 +388,15 @@ def test_new_videos_do_not_wait_until_a_candidate_is_filled(
     monkeypatch.setattr(sync, "_LOOK_AGAIN_AFTER", 0)
     run, runs = in_process.run_in_process, []
 
-    def run_and_add(job: Any, instance: Any, config: Any, tags: Any) -> None:
+    def run_and_add(job: Any, instance: Any, config: Any, tags: Any) -> Any:
         runs.append(job.name)
-        run(job, instance, config, tags)
+        result = run(job, instance, config, tags)
         if len(runs) == 1:
             put_metadata(
                 migrating.corpus, [metadata_row(i, title=TEXTS.get(i, "")) for i in [*TEXTS, "kite"]]
             )
             put_transcript(migrating.corpus, "kite", "Flying a kite on a windy beach")
+        return result
 
     monkeypatch.setattr(sync, "run_in_process", run_and_add)
 

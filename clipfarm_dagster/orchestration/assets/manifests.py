@@ -90,6 +90,9 @@ def _manifest_asset(names: CorpusNames, stage: Stage) -> dg.AssetsDefinition:
             metadata={
                 **picture,
                 "dagster/row_count": rows,
+                "dagster/column_schema": dg.TableSchema(
+                    [dg.TableColumn(field.name, str(field.type)) for field in made.table.schema]
+                ),
                 "written": refreshed.written,
                 "contract": made.contract.id,
                 "model": made.contract.model_name,
