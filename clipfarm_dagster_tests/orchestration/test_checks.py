@@ -172,7 +172,7 @@ def test_a_run_whose_canary_moved_stops_and_writes_nothing(
         assert (row.status, row.vector_contract_id) == (Status.SUCCESS, contract.id)
 
 
-def test_materializing_one_partition_is_not_held_up_by_the_checks(
+def test_materializing_one_partition_runs_the_checks_and_skips_none(
     whole: Corpus, instance: dg.DagsterInstance
 ) -> None:
     job = defs.resolve_implicit_global_asset_job_def()
@@ -182,4 +182,6 @@ def test_materializing_one_partition_is_not_held_up_by_the_checks(
     assert result.success
     wanted = dg.AssetRecordsFilter(DEFAULT_NAMES.embedding(Stage.TEXT), asset_partitions=["v1"])
     assert instance.fetch_materializations(wanted, limit=1).records[0].run_id == result.run_id
-    assert result.get_asset_check_evaluations() == []
+    evaluations = result.get_asset_check_evaluations()
+    assert {evaluation.check_name for evaluation in evaluations} == NAMES
+    assert all(evaluation.passed for evaluation in evaluations)

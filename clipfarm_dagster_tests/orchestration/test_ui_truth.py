@@ -66,6 +66,7 @@ def server(corpus: Corpus, instance: dg.DagsterInstance) -> Iterator[Server]:
     target = ModuleTarget("clipfarm_dagster.definitions", "defs", None, LOCATION_NAME)
     with WorkspaceProcessContext(instance, target) as context:
         yield Server(context)
+    context._grpc_server_registry.wait_for_processes()  # not ended while another test looks for leaks
 
 
 def put_texts(corpus: Corpus, *video_ids: str) -> None:
