@@ -70,6 +70,7 @@ def test_without_arguments_the_names_are_those_that_instances_know() -> None:
     """A name that changes leaves partitions, ticks and runs of before behind."""
     assert {key.to_user_string() for key in defs.resolve_all_asset_keys()} == {
         *(f"{kind}" for kind in ("raw_video", "raw_audio", "raw_text", "fused_manifest")),
+        "deployment",
         *(f"{stage}_{kind}" for stage in ("video", "audio", "text") for kind in ("embedding", "manifest")),
         *(f"{stage}_{kind}" for stage in ("video", "audio", "text") for kind in ("candidate", "comparison")),
     }

@@ -7,6 +7,7 @@ import dagster as dg
 
 from clipfarm_dagster.errors import SettingsError
 from clipfarm_dagster.orchestration.assets.comparisons import comparison_assets
+from clipfarm_dagster.orchestration.assets.deployment import deployment_asset
 from clipfarm_dagster.orchestration.assets.embeddings import embedding_assets
 from clipfarm_dagster.orchestration.assets.fusion import fused_asset
 from clipfarm_dagster.orchestration.assets.manifests import manifest_assets
@@ -75,6 +76,7 @@ def build_definitions(
             *manifest_assets(names),
             fused_asset(names),
             *comparison_assets(names),
+            deployment_asset(names),
         ],
         jobs=[*jobs, manifests, check_all, erasure_job(names)],
         asset_checks=checks,

@@ -131,12 +131,18 @@ class CorpusNames:
         """Key of the fused manifest's asset."""
         return self._key("fused_manifest")
 
+    @property
+    def deployment(self) -> dg.AssetKey:
+        """Key of the asset that tells how the corpus is deployed."""
+        return self._key("deployment")
+
     def asset_keys(self) -> Iterator[dg.AssetKey]:
         """The keys of all assets."""
         for stage in Stage:
             yield from (self.raw(stage), self.embedding(stage), self.manifest(stage))
             yield from (self.candidate(stage), self.comparison(stage))
         yield self.fused
+        yield self.deployment
 
     def embedding_job(self, stage: Stage) -> str:
         """Name of the job that embeds the videos in a run's config."""
