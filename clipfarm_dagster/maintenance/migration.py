@@ -98,7 +98,8 @@ def cut_over(corpus: Corpus, stage: Stage, contract_id: str, *, going_back: bool
 
 def way_back(corpus: Corpus, stage: Stage) -> str:
     """Contract id of the generation that serves if a person goes back: the one that served before, or the one
-    that still does while a cut-over is under way.
+    that still does while a cut-over is under way. A person who has gone back, and perhaps was interrupted,
+    stays there: only `cut_over` leads to the generation that was left.
 
     Raises:
         MigrationError: there is nothing to go back to.
@@ -108,13 +109,22 @@ def way_back(corpus: Corpus, stage: Stage) -> str:
     serving = corpus.serving.read().get(stage)
     target = None
     if serving is not None:
-        target = serving.before if serving.following is None else serving.contract_id
+        target = _way_back(serving)
     if target is None:
         raise MigrationError(
             f"no generation of {stage} vectors served before the one that does, or it was dropped; nothing"
             " was changed"
         )
     return target
+
+
+def _way_back(serving: Serving) -> str | None:
+    left = serving.rolled_back
+    if serving.following is not None:
+        is_going_back = left == serving.contract_id
+        return serving.following if is_going_back else serving.contract_id
+    has_gone_back = left is not None and (not serving.settled or left == serving.before)
+    return serving.contract_id if has_gone_back else serving.before
 
 
 def finish_cut_over(corpus: Corpus, stage: Stage) -> bool:

@@ -15,7 +15,7 @@ from clipfarm_dagster.ledger.ledger import Ledger
 from clipfarm_dagster.ledger.serving import ServingRecord
 from clipfarm_dagster.ledger.verify import verify_vectors
 from clipfarm_dagster.maintenance import migration
-from clipfarm_dagster.maintenance.migration import cut_over, finish_cut_over, move_vectors
+from clipfarm_dagster.maintenance.migration import cut_over, finish_cut_over, move_vectors, way_back
 from clipfarm_dagster.manifests.vectors import modality_vectors, read_vectors
 from clipfarm_dagster.stages import Stage
 from clipfarm_dagster.store import ObjectStore
@@ -106,6 +106,47 @@ def test_wherever_it_is_broken_off_readers_see_a_whole_set_and_it_goes_on(
         two.published()
     two.is_settled(new, aside=old)
     assert at > 10
+
+
+@pytest.mark.parametrize("store", ["folder"], indirect=True)
+def test_going_back_again_after_it_was_broken_off_leads_to_the_same_generation(
+    store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    two = Two(open_corpus(tmp_path / "home", store), open_corpus(tmp_path / "home", store, contract=1))
+    at, broken_off = 0, True
+    while broken_off:
+        at += 1
+        cut_over(two.corpus, TEXT, two.new)
+        with monkeypatch.context() as patch:
+            killing(patch, at, *_STEPS)
+            try:
+                cut_over(two.corpus, TEXT, way_back(two.corpus, TEXT), going_back=True)
+                broken_off = False
+            except Killed:
+                pass
+        begun = two.corpus.serving.read()[TEXT].rolled_back == two.new
+        for _ in range(2):
+            cut_over(two.corpus, TEXT, way_back(two.corpus, TEXT), going_back=True)
+            two.is_settled(two.old, aside=two.new)
+        assert begun or at == 1
+    assert at > 10
+
+
+def test_ending_a_cut_over_again_after_it_was_broken_off_goes_no_further_back(two: Two):
+    cut_over(two.corpus, TEXT, two.new)
+    cut_over(two.corpus, TEXT, two.old)  # so that one served before the one that does
+    with pytest.MonkeyPatch.context() as patch:
+        killing(patch, 1, (ObjectStore, "copy_each"))
+        with pytest.raises(Killed):
+            cut_over(two.corpus, TEXT, two.new)
+    with pytest.MonkeyPatch.context() as patch:
+        killing(patch, 1, (migration, "refresh_manifest"))
+        with pytest.raises(Killed):
+            cut_over(two.corpus, TEXT, way_back(two.corpus, TEXT), going_back=True)
+
+    cut_over(two.corpus, TEXT, way_back(two.corpus, TEXT), going_back=True)
+
+    two.is_settled(two.old, aside=two.new)
 
 
 def test_another_machine_goes_on(two: Two, store: ObjectStore, tmp_path: Path):

@@ -194,8 +194,12 @@ class Truth:
         return self.wanted != self.serving and not held and self.may_serve(self.wanted)
 
     def way_back(self) -> str | None:
-        """The generation to which a person can go back."""
-        return self.before if self.following is None else self.serving
+        """The generation to which a person can go back; again and again to the same one."""
+        if self.following is not None:
+            return self.following if self.rolled_back == self.serving else self.serving
+        if self.rolled_back is not None and (not self.settled or self.rolled_back == self.before):
+            return self.serving
+        return self.before
 
     def has_success(self, generation: str) -> bool:
         """Whether it has anything that could serve."""
