@@ -117,13 +117,13 @@ def test_nothing_is_defined_twice_and_everyone_has_their_own_executor(studio: St
     dg.Definitions.validate_loadable(studio.definitions)
     graph = studio.definitions.resolve_asset_graph()
 
-    assert len(graph.get_all_asset_keys()) == 2 * 16 + 2
+    assert len(graph.get_all_asset_keys()) == 2 * 17 + 2
     assert len(graph.asset_check_keys) == 2 * 3 * 8
     assert {graph.get(key).group_name for key in graph.get_all_asset_keys()} == {
         *(
             f"{corpus}_{group}"
             for corpus in ("news", "food")
-            for group in ("raw", "embeddings", "manifests", "candidates")
+            for group in ("raw", "embeddings", "manifests", "candidates", "deployment")
         ),
         "default",
     }
