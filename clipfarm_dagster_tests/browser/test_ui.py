@@ -139,7 +139,8 @@ def test_a_broken_clip_and_its_cause(ui: DagsterUI, platform: Platform) -> None:
     ui.launch("video_embedding", "truncated-upload")
 
     cause = ui.page.get_by_text("cannot open the file (50386 bytes)").first
-    expect(cause).to_be_visible(timeout=RUN_PATIENCE)
+    expect(cause).to_be_visible(timeout=RUN_PATIENCE)  # before the run has ended
+    ui.see_status("Failure")
     ui.open_partition("video_embedding", "truncated-upload")
     expect(ui.page.get_by_text("failed, and did not materialize this asset")).to_be_visible()
     assert platform.statuses(Stage.VIDEO)["truncated-upload"] == Status.INVALID_RAW_OBJECT

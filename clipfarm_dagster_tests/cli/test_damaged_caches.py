@@ -106,6 +106,7 @@ def test_a_damaged_search_index_is_built_anew(corpus: Corpus):
 
 def test_a_damaged_metadata_cache_is_made_anew(corpus: Corpus):
     write_metadata(corpus, [f"{video_id}-{'x' * 60}" for video_id in IDS])
+    corpus.settings.home_files.state.mkdir(parents=True)  # without one `plan` leaves nothing behind
     with Commands() as commands:
         expected = commands.run("plan")
         [cache] = corpus.settings.home.rglob("latest-*.parquet")
@@ -127,6 +128,7 @@ def test_a_damaged_metadata_cache_is_made_anew(corpus: Corpus):
 
 def test_what_is_wrong_with_the_csv_itself_is_told(corpus: Corpus, clipfarm: Any):
     write_metadata(corpus, IDS)
+    corpus.settings.home_files.state.mkdir(parents=True)
     assert clipfarm("plan").code == 0
     [cache] = corpus.settings.home.rglob("latest-*.parquet")
     cache.write_bytes(b"")
