@@ -230,7 +230,7 @@ def new_bucket() -> str:
     [
         # what is planted is put into tables, what is restored is a log of SQLite ledgers
         pytest.param(("sqlite", SMALL), False, True, id="sqlite-small"),
-        pytest.param(("postgres", SMALL), True, False, id="postgres-small"),
+        pytest.param(("postgres", SMALL), True, False, marks=pytest.mark.slow, id="postgres-small"),
         pytest.param(("sqlite", FULL), True, True, marks=pytest.mark.slow, id="sqlite-full"),
         pytest.param(("postgres", FULL), True, True, marks=pytest.mark.slow, id="postgres-full"),
     ],
