@@ -109,8 +109,9 @@ def cluster() -> Iterator[Cluster]:
 
 
 @pytest.fixture
-def on_cluster(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Cluster:
-    """The `RAY_*` variables lead to the cluster."""
+def on_cluster(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cluster:
+    """The `RAY_*` variables lead to the cluster, and nodes keep nothing past the test."""
+    monkeypatch.setenv("CLIPFARM_RAY_NODE_HOME", str(tmp_path / "node"))
     for name, value in cluster.environment.items():
         monkeypatch.setenv(name, value)
     return cluster

@@ -299,7 +299,6 @@ class KeptPartitions(SqlEventLogStorage):
             asset.account.materialized.update(
                 names.get(key, key) for key in now.connection.execute(materialized).scalars()
             )
-            asset.account.additions = len(asset.account.materialized)
             asset.account.attempts.update(self._attempts(now.connection, of_asset))
         elif not asset.read.is_settled(top):
             after = asset.read.advance(top, now.horizon)
@@ -330,7 +329,7 @@ class KeptPartitions(SqlEventLogStorage):
         """Of each partition the latest plan that no materialization followed."""
         latest = of_asset(_PLANNED, _events.partition, sqlalchemy.func.max(_events.id).label("id"))
         latest = latest.group_by(_events.partition).subquery()
-        made = SqlEventLogStorageTable.alias("made")
+        events = SqlEventLogStorageTable.alias("planned")
         following = (
             of_asset(_MATERIALIZED, _events.id)
             .with_only_columns(sqlalchemy.literal(1))
@@ -339,8 +338,8 @@ class KeptPartitions(SqlEventLogStorage):
             .exists()
         )
         planned = (
-            sqlalchemy.select(latest.c.partition, made.c.run_id, made.c.id)
-            .join(made, made.c.id == latest.c.id)
+            sqlalchemy.select(latest.c.partition, events.c.run_id, events.c.id)
+            .join(events, events.c.id == latest.c.id)
             .where(~following)
         )
         return {partition: (run_id, event_id) for partition, run_id, event_id in connection.execute(planned)}
@@ -351,7 +350,7 @@ class KeptPartitions(SqlEventLogStorage):
         asset = self._asset(asset_key, now)
         if not asset.top:
             return None
-        made_of = (keys.begun, len(keys.names), asset.account.additions)
+        made_of = (keys.begun, len(keys.names), len(asset.account.materialized))
         if asset.existing is None or asset.existing[0] != made_of:
             asset.existing = made_of, asset.account.materialized & keys.names.keys()
         attempts = {key: run_id for key, (run_id, _) in asset.account.attempts.items() if key in keys.names}

@@ -77,8 +77,6 @@ class AssetAccount:
     materialized: set[str] = field(default_factory=set)
     attempts: dict[str, tuple[str, int]] = field(default_factory=dict)
     """By partition the run that planned it last and the event's id, where no materialization followed."""
-    additions: int = 0
-    """Grows with `materialized`."""
 
     def take_in(self, events: Iterable[PartitionEvent], names: Mapping[str, str]) -> None:
         """Add events in the order of their ids. To repeat the latest ones changes nothing.
@@ -86,7 +84,6 @@ class AssetAccount:
         Args:
             names: the keys that are known, so that a key is held in memory once.
         """
-        before = len(self.materialized)
         for event in events:
             if event.run_id is not None:
                 self.attempts[event.partition] = event.run_id, event.id
@@ -95,4 +92,3 @@ class AssetAccount:
             planned = self.attempts.get(event.partition)
             if planned is not None and planned[1] < event.id:
                 del self.attempts[event.partition]
-        self.additions += len(self.materialized) - before

@@ -45,11 +45,9 @@ def test_a_cluster_whose_nodes_agree(
     corpus: Corpus,
     clipfarm: Callable[..., Ended],
     on_cluster: Cluster,
-    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("CLIPFARM_ENGINE", "ray")
-    monkeypatch.setenv("CLIPFARM_RAY_NODE_HOME", str(tmp_path / "node"))
     monkeypatch.setenv("CLIPFARM_RAY_ACTORS", "1")  # of a run: here all are asked
     monkeypatch.setenv("CLIPFARM_RAY_ACTOR_CORES", "1")
 
@@ -69,7 +67,6 @@ def test_a_node_that_would_be_left_out_is_named_with_the_reason_and_the_way_out(
     corpus: Corpus,
     clipfarm: Callable[..., Ended],
     on_cluster: Cluster,
-    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert clipfarm("nodes", "--stage", "text").code == 0
@@ -78,7 +75,6 @@ def test_a_node_that_would_be_left_out_is_named_with_the_reason_and_the_way_out(
     moved = replace(stored, trace=replace(stored.trace, vector=-stored.trace.vector))
     corpus.store.put(key, moved.to_npz())
     monkeypatch.setenv("CLIPFARM_ENGINE", "ray")
-    monkeypatch.setenv("CLIPFARM_RAY_NODE_HOME", str(tmp_path / "node"))
 
     ended = clipfarm("nodes", "--json", "--stage", "text")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -24,11 +23,9 @@ def test_three_stages_are_embedded_on_the_nodes(
     corpus: Corpus,
     clipfarm: Callable[..., Ended],
     on_cluster: Cluster,
-    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("CLIPFARM_ENGINE", "ray")
-    monkeypatch.setenv("CLIPFARM_RAY_NODE_HOME", str(tmp_path / "node"))
     put_metadata(corpus, [metadata_row(name) for name in ("a", "b")])
     for name in ("a", "b"):
         put_transcript(corpus, name, f"words of {name}")
